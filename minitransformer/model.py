@@ -1,0 +1,229 @@
+"""The Transformer encoder of BERT, RoBERTa and XLM-R, written out in the open.
+
+Size letters, used everywhere in this project:
+
+    B   sequences in a batch
+    N   tokens in a sequence (padded to the longest)
+    D   hidden width
+    A   attention heads
+    R   relation heads (the cuts that MHA transfer makes, which need not be the attention heads)
+    d   width of one head: D // A, or D // R
+    L   layers
+    V   vocabulary
+
+A suffix says whose: D_s is the student's, D_t the teacher's. `mask` is (B, N) bool, True = real token.
+Layers are numbered 1..L; hidden state 0 is the output of the embeddings.
+
+Source: the architecture is BERT's (arXiv 1810.04805, section 3); the numbers equal those of
+transformers (models/bert/modeling_bert.py, models/roberta/modeling_roberta.py), see tests/test_model.py.
+There is no dropout: distillation uses none.
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from minitransformer.config import UserError
+
+
+class EncoderOutput(NamedTuple):
+    """What a forward pass returns; every tensor is (B, N, D). Entry i - 1 of the last three is layer i's."""
+
+    hidden: tuple  # 0..L: the embeddings, then the output of each layer
+    queries: tuple  # L of them, before the split into heads
+    keys: tuple
+    values: tuple
+
+
+def split_heads(x, heads):
+    """(B, N, D) -> (B, A, N, d), without a copy."""
+    return x.unflatten(-1, (heads, -1)).transpose(1, 2)
+
+
+def merge_heads(x):
+    """(B, A, N, d) -> (B, N, D)."""
+    return x.transpose(1, 2).flatten(2)
+
+
+def attention_map(query, key, mask=None):
+    """softmax(Q K^T / sqrt(d)): how much each token (row) reads of each other token (column).
+
+    Shapes   query, key (B, A, N, d); mask broadcasts to (B, A, N, N), True = may be read;
+             returns (B, A, N, N).
+    """
+    scores = query @ key.transpose(-2, -1) * query.shape[-1] ** -0.5  # (B, A, N, N)
+    if mask is not None:
+        scores = scores.masked_fill(~mask, float("-inf"))
+    return scores.softmax(dim=-1)
+
+
+def explicit_attention(query, key, value, mask=None):
+    """softmax(Q K^T / sqrt(d)) V, written out: what the fused kernel computes. (B, A, N, d) each."""
+    return attention_map(query, key, mask) @ value
+
+
+def fused_attention(query, key, value, mask=None):
+    """The same through PyTorch's fused kernel, which never holds an (N, N) tensor."""
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+
+
+class Embeddings(nn.Module):
+    """norm(word + position + token type)."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.config = config
+        self.word = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.position = nn.Embedding(config.max_position_embeddings, config.hidden_size)
+        self.token_type = nn.Embedding(config.type_vocab_size, config.hidden_size)
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+
+    def forward(self, input_ids, token_type_ids=None):
+        """(B, N) ids -> (B, N, D)."""
+        x = self.word(input_ids)  # (B, N, D)
+        if self.config.model_type == "bert":
+            # 0..N-1, also when padded on the left, as BERT was trained and as transformers does.
+            x = x + self.position.weight[: input_ids.shape[1]]
+        else:
+            # pad_id + 1 for the first real token; pads stay at pad_id. From the ids, not the mask.
+            real = (input_ids != self.config.pad_token_id).long()
+            x = x + self.position(real.cumsum(dim=1) * real + self.config.pad_token_id)
+        if token_type_ids is None:
+            x = x + self.token_type.weight[0]
+        else:
+            x = x + self.token_type(token_type_ids)
+        return self.norm(x)
+
+
+class Block(nn.Module):
+    """One post-norm layer.
+
+    x ─┬─ query, key, value ─ attention ─ output ─(+)─ attention_norm ─┬─ expand ─ GELU ─ contract ─(+)─ ffn_norm ─ x
+       └───────────────────────────────────────────┘                   └────────────────────────────┘
+    """
+
+    def __init__(self, config):
+        super().__init__()
+        width, eps = config.hidden_size, config.layer_norm_eps
+        self.heads = config.num_attention_heads
+        self.query = nn.Linear(width, width)
+        self.key = nn.Linear(width, width)
+        self.value = nn.Linear(width, width)
+        self.output = nn.Linear(width, width)
+        self.attention_norm = nn.LayerNorm(width, eps=eps)
+        self.expand = nn.Linear(width, config.intermediate_size)
+        self.contract = nn.Linear(config.intermediate_size, width)
+        self.ffn_norm = nn.LayerNorm(width, eps=eps)
+
+    def qkv(self, x):
+        """(B, N, D) -> Q, K, V, (B, N, D) each: before the split into heads."""
+        return self.query(x), self.key(x), self.value(x)
+
+    def rest(self, x, query, key, value, mask, attention):
+        """The output of the layer, given its input x and its own Q, K, V."""
+        heads = (split_heads(part, self.heads) for part in (query, key, value))
+        x = self.attention_norm(x + self.output(merge_heads(attention(*heads, mask))))
+        return self.ffn_norm(x + self.contract(F.gelu(self.expand(x))))
+
+
+class MLMHead(nn.Module):
+    """What masked-language-model prediction adds: dense, GELU, norm, and the bias of the tied decoder."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.bias = nn.Parameter(torch.zeros(config.vocab_size))
+
+
+class Encoder(nn.Module):
+    """Embeddings, L blocks, and (mlm_head=True) the head that predicts masked words.
+
+    `attention` may be set to explicit_attention; the two are equal (tests/test_model.py).
+    """
+
+    def __init__(self, config, mlm_head=True):
+        super().__init__()
+        self.config = config
+        self.attention = fused_attention
+        self.embeddings = Embeddings(config)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
+        self.mlm_head = MLMHead(config) if mlm_head else None
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self, generator=None):
+        """BERT's random start: matrices normal(0, initializer_range), biases 0, norms 1 and 0."""
+        for module in self.modules():
+            if isinstance(module, (nn.Linear, nn.Embedding)):
+                module.weight.normal_(0.0, self.config.initializer_range, generator=generator)
+            if isinstance(module, nn.LayerNorm):
+                module.weight.fill_(1.0)
+            if isinstance(getattr(module, "bias", None), nn.Parameter):
+                module.bias.zero_()
+        self.embeddings.word.weight[self.config.pad_token_id].zero_()
+        return self
+
+    def forward(self, input_ids, attention_mask=None, token_type_ids=None, *, stop=None):
+        """Run the encoder and return its internals; nothing is stored on the modules.
+
+        Shapes   input_ids, token_type_ids (B, N) int64; attention_mask (B, N) bool or 0/1.
+        stop     None: all L layers.
+                 (m, "hidden"): end after layer m; m Q/K/V and m + 1 hidden states come back.
+                 (m, "qkv"): end at layer m's Q, K, V; m of each and hidden states 0..m-1.
+        Errors   UserError: more tokens than positions; a layer that does not exist.
+        """
+        last, what = stop or (len(self.blocks), "hidden")
+        if not (what == "hidden" and last == 0) and not 1 <= last <= len(self.blocks):
+            raise UserError(f"layer {last} does not exist: the encoder has {len(self.blocks)} layers")
+        if input_ids.shape[1] > self.config.max_tokens:
+            raise UserError(
+                f"{input_ids.shape[1]} tokens in a sequence, but the encoder has positions for"
+                f" {self.config.max_tokens}"
+            )
+        mask = self._keys_to_read(attention_mask)
+        x = self.embeddings(input_ids, token_type_ids)  # (B, N, D)
+        hidden, qkv = [x], []
+        for number, block in enumerate(self.blocks[:last], start=1):
+            qkv.append(block.qkv(x))
+            if number < last or what == "hidden":
+                x = block.rest(x, *qkv[-1], mask, self.attention)
+                hidden.append(x)
+        queries, keys, values = zip(*qkv) if qkv else ((), (), ())
+        return EncoderOutput(tuple(hidden), queries, keys, values)
+
+    @staticmethod
+    def _keys_to_read(attention_mask):
+        """(B, N) mask -> (B, 1, 1, N) bool, or None where every token is real (a faster kernel)."""
+        if attention_mask is None:
+            return None
+        mask = attention_mask.bool()
+        # Asking a GPU would stop it, and a compiled graph cannot branch on the answer.
+        if mask.device.type == "cpu" and not torch.compiler.is_compiling() and mask.all():
+            return None
+        # A sequence of nothing but padding reads its padding: softmax of nothing would be NaN.
+        mask = mask | ~mask.any(dim=1, keepdim=True)
+        return mask[:, None, None, :]  # (B, 1, 1, N)
+
+    def mlm_features(self, hidden):
+        """(..., D) last hidden states -> (..., D), what the vocabulary is compared with."""
+        if self.mlm_head is None:
+            raise UserError("this encoder has no MLM head; one comes from training with --method mlm")
+        return self.mlm_head.norm(F.gelu(self.mlm_head.dense(hidden)))
+
+    def mlm_logits(self, hidden):
+        """(..., D) last hidden states -> (..., V): features times the word embeddings, plus a bias."""
+        return F.linear(self.mlm_features(hidden), self.embeddings.word.weight, self.mlm_head.bias)
+
+    @torch.no_grad()
+    def attention_maps(self, input_ids, attention_mask=None, token_type_ids=None):
+        """The attention maps of all layers, L of (B, A, N, N), worked out from Q and K."""
+        output = self(input_ids, attention_mask, token_type_ids, stop=(len(self.blocks), "qkv"))
+        mask = self._keys_to_read(attention_mask)
+        heads = self.config.num_attention_heads
+        return [
+            attention_map(split_heads(query, heads), split_heads(key, heads), mask)
+            for query, key in zip(output.queries, output.keys)
+        ]
