@@ -1,0 +1,73 @@
+"""What both programs do at their edges: parse flags, answer a mistake in one line, say where a figure was measured."""
+
+import argparse
+import importlib.metadata
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
+
+import torch
+
+from minitransformer.config import UserError
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, but a mistake is one line and flags are not guessed from their beginnings."""
+
+    def __init__(self, **settings):
+        super().__init__(allow_abbrev=False, **settings)
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message} (--help lists every setting)")
+
+
+def run(main: Callable[[], int]) -> NoReturn:
+    """Exits with main's status; a UserError is one line on stderr and status 2, Ctrl-C outside the training loop status 130."""
+    program = Path(sys.argv[0]).name
+    try:
+        sys.exit(main())
+    except UserError as error:
+        print(f"{program}: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print(f"{program}: interrupted", file=sys.stderr, flush=True)
+        sys.exit(130)
+
+
+def provenance() -> dict:
+    """What a number depends on beside its command: argv, commit, versions, machine."""
+    root = Path(__file__).resolve().parent.parent
+    git = subprocess.run(["git", "describe", "--always", "--dirty", "--abbrev=40"], cwd=root, capture_output=True, text=True)
+    names = ("torch", "numpy", "tokenizers", "datasets", "safetensors")
+    versions = {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in names}
+    return {
+        "argv": sys.argv,
+        "commit": git.stdout.strip() or None,
+        "versions": versions,
+        "machine": machine(),
+    }
+
+
+def machine() -> str:
+    """One line: processor or GPU, cores, threads, memory."""
+    name = platform.processor() or platform.machine()
+    if os.path.exists("/proc/cpuinfo"):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), name)
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    line = f"{name}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, {memory:.0f} GiB"
+    if torch.cuda.is_available():
+        line += f", {torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
+    return line
+
+
+def native_bfloat16(device: torch.device) -> bool:
+    """Whether bfloat16 matrix products run in hardware; elsewhere they are emulated, up to fifty times slower than float32."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    capabilities = torch.cpu.get_capabilities()
+    return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))

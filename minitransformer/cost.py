@@ -1,0 +1,65 @@
+"""Cost: what an encoder takes in parameters, megabytes, arithmetic and time.
+
+    multiplications and additions a token, forward, N tokens in a sequence:
+        2 * (weights of all matrices that the token passes through)  +  4 * N * D * L  (Q K^T and A V)
+"""
+
+import time
+
+import torch
+
+from minitransformer.model import Encoder
+
+
+def parameter_counts(encoder: Encoder) -> tuple[int, int]:
+    """(all, embeddings): the second are tables that are looked up, not multiplied with. The MLM head is not counted:
+    it is no part of a deployed encoder."""
+    embeddings = sum(p.numel() for p in encoder.embeddings.parameters())
+    return embeddings + sum(p.numel() for p in encoder.blocks.parameters()), embeddings
+
+
+def megabytes(encoder: Encoder) -> float:
+    """Size of the encoder's weights in MB (10^6 bytes) as float32."""
+    return 4 * parameter_counts(encoder)[0] / 1e6
+
+
+def flops_per_token(encoder: Encoder, length: int) -> int:
+    """Forward pass, one of `length` tokens; see the formula above."""
+    matrices = sum(p.numel() for p in encoder.blocks.parameters() if p.dim() == 2)
+    return 2 * matrices + 4 * length * encoder.config.hidden_size * encoder.config.num_hidden_layers
+
+
+@torch.inference_mode()
+def latencies(encoders: list[Encoder], batch: int, length: int, repeats: int = 20) -> list[list[float]]:
+    """Sorted seconds of one forward pass (batch, length) for each encoder, without padding.
+
+    The encoders take turns, so that a machine that slows down slows all of them alike. Two rounds are not counted.
+    """
+    device = encoders[0].embeddings.word.weight.device
+    generator = torch.Generator().manual_seed(0)
+    inputs = []
+    for encoder in encoders:
+        encoder.eval()
+        # ids above 10 are no special tokens in any vocabulary here; RoBERTa would not count its padding id as a position
+        ids = torch.randint(10, encoder.config.vocab_size, (batch, length), generator=generator)
+        inputs.append(ids.to(device))
+    seconds: list[list[float]] = [[] for _ in encoders]
+    for turn in range(repeats + 2):
+        for encoder, ids, row in zip(encoders, inputs, seconds, strict=True):
+            _wait(device)
+            start = time.perf_counter()
+            encoder(ids)
+            _wait(device)
+            if turn >= 2:
+                row.append(time.perf_counter() - start)
+    return [sorted(row) for row in seconds]
+
+
+def percentile(ordered: list[float], share: float) -> float:
+    """The value that `share` of the sorted list do not exceed (nearest rank)."""
+    return ordered[min(len(ordered) - 1, round(share * (len(ordered) - 1)))]
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
