@@ -15,6 +15,7 @@ every device.
 """
 
 import torch
+from torch.autograd.function import once_differentiable
 
 from distill.method import exact, no_autocast
 from minitransformer.config import UserError
@@ -59,6 +60,7 @@ class _ChunkedLoss(torch.autograd.Function):
         return total
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, upstream):
         return *(None if grad is None else (grad * upstream).to(dtype)
                  for grad, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)), None
