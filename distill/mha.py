@@ -135,7 +135,7 @@ def heads_in_bits(states, mask, R):
 
 
 def fast_block(S, T, real, table):
-    """k heads, S (k, d, N), T (k, d_t, N), real (k, 1, N) -> row losses (k, 1, N), gradient (k, d, N)."""
+    """k heads: S (k, d, N), T (k, d_t, N), real (k, 1, N) -> row losses (k, 1, N), d/dS as S."""
     E, z_t = exponentials(T, real, table)
     PS_t, PT_t, down_t = torch.bmm(torch.cat((S, T, S / z_t), 1), E).split(
         (S.shape[1], T.shape[1], S.shape[1]), 1)
@@ -147,7 +147,7 @@ def fast_block(S, T, real, table):
 
 
 def exponentials(X, real, table):
-    """E = 2^(X^T X), written into `table`, and its row sums, at least 2^0 from each token to itself."""
+    """E = 2^(X^T X), in `table`, and its row sums: 2^0 or more, each token's own score."""
     E = torch.bmm(X.mT, X, out=table[:len(X)]).exp2_()  # (k, N, N)
     return E, torch.bmm(real, E).clamp_(min=1)
 

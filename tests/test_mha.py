@@ -1,0 +1,303 @@
+"""MHA transfer: against loops, by hand, gradients, invariances, and the bugs that others have."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from distill import mha
+from distill.method import choose_heads, choose_teacher_layer
+from distill.mha import relation_loss, relation_loss_plain
+from minitransformer.config import UserError
+
+FORMS = pytest.mark.parametrize("loss", [relation_loss, relation_loss_plain])
+
+
+def states(*shape, seed=0, dtype=torch.float64):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+def lengths_mask(lengths, tokens, left=False):
+    mask = torch.arange(tokens) < torch.tensor(lengths)[:, None]
+    return mask.flip(1) if left else mask
+
+
+def by_loops(student, teacher, mask, relation_heads):
+    """The definition in numpy, one number at a time."""
+
+    def relation_row(vectors, n):
+        scores = [np.dot(vectors[n], other) / math.sqrt(len(other)) for other in vectors]
+        exponentials = [math.exp(score - max(scores)) for score in scores]
+        return [e / sum(exponentials) for e in exponentials]
+
+    total, count = 0.0, 0
+    for b in range(len(mask)):
+        real = [n for n in range(mask.shape[1]) if mask[b, n]]
+        if not real:
+            continue
+        count += 1
+        for a in range(relation_heads):
+            heads = []
+            for x in (student, teacher):
+                d = x.shape[2] // relation_heads
+                heads.append([x[b, n, a * d : (a + 1) * d].detach().numpy() for n in real])
+            for n in range(len(real)):
+                for p_s, p_t in zip(*(relation_row(head, n) for head in heads), strict=True):
+                    total += p_t * math.log(p_t / p_s) / (relation_heads * len(real))
+    return total, count
+
+
+def value_and_gradient(loss, student, teacher, mask, relation_heads):
+    student = student.clone().requires_grad_()
+    total, count = loss(student, teacher, mask, relation_heads)
+    total.backward()
+    return total.item(), student.grad, count.item()
+
+
+@FORMS
+@pytest.mark.parametrize(
+    "lengths",
+    [[5, 5], [5, 2], [1, 5], [0, 3], pytest.param([3, 4], id="left")],
+)
+def test_equals_explicit_loops(loss, lengths, request):
+    student, teacher = states(2, 5, 12), states(2, 5, 6, seed=1)
+    mask = lengths_mask(lengths, 5, left="left" in request.node.name)
+    total, count = loss(student, teacher, mask, 3)
+    expected, expected_count = by_loops(student, teacher, mask, 3)
+    assert total.item() == pytest.approx(expected, rel=1e-12)
+    assert count.item() == expected_count
+
+
+@FORMS
+def test_by_hand(loss):
+    # One head of width 1, two tokens. Student (0, 0): all scores 0, both rows (1/2, 1/2).
+    # Teacher (0, sqrt(ln 3)): scores [[0, 0], [0, ln 3]], rows (1/2, 1/2) and (1/4, 3/4).
+    # KL row 1: 0.  KL row 2: 1/4 ln(1/2) + 3/4 ln(3/2) = -0.173287 + 0.304099 = 0.130812.
+    # Divided by R * tokens = 2: 0.065406.
+    student = torch.zeros(1, 2, 1)
+    teacher = torch.tensor([0.0, math.log(3) ** 0.5]).view(1, 2, 1)
+    total, count = loss(student, teacher, torch.ones(1, 2, dtype=torch.bool), 1)
+    assert total.item() == pytest.approx(0.065406, abs=1e-6)
+    assert count.item() == 1
+    # The scale is 1/sqrt(d) with d the width of a relation head: repeating the number in 4 columns
+    # makes the dot product 4 times and the root 2 times as large: scores double, ln 3 -> ln 9.
+    # Row 2: (1/10, 9/10); KL = 0.1 ln 0.2 + 0.9 ln 1.8 = 0.368064; / 2 = 0.184032.
+    wide = teacher.repeat(1, 1, 4)
+    total, _ = loss(torch.zeros(1, 2, 4), wide, torch.ones(1, 2, dtype=torch.bool), 1)
+    assert total.item() == pytest.approx(0.184032, abs=1e-6)
+
+
+@FORMS
+def test_gradcheck(loss):
+    student, teacher = states(2, 4, 6).requires_grad_(), states(2, 4, 4, seed=1)
+    mask = lengths_mask([4, 3], 4)
+    assert torch.autograd.gradcheck(lambda x: loss(x, teacher, mask, 2)[0], student)
+
+
+SIZES = [  # B, N, D_s, D_t, R, lengths (None: all real)
+    (3, 17, 24, 48, 6, None),
+    (4, 33, 48, 32, 16, [33, 1, 0, 20]),
+    (2, 128, 384, 384, 48, None),
+    (2, 128, 192, 768, 48, [100, 128]),
+    (1, 1, 8, 8, 2, None),
+    (1, 300, 16, 16, 2, None),
+]
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize("block", [1, 3000, 2**20])
+def test_lean_equals_plain(size, block, monkeypatch):
+    B, N, D_s, D_t, R, lengths = size
+    monkeypatch.setitem(mha.BLOCK, "cpu", block)
+    mask = lengths_mask(lengths or [N] * B, N)
+    for dtype, tolerance in ((torch.float64, 1e-10), (torch.float32, 1e-6)):
+        inputs = states(B, N, D_s, dtype=dtype), states(B, N, D_t, seed=1, dtype=dtype), mask, R
+        value, gradient, count = value_and_gradient(relation_loss, *inputs)
+        expected, slope, expected_count = value_and_gradient(relation_loss_plain, *inputs)
+        assert value == pytest.approx(expected, rel=tolerance, abs=tolerance / 10)
+        assert (gradient - slope).norm() <= tolerance * (slope.norm() + 1e-6)
+        assert count == expected_count
+
+
+@pytest.mark.parametrize("scale", [2, 5, 20, 1000])
+def test_lean_equals_plain_for_large_states(scale):
+    student, teacher = scale * states(2, 20, 16), scale * states(2, 20, 24, seed=1)
+    mask = lengths_mask([20, 11], 20)
+    value, gradient, _ = value_and_gradient(relation_loss, student, teacher, mask, 2)
+    expected, slope, _ = value_and_gradient(relation_loss_plain, student, teacher, mask, 2)
+    assert value == pytest.approx(expected, rel=1e-10)
+    assert (gradient - slope).norm() <= 1e-10 * slope.norm()
+
+
+@pytest.mark.parametrize("norm", [16.0, 17.0, 50.0, 1e4])
+def test_one_outlier_token(norm):
+    """Rows whose largest score is far below what norms allow: only the true maximum is safe."""
+    student, teacher = states(1, 30, 8), states(1, 30, 8, seed=1)
+    student *= 3 / student.norm(dim=-1, keepdim=True)
+    student[0, 7] *= norm / 3
+    mask = lengths_mask([30], 30)
+    for one, other in ((student, teacher), (teacher, student)):
+        expected, slope, _ = value_and_gradient(relation_loss_plain, one, other, mask, 1)
+        value, gradient, _ = value_and_gradient(relation_loss, one.float(), other.float(), mask, 1)
+        assert value == pytest.approx(expected, rel=3e-6)
+        assert (gradient - slope).norm() <= 1e-5 * slope.norm()
+
+
+def test_holds_no_table_of_all_heads(monkeypatch):
+    B, N, D, R = 4, 64, 32, 8
+    monkeypatch.setitem(mha.BLOCK, "cpu", 2 * N * N)
+    largest = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            result = function(*args, **(kwargs or {}))
+            if isinstance(result, torch.Tensor):
+                largest.append(result.numel())
+            return result
+
+    student, teacher = states(B, N, D).requires_grad_(), states(B, N, D, seed=1)
+    with Watch():
+        relation_loss(student, teacher, lengths_mask([N] * B, N), R)[0].backward()
+    assert max(largest) == max(2 * N * N, B * N * D) < B * R * N * N // 8
+
+
+@FORMS
+def test_pad_content_and_side_are_irrelevant(loss):
+    student, teacher = states(2, 6, 12), states(2, 6, 12, seed=1)
+    mask = lengths_mask([4, 6], 6)
+    value, gradient, _ = value_and_gradient(loss, student, teacher, mask, 3)
+    noise = 1e3 * states(2, 6, 12, seed=9)
+    noisy = [torch.where(mask[..., None], x, noise) for x in (student, teacher)]
+    noisy_value, noisy_gradient, _ = value_and_gradient(loss, *noisy, mask, 3)
+    assert noisy_value == pytest.approx(value, rel=1e-12)
+    assert torch.allclose(noisy_gradient, gradient, atol=1e-14)
+    assert not gradient[0, 4:].any()
+    rolled = [torch.stack((x[0].roll(2, 0), x[1])) for x in (student, teacher)]
+    left, _ = loss(*rolled, lengths_mask([4, 6], 6, left=True), 3)
+    assert left.item() == pytest.approx(value, rel=1e-12)
+
+
+@FORMS
+def test_order_of_sequences_and_split_into_micro_batches(loss):
+    """One batch = its micro-batches, each padded only to its own longest sequence."""
+    student, teacher = states(4, 8, 12), states(4, 8, 6, seed=1)
+    lengths = [8, 3, 5, 1]
+    value, _, count = value_and_gradient(loss, student, teacher, lengths_mask(lengths, 8), 3)
+    swapped, _ = loss(student.flip(0), teacher.flip(0), lengths_mask(lengths[::-1], 8), 3)
+    assert swapped.item() == pytest.approx(value, rel=1e-12)
+    parts = [((0, 1), 8), ((1, 4), 5)]
+    sums = [loss(student[i:j, :n], teacher[i:j, :n], lengths_mask(lengths[i:j], n), 3)
+            for (i, j), n in parts]
+    assert sum(total.item() for total, _ in sums) == pytest.approx(value, rel=1e-12)
+    assert sum(c.item() for _, c in sums) == count == 4
+
+
+@FORMS
+def test_rotations(loss):
+    """Relations are blind to a rotation inside one head, and to nothing larger."""
+    student, teacher = states(2, 6, 12), states(2, 6, 12, seed=1)
+    mask = lengths_mask([4, 6], 6)
+    value, _ = loss(student, teacher, mask, 3)
+    turn = torch.linalg.qr(states(4, 4, seed=2)).Q
+    within = torch.block_diag(torch.eye(4, dtype=turn.dtype), turn, turn.T)
+    across = torch.linalg.qr(states(12, 12, seed=3)).Q
+    turned, _ = loss(student @ within, teacher, mask, 3)
+    assert turned.item() == pytest.approx(value.item(), rel=1e-12)
+    assert abs(loss(student @ across, teacher, mask, 3)[0] - value) > 0.01 * value
+
+
+@FORMS
+def test_direction_of_the_divergence(loss):
+    """KL(teacher || student), and not the other way round as in Pytorch-MiniLM."""
+    student, teacher = states(2, 6, 12), 0.3 * states(2, 6, 12, seed=1)
+    mask = lengths_mask([4, 6], 6)
+    forward, backward = loss(student, teacher, mask, 3)[0], loss(teacher, student, mask, 3)[0]
+    assert abs(forward - backward) > 0.05 * forward
+
+
+@FORMS
+def test_heads_are_slices_of_each_token(loss):
+    """The reshape without permute (How-to-distill-your-BERT) mixes tokens into one head."""
+    student, teacher = states(1, 4, 6), states(1, 4, 6, seed=1)
+    mask = lengths_mask([4], 4)
+    whole, _ = loss(student, teacher, mask, 2)
+    parts = sum(loss(student[..., i : i + 3], teacher[..., i : i + 3], mask, 1)[0] for i in (0, 3))
+    assert whole.item() == pytest.approx(parts.item() / 2, rel=1e-12)
+
+
+@FORMS
+def test_zero_when_equal(loss):
+    for dtype, tolerance in ((torch.float64, 1e-12), (torch.float32, 1e-6)):
+        x = states(2, 40, 24, dtype=dtype)
+        value, gradient, _ = value_and_gradient(loss, x, x.clone(), lengths_mask([40, 9], 40), 6)
+        assert abs(value) < tolerance
+        assert gradient.norm() < tolerance
+
+
+@FORMS
+def test_nothing_to_count(loss):
+    student, teacher = states(2, 3, 4), states(2, 3, 4, seed=1)
+    # One token resembles only itself, whatever it is: both relations are (1), the KL is 0.
+    value, gradient, count = value_and_gradient(loss, student, teacher, lengths_mask([1, 1], 3), 2)
+    assert (abs(value) < 1e-15, count) == (True, 2)
+    assert gradient.norm() < 1e-15
+    value, gradient, count = value_and_gradient(loss, student, teacher, lengths_mask([0, 0], 3), 2)
+    assert (value, count) == (0, 0)
+    assert not gradient.any()
+    with_empty, _ = loss(student, teacher, lengths_mask([3, 0], 3), 2)
+    alone, _ = loss(student[:1], teacher[:1], lengths_mask([3], 3), 2)
+    assert with_empty.item() == pytest.approx(alone.item(), rel=1e-12)
+
+
+@FORMS
+def test_bfloat16_states_are_compared_in_float32(loss):
+    student, teacher = states(2, 9, 16).bfloat16(), states(2, 9, 16, seed=1).bfloat16()
+    mask = lengths_mask([9, 5], 9)
+    expected, slope, _ = value_and_gradient(loss, student.float(), teacher.float(), mask, 4)
+    with torch.autocast("cpu", torch.bfloat16):
+        value, gradient, _ = value_and_gradient(loss, student, teacher, mask, 4)
+        total, count = loss(student.float(), teacher.float(), mask, 4)
+    assert value == expected == total.item()
+    assert total.dtype == count.dtype == torch.float32
+    assert gradient.dtype == torch.bfloat16
+    assert (gradient - slope).norm() <= 4e-3 * slope.norm()
+
+
+@FORMS
+def test_only_the_student_learns_and_upstream_scales(loss):
+    student, teacher = states(2, 5, 6).requires_grad_(), states(2, 5, 6, seed=1).requires_grad_()
+    mask = lengths_mask([5, 4], 5)
+    slope, = torch.autograd.grad(loss(student, teacher, mask, 2)[0], student)
+    (3 * loss(student, teacher, mask, 2)[0]).backward()
+    assert torch.allclose(student.grad, 3 * slope)
+    assert teacher.grad is None
+
+
+@FORMS
+def test_mistakes_name_both_numbers(loss):
+    x, mask = states(2, 4, 12), lengths_mask([4, 4], 4)
+    with pytest.raises(UserError, match=r"5 relation heads .* 12 and 18; these do: 1, 2, 3, 6"):
+        loss(x, states(2, 4, 18), mask, 5)
+    with pytest.raises(UserError, match=r"\(2, 4\), \(2, 3\) and \(2, 4\)"):
+        loss(x, x[:, :3], mask, 2)
+    with pytest.raises(UserError, match=r"\(2, 4\) and \(2, 3\)"):
+        loss(x, x, mask[:, :3], 2)
+    with pytest.raises(UserError, match="0 relation heads"):
+        loss(x, x, mask, 0)
+
+
+def test_choice_of_heads_and_layer():
+    assert choose_heads(768, 768) == 48
+    assert choose_heads(384, 768) == 48
+    assert choose_heads(384, 312) == 24  # common divisors 1, 2, 3, 4, 6, 8, 12, 24
+    assert choose_heads(1024, 1024) == 64  # 32 and 64 are equally near; MiniLMv2 took 64 as well
+    assert choose_heads(768, 768, 12) == 12
+    with pytest.raises(UserError, match=r"5 relation heads .* 768 and 384; these do: 1, 2, 3"):
+        choose_heads(768, 384, 5)
+    assert [choose_teacher_layer(n) for n in (1, 2, 12, 24)] == [1, 1, 11, 23]
+    assert choose_teacher_layer(12, 12) == 12
+    for layer in (0, 13, -1):
+        with pytest.raises(UserError, match=rf"{layer} is out of range: .* 1 to 12"):
+            choose_teacher_layer(12, layer)
