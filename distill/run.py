@@ -1,10 +1,13 @@
 """The run folder: its log, its checkpoints, and what they promise.
 
-    RUN/log.jsonl              one record a line, each with an `event`: start, step, eval, resume, summary
-    RUN/checkpoint-000200/     state.pt and state.sha256: everything that step 200 onwards depends on; the two newest are kept
+    RUN/log.jsonl              one record a line, each with an `event`: start, step, eval, resume,
+                               summary
+    RUN/checkpoint-000200/     state.pt and state.sha256: everything that step 200 onwards depends
+                               on; the two newest are kept
 
-A checkpoint is written beside its name, flushed to disk and renamed, so it is either whole or not there. It notes how long the
-log was; going on from it cuts the log back to that length, so every step stands in the log once.
+A checkpoint is written beside its name, flushed to disk and renamed, so it is either whole or not
+there. It notes how long the log was; going on from it cuts the log back to that length, so every
+step stands in the log once.
 """
 
 import hashlib
@@ -33,7 +36,7 @@ class Run:
             except OSError as error:
                 raise UserError(f"--out {self.folder}: cannot be made ({error.strerror})") from None
 
-    # ---- log -----------------------------------------------------------------------------------------------------------
+    # ---- log ----
 
     def log(self, event: str, **fields) -> None:
         if self.writes:
@@ -52,14 +55,20 @@ class Run:
         try:
             return [json.loads(line) for line in lines]
         except json.JSONDecodeError:
-            raise UserError(f"{self.log_file}: holds a line that is not JSON; restore it or start a new run") from None
+            raise UserError(
+                f"{self.log_file}: holds a line that is not JSON; restore it or start a new run"
+            ) from None
 
     def start_record(self) -> dict:
         if not self.folder.is_dir():
-            raise UserError(f"{self.folder}: no such run folder; its name is what --out was, or look into runs/")
+            raise UserError(
+                f"{self.folder}: no such run folder; its name is what --out was, or look into runs/"
+            )
         records = self.records()
         if not records or records[0].get("event") != "start":
-            raise UserError(f"{self.log_file}: has no start record; this is no run that train.py began")
+            raise UserError(
+                f"{self.log_file}: has no start record; this is no run that train.py began"
+            )
         return records[0]
 
     def cut_log(self, length: int | None) -> None:
@@ -68,13 +77,15 @@ class Run:
             with open(self.log_file, "r+b") as log:
                 log.truncate(len(log.readline()) if length is None else length)
 
-    # ---- checkpoints ---------------------------------------------------------------------------------------------------
+    # ---- checkpoints ----
 
     def checkpoints(self) -> list[Path]:
         return sorted(p for p in self.folder.glob("checkpoint-*") if p.suffix != ".tmp")
 
     def save(self, step: int, state: dict) -> None:
-        """Writes checkpoint `step`; on failure the earlier ones are untouched and a UserError says why."""
+        """Writes checkpoint `step`; on failure the earlier ones are untouched and a UserError says
+        why.
+        """
         if not self.writes:
             return
         target = self.folder / f"checkpoint-{step:09d}"
@@ -97,12 +108,16 @@ class Run:
             good = self.checkpoints()
             kept = f"{good[-1].name} is kept" if good else "there is no earlier one"
             reason = str(error).splitlines()[0]
-            raise UserError(f"checkpoint of step {step} cannot be written to {self.folder} ({reason}); {kept}") from None
+            raise UserError(
+                f"checkpoint of step {step} cannot be written to {self.folder} ({reason}); {kept}"
+            ) from None
         for old in self.checkpoints()[:-2]:
             shutil.rmtree(old)
 
     def newest(self) -> dict | None:
-        """The newest checkpoint that is whole, or None where none was written yet. A damaged one is named and passed over."""
+        """The newest checkpoint that is whole, or None where none was written yet. A damaged one is
+        named and passed over.
+        """
         damaged = []
         for folder in reversed(self.checkpoints()):
             try:
@@ -114,7 +129,10 @@ class Run:
             damaged.append(folder.name)
             print(f"{folder} is damaged and passed over", flush=True)
         if damaged:
-            raise UserError(f"{self.folder}: {' and '.join(damaged)} are damaged and there is no other checkpoint; start a new run")
+            raise UserError(
+                f"{self.folder}: {' and '.join(damaged)} are damaged and there is no other"
+                " checkpoint; start a new run"
+            )
         return None
 
     def remove_checkpoints(self) -> None:

@@ -1,16 +1,22 @@
-"""What both programs do at their edges: parse flags, answer a mistake in one line, say where a figure was measured."""
+"""What both programs do at their edges: parse flags, answer a mistake in one line, say where a
+figure was measured.
+"""
 
 import argparse
 import importlib.metadata
+import importlib.util
 import os
 import platform
+import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
 import torch
+from tqdm import tqdm
 
 from minitransformer.config import UserError
 
@@ -26,7 +32,9 @@ class Parser(argparse.ArgumentParser):
 
 
 def run(main: Callable[[], int]) -> NoReturn:
-    """Exits with main's status; a UserError is one line on stderr and status 2, Ctrl-C outside the training loop status 130."""
+    """Exits with main's status; a UserError is one line on stderr and status 2, Ctrl-C outside the
+    training loop status 130.
+    """
     program = Path(sys.argv[0]).name
     try:
         sys.exit(main())
@@ -41,9 +49,16 @@ def run(main: Callable[[], int]) -> NoReturn:
 def provenance() -> dict:
     """What a number depends on beside its command: argv, commit, versions, machine."""
     root = Path(__file__).resolve().parent.parent
-    git = subprocess.run(["git", "describe", "--always", "--dirty", "--abbrev=40"], cwd=root, capture_output=True, text=True)
+    git = subprocess.run(
+        ["git", "describe", "--always", "--dirty", "--abbrev=40"],
+        cwd=root,
+        capture_output=True,
+        text=True,
+    )
     names = ("torch", "numpy", "tokenizers", "datasets", "safetensors")
-    versions = {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in names}
+    versions = {"python": platform.python_version()} | {
+        name: importlib.metadata.version(name) for name in names
+    }
     return {
         "argv": sys.argv,
         "commit": git.stdout.strip() or None,
@@ -57,7 +72,9 @@ def machine() -> str:
     name = platform.processor() or platform.machine()
     if os.path.exists("/proc/cpuinfo"):
         lines = Path("/proc/cpuinfo").read_text().splitlines()
-        name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), name)
+        name = next(
+            (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), name
+        )
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     line = f"{name}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, {memory:.0f} GiB"
     if torch.cuda.is_available():
@@ -65,9 +82,64 @@ def machine() -> str:
     return line
 
 
+def choose_device(name: str) -> torch.device:
+    """`auto`, or a name that PyTorch knows; under torchrun `cuda` is this process' own GPU."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        if device.type == "cuda":
+            if device.index is None:
+                device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+            torch.cuda.set_device(device)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"--device {name} cannot be used here ({reason}); give auto") from None
+    return device
+
+
+def can_compile(device: torch.device) -> bool:
+    """Whether torch.compile has what it needs; if not, one line says what is missing."""
+    compiler = os.environ.get("CXX", "g++")
+    found = shutil.which(compiler) if device.type == "cpu" else importlib.util.find_spec("triton")
+    if not found:
+        missing = f"C++ compiler ({compiler})" if device.type == "cpu" else "triton package"
+        print(f"--compile: there is no {missing} on this machine; going on without")
+    return bool(found)
+
+
 def native_bfloat16(device: torch.device) -> bool:
-    """Whether bfloat16 matrix products run in hardware; elsewhere they are emulated, up to fifty times slower than float32."""
+    """Whether bfloat16 matrix products run in hardware; elsewhere they are emulated, up to fifty
+    times slower than float32.
+    """
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     capabilities = torch.cpu.get_capabilities()
     return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+
+
+class Progress:
+    """A tqdm bar on a terminal; elsewhere a plain line on stdout every ten seconds, with the time
+    left where it is known.
+    """
+
+    def __init__(self, what: str, total: int | None, unit: str = "B"):
+        self.what, self.total, self.done, self.start = what, total, 0, time.monotonic()
+        self.last = self.start
+        self.bar = tqdm(total=total, desc=what, unit=unit, unit_scale=True, disable=None)
+
+    def update(self, amount: int) -> None:
+        self.done += amount
+        self.bar.update(amount)
+        now = time.monotonic()
+        if self.bar.disable and now - self.last >= 10:
+            self.last = now
+            line = f"{self.what}: {self.done / 1e6:.0f} MB"
+            if self.total:
+                left = (self.total - self.done) * (now - self.start) / self.done
+                line += f" of {self.total / 1e6:.0f} MB, {left:.0f} s left"
+            print(line, flush=True)
+
+    def close(self) -> None:
+        self.bar.close()

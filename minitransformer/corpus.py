@@ -1,23 +1,25 @@
 """Corpora: documents as tokens, cut into rows of N - 2 (data.py adds [CLS] and [SEP]).
 
-    TokenFile     docs and files: tokenised once into a memory-mapped file beside a sidecar that says what is in it
-    TokenStream   hub datasets: tokenised as they arrive, shuffled in a buffer, never on disk as a whole
+    TokenFile     docs and files: tokenised once into a memory-mapped file beside a sidecar that
+                  says what is in it
+    TokenStream   hub datasets: tokenised as they arrive, shuffled in a buffer, never on disk as a
+                  whole
 
-Both have `name`, `tokens` (None where unknown), `hash`, `sequence(draw, read)`, `held_out(n)`, `state_dict`, `load_state_dict`.
+Both have `name`, `tokens` (None where unknown), `hash`, `sequence(draw, read)`, `held_out(n)`,
+`state_dict`, `load_state_dict`.
 """
 
 import fcntl
 import hashlib
 import json
 import os
-import time
 from itertools import chain
 from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
+from minitransformer.cli import Progress
 from minitransformer.config import UserError
 from minitransformer.pretrained import cache_folder
 from minitransformer.text import Source, documents, identity
@@ -29,9 +31,11 @@ CHUNK = 1_000_000  # characters tokenised at a time
 
 
 class TokenFile:
-    """Tokens of docs or files in a memory-mapped file; its i-th sequence is tokens i*(N-2) ... (i+1)*(N-2)-1.
+    """Tokens of docs or files in a memory-mapped file; its i-th sequence is tokens i*(N-2) ...
+    (i+1)*(N-2)-1.
 
-    Every s-th sequence is held out, spread evenly. The others come in a new shuffled order with each pass.
+    Every s-th sequence is held out, spread evenly. The others come in a new shuffled order with
+    each pass.
     """
 
     def __init__(self, source: Source, tokenizer: Tokenizer, length: int, seed: int):
@@ -40,7 +44,10 @@ class TokenFile:
         self.tokens, self.hash = sidecar["tokens"], sidecar["hash"]
         count = self.tokens // self.body
         if count < 2:
-            raise UserError(f"--data {self.name}: {self.tokens} tokens, but sequences of {length} take at least {2 * self.body}")
+            raise UserError(
+                f"--data {self.name}: {self.tokens} tokens, but sequences of {length} take at"
+                f" least {2 * self.body}"
+            )
         self.memory = np.memmap(file, dtype=sidecar["dtype"], mode="r")
         self.stride = min(count, max(50, count // HELD_OUT))
         self.held = count // self.stride
@@ -49,7 +56,10 @@ class TokenFile:
     def sequence(self, draw: int, read: bool) -> np.ndarray | None:
         passes, position = divmod(draw, self.train)
         if position == 0 and passes > 0 and read:
-            print(f"corpus {self.name}: all {self.train} sequences read, pass {passes + 1} begins", flush=True)
+            print(
+                f"corpus {self.name}: all {self.train} sequences read, pass {passes + 1} begins",
+                flush=True,
+            )
         if not read:
             return None
         index = shuffled(position, self.train, f"{self.seed} {self.name} {passes}")
@@ -69,7 +79,8 @@ class TokenFile:
 
 
 def shuffled(index: int, n: int, key: str) -> int:
-    """Element `index` of a fixed pseudo-random order of 0 ... n-1, without holding that order (n may be 10^9).
+    """Element `index` of a fixed pseudo-random order of 0 ... n-1, without holding that order (n
+    may be 10^9).
 
     A Feistel cipher permutes the next power of four; steps that land beyond n - 1 are walked on.
     """
@@ -86,10 +97,11 @@ def shuffled(index: int, n: int, key: str) -> int:
 
 
 def tokenise(source: Source, tokenizer: Tokenizer) -> tuple[Path, dict]:
-    """The source's token file and its sidecar {dtype, tokens, hash, tokenizer}, made on the first call.
+    """The source's token file and its sidecar {dtype, tokens, hash, tokenizer}, made on the first
+    call.
 
-    Documents are joined by [SEP]. The dtype follows the vocabulary (XLM-R's 250,002 ids do not fit 16 bits). Processes that want
-    the same file at once wait for the one that makes it.
+    Documents are joined by [SEP]. The dtype follows the vocabulary (XLM-R's 250,002 ids do not fit
+    16 bits). Processes that want the same file at once wait for the one that makes it.
     """
     key = hashlib.sha256(f"{identity(source)} {tokenizer.hash} 1".encode()).hexdigest()[:24]
     folder = cache_folder() / "tokens"
@@ -104,19 +116,25 @@ def tokenise(source: Source, tokenizer: Tokenizer) -> tuple[Path, dict]:
                 unfinished.write_text(json.dumps(sidecar))
                 os.replace(unfinished, sidecar_file)  # last: a sidecar vouches for a complete file
     except OSError as error:
-        raise UserError(f"cannot write the token file {file} ({error.strerror}); XDG_CACHE_HOME moves the cache") from None
+        raise UserError(
+            f"cannot write the token file {file} ({error.strerror}); XDG_CACHE_HOME moves the cache"
+        ) from None
     return file, json.loads(sidecar_file.read_text())
 
 
 def _write_tokens(source: Source, tokenizer: Tokenizer, file: Path) -> dict:
     dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32)
     digest, tokens = hashlib.sha256(), 0
-    bar = Progress(f"tokenising {source.name}", sum(os.path.getsize(f) for f in source.files) or None)
+    bar = Progress(
+        f"tokenising {source.name}", sum(os.path.getsize(f) for f in source.files) or None
+    )
     unfinished = file.with_suffix(".tmp")
     with open(unfinished, "wb") as out:
         for chunk in _chunks(documents(source)):
             rows = tokenizer.encode_batch(chunk)
-            ids = np.fromiter(chain.from_iterable([*row, tokenizer.sep_id] for row in rows), dtype=dtype)
+            ids = np.fromiter(
+                chain.from_iterable([*row, tokenizer.sep_id] for row in rows), dtype=dtype
+            )
             out.write(ids.tobytes())
             digest.update(ids.tobytes())
             tokens += len(ids)
@@ -127,7 +145,12 @@ def _write_tokens(source: Source, tokenizer: Tokenizer, file: Path) -> dict:
     if tokens == 0:
         raise UserError(f"--data {source.name}: the text is empty")
     os.replace(unfinished, file)
-    return {"dtype": dtype.name, "tokens": tokens, "hash": digest.hexdigest(), "tokenizer": tokenizer.hash}
+    return {
+        "dtype": dtype.name,
+        "tokens": tokens,
+        "hash": digest.hexdigest(),
+        "tokenizer": tokenizer.hash,
+    }
 
 
 def _chunks(texts):
@@ -143,22 +166,33 @@ def _chunks(texts):
 
 
 class TokenStream:
-    """A hub dataset, tokenised as it arrives and shuffled in a buffer; its first sequences are held out.
+    """A hub dataset, tokenised as it arrives and shuffled in a buffer; its first sequences are held
+    out.
 
-    Every rank reads the whole stream and keeps its slice, which makes the order the same for any number of ranks. The state is
-    the library's own position, the tokens left over from the last document, and the buffer with its generator: exact on resume.
+    Every rank reads the whole stream and keeps its slice, which makes the order the same for any
+    number of ranks. The state is the library's own position, the tokens left over from the last
+    document, and the buffer with its generator: exact on resume.
     """
 
     def __init__(self, source: Source, tokenizer: Tokenizer, length: int, seed: int):
-        self.name, self.source, self.tokenizer, self.body = source.name, source, tokenizer, length - 2
+        self.name, self.source, self.tokenizer, self.body = (
+            source.name,
+            source,
+            tokenizer,
+            length - 2,
+        )
         self.dataset = self._open()
         self.tokens = source.tokens or self._declared_tokens()
-        self.hash = hashlib.sha256(f"{source.dataset} {source.config} {source.split}".encode()).hexdigest()
+        self.hash = hashlib.sha256(
+            f"{source.dataset} {source.config} {source.split}".encode()
+        ).hexdigest()
         self.rng = np.random.default_rng([seed, *source.name.encode()])
         self.passes, self.rest, self.buffer = 0, np.empty(0, dtype=np.int64), None
         self.rows = iter(self.dataset)
         held = [self._next_row() for _ in range(HELD_OUT)]
-        self.rest = np.concatenate([self._next_row(), self.rest])  # read to see that there is one, then put back
+        self.rest = np.concatenate(
+            [self._next_row(), self.rest]
+        )  # read to see that there is one, then put back
         self.held = held
 
     def _open(self):
@@ -167,18 +201,30 @@ class TokenStream:
         datasets.disable_progress_bars()
         source = self.source
         try:
-            dataset = datasets.load_dataset(source.dataset, source.config or None, split=source.split, streaming=True)
+            dataset = datasets.load_dataset(
+                source.dataset, source.config or None, split=source.split, streaming=True
+            )
             columns = dataset.column_names or list(next(iter(dataset)))
-        except Exception as error:  # the library raises a dozen unrelated types for a name, a config or a split that is not there
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise UserError(f"--data {self.name}: cannot open the hub dataset {source.dataset} ({reason})") from None
+        except Exception as error:  # the library raises a dozen unrelated types for a wrong name
+            reason = (
+                str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            )
+            raise UserError(
+                f"--data {self.name}: cannot open the hub dataset {source.dataset} ({reason})"
+            ) from None
         if source.column not in columns:
-            raise UserError(f"--data {self.name}: no column {source.column!r}, but {', '.join(columns)}")
+            raise UserError(
+                f"--data {self.name}: no column {source.column!r}, but {', '.join(columns)}"
+            )
         return dataset.select_columns([source.column])
 
     def _declared_tokens(self) -> int | None:
         splits = self.dataset.info.splits
-        return splits[self.source.split].num_bytes // 4 if splits and self.source.split in splits else None
+        return (
+            splits[self.source.split].num_bytes // 4
+            if splits and self.source.split in splits
+            else None
+        )
 
     def _next_row(self) -> np.ndarray:
         while len(self.rest) < self.body:
@@ -187,13 +233,18 @@ class TokenStream:
                 self._start_again()
                 continue
             ids = self.tokenizer.encode_batch([document[self.source.column] or ""])[0]
-            self.rest = np.concatenate([self.rest, np.array([*ids, self.tokenizer.sep_id], dtype=np.int64)])
+            self.rest = np.concatenate(
+                [self.rest, np.array([*ids, self.tokenizer.sep_id], dtype=np.int64)]
+            )
         row, self.rest = self.rest[: self.body], self.rest[self.body :]
         return row
 
     def _start_again(self) -> None:
         if not hasattr(self, "held"):
-            raise UserError(f"--data {self.name}: the stream ends within {HELD_OUT + 1} sequences, of which {HELD_OUT} are held out")
+            raise UserError(
+                f"--data {self.name}: the stream ends within {HELD_OUT + 1} sequences, of which"
+                f" {HELD_OUT} are held out"
+            )
         self.passes += 1
         print(f"corpus {self.name}: the stream ended, pass {self.passes + 1} begins", flush=True)
         self.rows, self.rest = iter(self.dataset), np.empty(0, dtype=np.int64)
@@ -206,7 +257,9 @@ class TokenStream:
         slot = int(self.rng.integers(BUFFER))
         sequence = self.buffer[slot].copy()
         self.buffer[slot] = self._next_row()
-        self.hash = hashlib.sha256(self.hash.encode() + sequence.tobytes()).hexdigest()  # of the text that was really read
+        self.hash = hashlib.sha256(
+            self.hash.encode() + sequence.tobytes()
+        ).hexdigest()  # of the text that was really read
         return sequence
 
     def held_out(self, sequences: int) -> list[np.ndarray]:
@@ -229,27 +282,3 @@ class TokenStream:
         self.rest = state["rest"].numpy()
         self.buffer = None if state["buffer"] is None else state["buffer"].numpy()
         self.passes, self.hash = state["passes"], state["hash"]
-
-
-class Progress:
-    """A tqdm bar on a terminal; elsewhere a plain line on stdout every ten seconds, with the time left where it is known."""
-
-    def __init__(self, what: str, total: int | None, unit: str = "B"):
-        self.what, self.total, self.done, self.start = what, total, 0, time.monotonic()
-        self.last = self.start
-        self.bar = tqdm(total=total, desc=what, unit=unit, unit_scale=True, disable=None)
-
-    def update(self, amount: int) -> None:
-        self.done += amount
-        self.bar.update(amount)
-        now = time.monotonic()
-        if self.bar.disable and now - self.last >= 10:
-            self.last = now
-            line = f"{self.what}: {self.done / 1e6:.0f} MB"
-            if self.total:
-                left = (self.total - self.done) * (now - self.start) / self.done
-                line += f" of {self.total / 1e6:.0f} MB, {left:.0f} s left"
-            print(line, flush=True)
-
-    def close(self) -> None:
-        self.bar.close()

@@ -1,7 +1,7 @@
 """Cost: what an encoder takes in parameters, megabytes, arithmetic and time.
 
-    multiplications and additions a token, forward, N tokens in a sequence:
-        2 * (weights of all matrices that the token passes through)  +  4 * N * D * L  (Q K^T and A V)
+multiplications and additions a token, forward, N tokens in a sequence:
+    2 * (weights of all matrices that the token passes through)  +  4 * N * D * L  (Q K^T and A V)
 """
 
 import time
@@ -12,8 +12,9 @@ from minitransformer.model import Encoder
 
 
 def parameter_counts(encoder: Encoder) -> tuple[int, int]:
-    """(all, embeddings): the second are tables that are looked up, not multiplied with. The MLM head is not counted:
-    it is no part of a deployed encoder."""
+    """(all, embeddings): the second are tables that are looked up, not multiplied with. The MLM
+    head is not counted: it is no part of a deployed encoder.
+    """
     embeddings = sum(p.numel() for p in encoder.embeddings.parameters())
     return embeddings + sum(p.numel() for p in encoder.blocks.parameters()), embeddings
 
@@ -30,17 +31,21 @@ def flops_per_token(encoder: Encoder, length: int) -> int:
 
 
 @torch.inference_mode()
-def latencies(encoders: list[Encoder], batch: int, length: int, repeats: int = 20) -> list[list[float]]:
+def latencies(
+    encoders: list[Encoder], batch: int, length: int, repeats: int = 20
+) -> list[list[float]]:
     """Sorted seconds of one forward pass (batch, length) for each encoder, without padding.
 
-    The encoders take turns, so that a machine that slows down slows all of them alike. Two rounds are not counted.
+    The encoders take turns, so that a machine that slows down slows all of them alike. Two rounds
+    are not counted.
     """
     device = encoders[0].embeddings.word.weight.device
     generator = torch.Generator().manual_seed(0)
     inputs = []
     for encoder in encoders:
         encoder.eval()
-        # ids above 10 are no special tokens in any vocabulary here; RoBERTa would not count its padding id as a position
+        # ids above 10 are no special tokens in any vocabulary here; RoBERTa would not count its
+        # padding id as a position
         ids = torch.randint(10, encoder.config.vocab_size, (batch, length), generator=generator)
         inputs.append(ids.to(device))
     seconds: list[list[float]] = [[] for _ in encoders]

@@ -1,12 +1,15 @@
-"""Data: from documents to packed batches of tokens, in an order that any number of processes can share and resume.
+"""Data: from documents to packed batches of tokens, in an order that any number of processes can
+share and resume.
 
     text.py     sources       ->  documents
     corpus.py   documents     ->  token files and streams, cut into rows of N - 2 tokens
-    this file   rows          ->  [CLS] row [SEP]; every sequence is full, so no time goes into padding
-                global order  ->  draw 0, 1, 2, ...; draw g says corpus and row; ranks and micro-batches slice it
+    this file   rows          ->  [CLS] row [SEP]; every sequence is full, so no time goes into
+                padding
+                global order  ->  draw 0, 1, 2, ...; draw g says corpus and row; ranks and micro-
+                              batches slice it
 
-Nothing here owns a random state that could be lost: the order and the masks are functions of (seed, draw). Only the buffer of a
-stream has a generator, which is saved with its position.
+Nothing here owns a random state that could be lost: the order and the masks are functions of (seed,
+draw). Only the buffer of a stream has a generator, which is saved with its position.
 """
 
 from dataclasses import dataclass
@@ -20,13 +23,15 @@ from minitransformer.corpus import HELD_OUT, TokenFile, TokenStream
 from minitransformer.text import parse_source
 from minitransformer.tokenizer import Tokenizer
 
-MASK_SHARE = 0.15  # of the tokens are to be predicted: 80 % of them as [MASK], 10 % as a random token, 10 % as they are
+# of the tokens are to be predicted: 80 % of those as [MASK], 10 % as a random token, 10 % kept
+MASK_SHARE = 0.15
 
 
 @dataclass
 class Batch:
-    """`ids` (B, N) int64; `mask` (B, N) bool, True = real token. For methods that read masked text also `masked_ids` (B, N)
-    and `chosen` (B, N) bool, the positions drawn for prediction."""
+    """`ids` (B, N) int64; `mask` (B, N) bool, True = real token. For methods that read masked text
+    also `masked_ids` (B, N) and `chosen` (B, N) bool, the positions drawn for prediction.
+    """
 
     ids: Tensor
     mask: Tensor
@@ -41,17 +46,31 @@ class Batch:
 class Text:
     """The corpora of a run as one endless sequence of draws.
 
-    Corpus i has the share p_i = n_i^alpha / sum_j n_j^alpha of the draws (n in tokens). No chance is in it: each draw goes to
-    the corpus that is furthest behind its share, so after g draws every count is within one of p_i * g.
+    Corpus i has the share p_i = n_i^alpha / sum_j n_j^alpha of the draws (n in tokens). No chance
+    is in it: each draw goes to the corpus that is furthest behind its share, so after g draws every
+    count is within one of p_i * g.
     """
 
-    def __init__(self, specs: list[str], tokenizer: Tokenizer, length: int, *, alpha: float = 0.3, seed: int = 0):
+    def __init__(
+        self,
+        specs: list[str],
+        tokenizer: Tokenizer,
+        length: int,
+        *,
+        alpha: float = 0.3,
+        seed: int = 0,
+    ):
         sources = [parse_source(spec) for spec in specs]
         names = [source.name for source in sources]
         if len(set(names)) < len(names):
-            raise UserError(f"--data: the names {', '.join(names)} are not all different; give each corpus its own NAME=")
+            raise UserError(
+                f"--data: the names {', '.join(names)} are not all different; give each corpus"
+                " its own NAME="
+            )
         if length < 3:
-            raise UserError(f"--seq-len {length} leaves no room between [CLS] and [SEP]; give at least 3")
+            raise UserError(
+                f"--seq-len {length} leaves no room between [CLS] and [SEP]; give at least 3"
+            )
         self.tokenizer, self.length, self.seed = tokenizer, length, seed
         self.corpora = []
         for source in sources:
@@ -60,13 +79,20 @@ class Text:
         sizes = [corpus.tokens for corpus in self.corpora]
         if len(sizes) > 1 and None in sizes:
             name = names[sizes.index(None)]
-            raise UserError(f"--data {name}: its size is unknown, which {len(sizes)} corpora need; append @TOKENS, e.g. @1.2e9")
+            raise UserError(
+                f"--data {name}: its size is unknown, which {len(sizes)} corpora need; append"
+                " @TOKENS, e.g. @1.2e9"
+            )
         shares = np.array([1.0 if size is None else float(size) ** alpha for size in sizes])
         self.shares = shares / shares.sum()
         self.counts = np.zeros(len(sizes), dtype=np.int64)
 
-    def step(self, batch_size: int, accumulate: int, rank: int = 0, world: int = 1, *, masked: bool) -> list[Batch]:
-        """This rank's micro-batches of the next optimizer step, which is batch_size * accumulate * world draws long."""
+    def step(
+        self, batch_size: int, accumulate: int, rank: int = 0, world: int = 1, *, masked: bool
+    ) -> list[Batch]:
+        """This rank's micro-batches of the next optimizer step, which is batch_size * accumulate *
+        world draws long.
+        """
         batches = []
         for turn in range(accumulate * world):
             rows = [self._draw(read=turn % world == rank) for _ in range(batch_size)]
@@ -82,7 +108,8 @@ class Text:
         return index, sequence
 
     def held_out(self, batch_size: int, *, masked: bool, sequences: int = HELD_OUT) -> list[Batch]:
-        """Batches of text that no run trains on, with masks that do not depend on the run's seed."""
+        """Batches of text that no run trains on, with masks that do not depend on the run's seed.
+        """
         each = max(1, sequences // len(self.corpora))
         rows = [row for corpus in self.corpora for row in corpus.held_out(each)]
         numbered = list(enumerate(rows))
@@ -96,20 +123,35 @@ class Text:
         batch = Batch(torch.from_numpy(ids), torch.ones(ids.shape, dtype=torch.bool))
         if masked:
             seed = self.seed if seed is None else seed
-            drawn = [mask_tokens(row, self.tokenizer, [seed, index]) for (index, _), row in zip(rows, ids, strict=True)]
+            drawn = [
+                mask_tokens(row, self.tokenizer, [seed, index])
+                for (index, _), row in zip(rows, ids, strict=True)
+            ]
             batch.masked_ids = torch.from_numpy(np.stack([masked_row for masked_row, _ in drawn]))
             batch.chosen = torch.from_numpy(np.stack([chosen for _, chosen in drawn]))
         return batch
 
     def describe(self) -> list[dict]:
-        """What stands in the log: name, size in tokens, hash and share of each corpus, and how many sequences were drawn."""
+        """What stands in the log: name, size in tokens, hash and share of each corpus, and how many
+        sequences were drawn.
+        """
         rows = zip(self.corpora, self.shares, self.counts, strict=True)
         return [
-            {"name": c.name, "tokens": c.tokens, "hash": c.hash, "share": float(p), "sequences_drawn": int(n)} for c, p, n in rows
+            {
+                "name": c.name,
+                "tokens": c.tokens,
+                "hash": c.hash,
+                "share": float(p),
+                "sequences_drawn": int(n),
+            }
+            for c, p, n in rows
         ]
 
     def state_dict(self) -> dict:
-        return {"counts": self.counts.tolist(), "streams": [corpus.state_dict() for corpus in self.corpora]}
+        return {
+            "counts": self.counts.tolist(),
+            "streams": [corpus.state_dict() for corpus in self.corpora],
+        }
 
     def load_state_dict(self, state: dict) -> None:
         self.counts = np.array(state["counts"], dtype=np.int64)
@@ -117,10 +159,14 @@ class Text:
             corpus.load_state_dict(stream)
 
 
-def mask_tokens(row: np.ndarray, tokenizer: Tokenizer, seed: list[int]) -> tuple[np.ndarray, np.ndarray]:
-    """Dynamic masking 80/10/10 of one sequence (N,); the draw depends on `seed` = [run's seed, draw] alone.
+def mask_tokens(
+    row: np.ndarray, tokenizer: Tokenizer, seed: list[int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Dynamic masking 80/10/10 of one sequence (N,); the draw depends on `seed` = [run's seed,
+    draw] alone.
 
-    Returns (masked ids (N,), chosen (N,) bool). round(0.15 * n) of the n tokens that are not special are chosen, at least one.
+    Returns (masked ids (N,), chosen (N,) bool). round(0.15 * n) of the n tokens that are not
+    special are chosen, at least one.
     """
     rng = np.random.default_rng(seed)
     candidates = np.flatnonzero(~np.isin(row, tokenizer.special_ids))

@@ -2,12 +2,14 @@
 
 `--data` may be given several times; each value names one corpus:
 
-    docs                                      English prose of the installed libraries' docstrings and the Python reference
-    NAME=path/or/glob[:column]                .txt (documents end at a blank line), .jsonl, .parquet (column: default `text`)
+    docs                                      English prose of the installed libraries' docstrings
+                                              and the Python reference
+    NAME=path/or/glob[:column]                .txt (documents end at a blank line), .jsonl, .parquet
+                                              (column: default `text`)
     NAME=hub:dataset[:config][:split][:column]   a hub dataset, streamed, never on disk as a whole
 
-An `@N` behind the last two declares the corpus' size in tokens (`sw=hub:uonlp/CulturaX:sw@1.2e9`), which several corpora need
-for their language weights where a stream does not declare it itself.
+An `@N` behind the last two declares the corpus' size in tokens (`sw=hub:uonlp/CulturaX:sw@1.2e9`),
+which several corpora need for their language weights where a stream does not declare it itself.
 
 This file turns a source into an iterator of plain strings; data.py turns strings into batches.
 """
@@ -30,7 +32,16 @@ from pathlib import Path
 from minitransformer.config import UserError
 from minitransformer.pretrained import cache_folder
 
-PACKAGES = ("numpy", "pandas", "matplotlib", "networkx", "sympy", "datasets", "huggingface_hub", "fsspec")
+PACKAGES = (
+    "numpy",
+    "pandas",
+    "matplotlib",
+    "networkx",
+    "sympy",
+    "datasets",
+    "huggingface_hub",
+    "fsspec",
+)
 SKIPPED_FOLDERS = {"site-packages", "tests", "test", "testing", "idlelib", "lib2to3", "__pycache__"}
 LONGEST_PIECE = 100_000  # characters; a file without a single blank line must not become one string
 
@@ -50,13 +61,16 @@ class Source:
 
 
 def parse_source(spec: str) -> Source:
-    """`docs` | NAME=path/or/glob[:column] | NAME=hub:dataset[:config][:split][:column], each but docs with an optional @tokens."""
+    """`docs` | NAME=path/or/glob[:column] | NAME=hub:dataset[:config][:split][:column], each but
+    docs with an optional @tokens.
+    """
     if spec == "docs":
         return Source("docs", "docs")
     name, equals, where = spec.partition("=")
     if not equals or not name or not where:
         raise UserError(
-            f"--data {spec}: unknown; give docs, NAME=path/or/glob[:column] or NAME=hub:dataset[:config][:split][:column]"
+            f"--data {spec}: unknown; give docs, NAME=path/or/glob[:column] or"
+            " NAME=hub:dataset[:config][:split][:column]"
         )
     where, at, size = where.rpartition("@") if re.search(r"@[^/@]*$", where) else (where, "", "")
     tokens = None
@@ -66,7 +80,9 @@ def parse_source(spec: str) -> Source:
         except (ValueError, OverflowError):
             tokens = 0
         if tokens <= 0:
-            raise UserError(f"--data {spec}: @{size} is not a number of tokens; write for example @1.2e9")
+            raise UserError(
+                f"--data {spec}: @{size} is not a number of tokens; write for example @1.2e9"
+            )
     if where.startswith("hub:"):
         parts = where[4:].split(":")
         if len(parts) > 4 or not parts[0]:
@@ -86,7 +102,9 @@ def parse_source(spec: str) -> Source:
 
 
 def documents(source: Source) -> Iterator[str]:
-    """The source's documents, in a fixed order (hub datasets are read by data.py, which keeps their position)."""
+    """The source's documents, in a fixed order (hub datasets are read by data.py, which keeps their
+    position).
+    """
     if source.kind == "docs":
         yield from (text for _, text in docs_documents())
     for file in source.files:
@@ -94,22 +112,25 @@ def documents(source: Source) -> Iterator[str]:
 
 
 def identity(source: Source) -> str:
-    """What the token cache is keyed by: for files path, size and time of change; for docs the versions of all packages."""
+    """What the token cache is keyed by: for files path, size and time of change; for docs the
+    versions of all packages.
+    """
     if source.kind == "docs":
         return docs_identity()
     facts = [(os.path.abspath(f), os.path.getsize(f), os.stat(f).st_mtime_ns) for f in source.files]
     return hashlib.sha256(json.dumps([facts, source.column]).encode()).hexdigest()
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Files
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 def read_txt(file: str, column: str) -> Iterator[str]:
     piece, size = [], 0
     for line in _lines(file):
-        # a line without end arrives in chunks, so a file of one line costs no more memory than another
+        # a line without end arrives in chunks, so a file of one line costs no more memory than
+        # another
         if line.strip():
             piece.append(line)
             size += len(line)
@@ -127,9 +148,13 @@ def read_jsonl(file: str, column: str) -> Iterator[str]:
         try:
             text = json.loads(line)[column]
         except (json.JSONDecodeError, RecursionError):
-            raise UserError(f"{file}, line {number}: not JSON; expected one object a line") from None
+            raise UserError(
+                f"{file}, line {number}: not JSON; expected one object a line"
+            ) from None
         except (KeyError, TypeError, IndexError):
-            raise UserError(f"{file}, line {number}: no column {column!r}; name it as NAME={file}:COLUMN") from None
+            raise UserError(
+                f"{file}, line {number}: no column {column!r}; name it as NAME={file}:COLUMN"
+            ) from None
         yield _string(text, f"{file}, line {number}: column {column!r}")
 
 
@@ -141,14 +166,18 @@ def read_parquet(file: str, column: str) -> Iterator[str]:
         table = pyarrow.parquet.ParquetFile(file)
         if column not in table.schema_arrow.names:
             names = ", ".join(table.schema_arrow.names)
-            raise UserError(f"{file}: no column {column!r}, but {names}; name it as NAME={file}:COLUMN")
+            raise UserError(
+                f"{file}: no column {column!r}, but {names}; name it as NAME={file}:COLUMN"
+            )
         row = 0
         for batch in table.iter_batches(batch_size=1000, columns=[column]):
             for text in batch.column(0).to_pylist():
                 row += 1
                 yield _string(text, f"{file}, row {row}: column {column!r}")
     except (pyarrow.ArrowException, OSError) as error:
-        raise UserError(f"{file}: not a readable parquet file ({str(error).splitlines()[0]})") from None
+        raise UserError(
+            f"{file}: not a readable parquet file ({str(error).splitlines()[0]})"
+        ) from None
 
 
 READERS = {".txt": read_txt, ".jsonl": read_jsonl, ".parquet": read_parquet}
@@ -168,14 +197,16 @@ def _lines(file: str, limit: int = LONGEST_PIECE) -> Iterator[str]:
                 number += 1
                 yield line
     except UnicodeDecodeError as error:
-        raise UserError(f"{file}, near line {number + 1}: not UTF-8 ({error.reason}); convert it first") from None
+        raise UserError(
+            f"{file}, near line {number + 1}: not UTF-8 ({error.reason}); convert it first"
+        ) from None
     except OSError as error:
         raise UserError(f"{file}: cannot be read ({error.strerror})") from None
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # docs: the prose that every machine has
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 def docs_identity() -> str:
@@ -188,10 +219,12 @@ def docs_identity() -> str:
 
 
 def docs_documents() -> list[tuple[str, str]]:
-    """[(name, text)]: one document for each module with prose in its docstrings and for each topic of the Python reference.
+    """[(name, text)]: one document for each module with prose in its docstrings and for each topic
+    of the Python reference.
 
-    A name is a dotted module path (`numpy.linalg.linalg`) or `reference.TOPIC`; a text is its paragraphs, one a line. A paragraph
-    that stood in an earlier document is left out, so no two documents share one. Parsing takes 20 s, hence a cache.
+    A name is a dotted module path (`numpy.linalg.linalg`) or `reference.TOPIC`; a text is its
+    paragraphs, one a line. A paragraph that stood in an earlier document is left out, so no two
+    documents share one. Parsing takes 20 s, hence a cache.
     """
     file = cache_folder() / f"docs-{docs_identity()[:16]}.json"
     if file.exists():
@@ -200,7 +233,9 @@ def docs_documents() -> list[tuple[str, str]]:
     seen: set[str] = set()
     found = []
     for name, docstrings in _all_docstrings():
-        paragraphs = [p for d in docstrings for p in _paragraphs(d) if not (p in seen or seen.add(p))]
+        paragraphs = [
+            p for d in docstrings for p in _paragraphs(d) if not (p in seen or seen.add(p))
+        ]
         if paragraphs:
             found.append((name, "\n".join(paragraphs)))
     unfinished = file.with_suffix(f".{os.getpid()}.tmp")
@@ -243,7 +278,9 @@ def _docstrings(path: Path) -> list[str]:
 
 
 def _paragraphs(docstring: str) -> list[str]:
-    """The paragraphs that are prose: eight words or more, of letters and punctuation almost alone, no interpreter session."""
+    """The paragraphs that are prose: eight words or more, of letters and punctuation almost alone,
+    no interpreter session.
+    """
     kept = []
     for paragraph in re.split(r"\n\s*\n", docstring):
         words = paragraph.split()
