@@ -1,7 +1,9 @@
 """Weights between Hugging Face's names and ours: one visible table, read in both directions.
 
-Import is strict. Tensors that are missing, unknown, of the wrong shape or of the wrong kind are all
-reported together, in one line, before anything is copied; nothing is silently left at random.
+    blocks.0.query.weight   <->   bert.encoder.layer.0.attention.self.query.weight
+
+Import is strict: tensors that are missing, unknown, of the wrong shape or of the wrong kind are all
+reported together, in one line, before anything is copied. Nothing is silently left at random.
 """
 
 import torch
@@ -9,7 +11,7 @@ import torch
 from minitransformer.config import UserError
 from minitransformer.model import Encoder
 
-# ours: Hugging Face's, for the three embeddings and the norm after them
+# ours: Hugging Face's. Each stands for a weight and, where the module has one, a bias.
 EMBEDDINGS = {
     "embeddings.word": "embeddings.word_embeddings",
     "embeddings.position": "embeddings.position_embeddings",
@@ -27,18 +29,18 @@ BLOCK = {
     "contract": "output.dense",
     "ffn_norm": "output.LayerNorm",
 }
-# the MLM head and its copies of tensors that stand elsewhere, by model family
+# The MLM head is named by family; its last entry is the one bias over the vocabulary.
 BERT_HEAD = {
     "mlm_head.dense": "cls.predictions.transform.dense",
     "mlm_head.norm": "cls.predictions.transform.LayerNorm",
-    "mlm_head": "cls.predictions",  # only a bias
+    "mlm_head": "cls.predictions",
 }
 ROBERTA_HEAD = {
     "mlm_head.dense": "lm_head.dense",
     "mlm_head.norm": "lm_head.layer_norm",
     "mlm_head": "lm_head",
 }
-# known and not needed: (name, what to say). A position_ids buffer says nothing that the sizes do not.
+# Known, and not needed: what the one line about it says. Position ids say nothing that N does not.
 DROPPED = {
     "embeddings.position_ids": None,
     "pooler.dense.weight": "the pooler",
@@ -49,99 +51,100 @@ DROPPED = {
 
 
 def family(config):
-    """(prefix of the encoder's names, table of the MLM head, names of transformers' two classes)."""
+    """(prefix of the encoder's names, table of the MLM head, classes without and with the head)."""
     if config.model_type == "bert":
         return "bert.", BERT_HEAD, ("BertModel", "BertForMaskedLM")
-    stem = "Roberta" if config.model_type == "roberta" else "XLMRoberta"
+    stem = {"roberta": "Roberta", "xlm-roberta": "XLMRoberta"}[config.model_type]
     return "roberta.", ROBERTA_HEAD, (f"{stem}Model", f"{stem}ForMaskedLM")
 
 
 def name_table(encoder):
-    """{our name: Hugging Face's name without prefix} for every tensor of this encoder."""
-    modules = dict(EMBEDDINGS)
+    """{our name: Hugging Face's name without the prefix} for every tensor of this encoder."""
+    modules = EMBEDDINGS | family(encoder.config)[1]
     for i in range(len(encoder.blocks)):
         for ours, theirs in BLOCK.items():
             modules[f"blocks.{i}.{ours}"] = f"encoder.layer.{i}.{theirs}"
-    modules.update(family(encoder.config)[1])
     table = {}
-    for ours in encoder.state_dict():
-        module, _, kind = ours.rpartition(".")  # kind: weight or bias
-        table[ours] = f"{modules[module]}.{kind}"
+    for name in encoder.state_dict():
+        module, _, weight_or_bias = name.rpartition(".")
+        table[name] = f"{modules[module]}.{weight_or_bias}"
     return table
 
 
 def to_hugging_face(encoder):
     """All tensors of an encoder under Hugging Face's names, on the CPU.
 
-    With an MLM head the encoder's names carry the prefix (`bert.` or `roberta.`), as in a saved
-    ...ForMaskedLM; without one they do not, as in a saved ...Model.
+    With an MLM head the encoder's names carry the prefix, as in a saved ...ForMaskedLM; without one
+    they do not, as in a saved ...Model.
     """
     prefix = family(encoder.config)[0] if encoder.mlm_head is not None else ""
-    table = name_table(encoder)
+    state = encoder.state_dict()
     return {
-        theirs if ours.startswith("mlm_head") else prefix + theirs: tensor.detach().cpu().contiguous()
-        for (ours, theirs), tensor in zip(table.items(), encoder.state_dict().values())
+        theirs if ours.startswith("mlm_head.") else prefix + theirs: state[ours].cpu().contiguous()
+        for ours, theirs in name_table(encoder).items()
     }
 
 
-def canonical(tensors, config):
-    """The same tensors under today's names: without prefix, LayerNorm.weight for LayerNorm.gamma."""
-    prefix = family(config)[0]
-    renamed = {}
-    for name, tensor in tensors.items():
-        new = name.removeprefix(prefix)
-        for old_end, new_end in ((".gamma", ".weight"), (".beta", ".bias")):
-            if new.endswith("LayerNorm" + old_end):
-                new = new.removesuffix(old_end) + new_end
-        if new in renamed:
-            raise UserError(f"weights: {new} is there twice, once as {name}")
-        renamed[new] = tensor
-    return renamed
-
-
 def from_hugging_face(tensors, config):
-    """Hugging Face's tensors -> (our state dict in float32, has an MLM head, what was dropped).
+    """Hugging Face's tensors -> (our state dict, has an MLM head, what was dropped).
 
-    Errors   UserError: all of missing, unknown, wrong shape, wrong kind, together; an untied decoder.
+    The state dict is float32 in memory of its own, whatever the file held or shared.
+    Errors   UserError: missing, unknown, twice, wrong shape, wrong kind, untied; all in one line.
     """
-    tensors = canonical(tensors, config)
-    head = family(config)[1]["mlm_head"]
-    decoder_weight = tensors.pop(f"{head}.decoder.weight", None)
-    decoder_bias = tensors.pop(f"{head}.decoder.bias", None)
-    if decoder_bias is not None:
-        tensors.setdefault(f"{head}.bias", decoder_bias)
-    notes = {DROPPED[name] for name in tensors if name in DROPPED} - {None}
+    tensors, problems = current_names(tensors, config)
+    prefix = family(config)[1]["mlm_head"]
+    # Copies of the word embeddings and of the head's bias, under which old files also store them.
+    decoder = {
+        "embeddings.word_embeddings.weight": tensors.pop(f"{prefix}.decoder.weight", None),
+        f"{prefix}.bias": tensors.pop(f"{prefix}.decoder.bias", None),
+    }
+    if decoder[f"{prefix}.bias"] is not None:
+        tensors.setdefault(f"{prefix}.bias", decoder[f"{prefix}.bias"])
+    dropped = {DROPPED[name] for name in tensors.keys() & DROPPED.keys()} - {None}
     tensors = {name: tensor for name, tensor in tensors.items() if name not in DROPPED}
-    has_head = any(name.startswith(f"{head}.") for name in tensors)
+    has_head = any(name.startswith(f"{prefix}.") for name in tensors)
 
     with torch.device("meta"):
         encoder = Encoder(config, mlm_head=has_head)
-    shapes = {ours: tuple(tensor.shape) for ours, tensor in encoder.state_dict().items()}
-    table = name_table(encoder)
-    expected = {theirs: shapes[ours] for ours, theirs in table.items()}
-    problems = [f"missing {name}" for name in expected if name not in tensors]
-    problems += [f"unknown {name!r}" for name in tensors if name not in expected]
-    for name in expected.keys() & tensors.keys():
-        tensor = tensors[name]
-        if tuple(tensor.shape) != expected[name]:
+    table, state = name_table(encoder), encoder.state_dict()
+    shapes = {theirs: list(state[ours].shape) for ours, theirs in table.items()}
+    problems += [f"missing {name}" for name in shapes if name not in tensors]
+    problems += [f"unknown {name!r}" for name in tensors if name not in shapes]
+    for name in [name for name in shapes if name in tensors]:
+        if list(tensors[name].shape) != shapes[name]:
             problems.append(
-                f"{name} has shape {list(tensor.shape)}, the config says {list(expected[name])}"
+                f"{name} has shape {list(tensors[name].shape)}, the config says {shapes[name]}"
             )
-        elif not usable(tensor):
-            problems.append(f"{name} holds {tensor.dtype}, not plain floating-point numbers")
+        elif not plain(tensors[name]):
+            problems.append(f"{name} holds {tensors[name].dtype}, not plain floating point")
+    for name, copy in decoder.items():
+        if copy is None or name not in tensors or not plain(tensors[name]):
+            continue
+        if not plain(copy) or not torch.equal(copy, tensors[name]):
+            problems.append(f"the MLM decoder is not tied: it differs from {name}")
     if problems:
-        raise UserError("weights do not fit the config: " + "; ".join(sorted(problems)))
+        raise UserError("the weights do not fit: " + "; ".join(problems))
 
-    for copy, name in ((decoder_weight, "embeddings.word_embeddings.weight"), (decoder_bias, f"{head}.bias")):
-        if copy is not None and not (usable(copy) and torch.equal(copy, tensors[name])):
-            raise UserError(
-                f"the MLM decoder is not tied: {head}.decoder differs from {name}; only tied ones are supported"
-            )
-    state = {ours: tensors[theirs].to(torch.float32).contiguous() for ours, theirs in table.items()}
-    return state, has_head, sorted(notes)
+    state = {ours: tensors[name].to(torch.float32, copy=True) for ours, name in table.items()}
+    return {name: tensor.contiguous() for name, tensor in state.items()}, has_head, sorted(dropped)
 
 
-def usable(tensor):
-    """Plain numbers in memory: a pickle can also hold sparse, quantised or meta tensors."""
-    strided = tensor.layout == torch.strided and tensor.device.type == "cpu"
-    return strided and tensor.is_floating_point()
+def current_names(tensors, config):
+    """({name of today, without prefix: tensor}, problems): LayerNorm.gamma is LayerNorm.weight now."""
+    renamed, problems = {}, []
+    for name, tensor in tensors.items():
+        today = name.removeprefix(family(config)[0])
+        for old_end, new_end in (("LayerNorm.gamma", ".weight"), ("LayerNorm.beta", ".bias")):
+            if today.endswith(old_end):
+                today = today.removesuffix(old_end) + "LayerNorm" + new_end
+        if today in renamed:
+            problems.append(f"{today} is there twice, once as {name!r}")
+        renamed[today] = tensor
+    return renamed, problems
+
+
+def plain(tensor):
+    """Numbers in memory: a pickle can also hold sparse, quantised, integer or meta tensors."""
+    floats = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+    in_memory = tensor.layout == torch.strided and tensor.device.type == "cpu"
+    return in_memory and tensor.dtype in floats

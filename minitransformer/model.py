@@ -11,12 +11,13 @@ Size letters, used everywhere in this project:
     L   layers
     V   vocabulary
 
-A suffix says whose: D_s is the student's, D_t the teacher's. `mask` is (B, N) bool, True = real token.
-Layers are numbered 1..L; hidden state 0 is the output of the embeddings.
+A suffix says whose: D_s is the student's, D_t the teacher's. Layers are numbered 1..L; hidden state
+0 is the output of the embeddings. `mask` is (B, N) bool, True = real token.
 
-Source: the architecture is BERT's (arXiv 1810.04805, section 3); the numbers equal those of
-transformers (models/bert/modeling_bert.py, models/roberta/modeling_roberta.py), see tests/test_model.py.
-There is no dropout: distillation uses none.
+Source: BERT (arXiv 1810.04805, section 3), a Transformer encoder (1706.03762, section 3) with norms
+after the residuals. Its numbers are those of transformers' models/bert/modeling_bert.py and
+models/roberta/modeling_roberta.py; tests/test_model.py holds them equal. There is no dropout:
+distillation uses none.
 """
 
 from typing import NamedTuple
@@ -29,10 +30,10 @@ from minitransformer.config import UserError
 
 
 class EncoderOutput(NamedTuple):
-    """What a forward pass returns; every tensor is (B, N, D). Entry i - 1 of the last three is layer i's."""
+    """What a forward pass returns. Every tensor is (B, N, D)."""
 
-    hidden: tuple  # 0..L: the embeddings, then the output of each layer
-    queries: tuple  # L of them, before the split into heads
+    hidden: tuple  # L + 1: the embeddings' output, then each layer's
+    queries: tuple  # L, before the split into heads; layer i's is entry i - 1
     keys: tuple
     values: tuple
 
@@ -60,13 +61,28 @@ def attention_map(query, key, mask=None):
 
 
 def explicit_attention(query, key, value, mask=None):
-    """softmax(Q K^T / sqrt(d)) V, written out: what the fused kernel computes. (B, A, N, d) each."""
+    """softmax(Q K^T / sqrt(d)) V, written out: what the fused kernel computes; (B, A, N, d)."""
     return attention_map(query, key, mask) @ value
 
 
 def fused_attention(query, key, value, mask=None):
-    """The same through PyTorch's fused kernel, which never holds an (N, N) tensor."""
+    """The same through PyTorch's fused kernel, which never holds an (N, N) tensor.
+
+    Measured on an AVX2 core in float32, 32 x 128 tokens in 12 heads of 32: 22 ms against 55 ms
+    written out, 72 ms against 83 ms with the backward pass; at 8 x 512, 69 ms against 193 ms. It
+    won at every shape tried, down to 1 x 16 tokens, so there is no rule that chooses.
+    """
     return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+
+
+def add(x, y):
+    """x + y, in y's memory where the precision is the same: y is a fresh product nobody keeps."""
+    return y.add_(x) if x.dtype == y.dtype else x + y
+
+
+def gelu(x):
+    """The exact GELU, x Phi(x); in place where no gradient will ask for x again."""
+    return F.gelu(x) if x.requires_grad else torch.ops.aten.gelu_(x)
 
 
 class Embeddings(nn.Module):
@@ -87,7 +103,8 @@ class Embeddings(nn.Module):
             # 0..N-1, also when padded on the left, as BERT was trained and as transformers does.
             x = x + self.position.weight[: input_ids.shape[1]]
         else:
-            # pad_id + 1 for the first real token; pads stay at pad_id. From the ids, not the mask.
+            # pad_id + 1 for the first real token, pad_id for padding. The ids say what is padding,
+            # not the mask, as in transformers.
             real = (input_ids != self.config.pad_token_id).long()
             x = x + self.position(real.cumsum(dim=1) * real + self.config.pad_token_id)
         if token_type_ids is None:
@@ -98,10 +115,13 @@ class Embeddings(nn.Module):
 
 
 class Block(nn.Module):
-    """One post-norm layer.
+    """One layer: attention, then a feed-forward network, each added to its input and normalised.
 
-    x ─┬─ query, key, value ─ attention ─ output ─(+)─ attention_norm ─┬─ expand ─ GELU ─ contract ─(+)─ ffn_norm ─ x
-       └───────────────────────────────────────────┘                   └────────────────────────────┘
+        x ─┬─ query, key, value ─ attention ─ output ─ (+) ─ attention_norm ─┐
+           └──────────────────────────────────────────┘                      │
+        ┌─────────────────────────────────────────────────────────────────────┘
+        └─┬─ expand ─ GELU ─ contract ─ (+) ─ ffn_norm ─ x of the next layer
+          └─────────────────────────────┘
     """
 
     def __init__(self, config):
@@ -123,13 +143,14 @@ class Block(nn.Module):
 
     def rest(self, x, query, key, value, mask, attention):
         """The output of the layer, given its input x and its own Q, K, V."""
-        heads = (split_heads(part, self.heads) for part in (query, key, value))
-        x = self.attention_norm(x + self.output(merge_heads(attention(*heads, mask))))
-        return self.ffn_norm(x + self.contract(F.gelu(self.expand(x))))
+        heads = (split_heads(part, self.heads) for part in (query, key, value))  # (B, A, N, d)
+        read = merge_heads(attention(*heads, mask))  # (B, N, D)
+        x = self.attention_norm(add(x, self.output(read)))
+        return self.ffn_norm(add(x, self.contract(gelu(self.expand(x)))))
 
 
 class MLMHead(nn.Module):
-    """What masked-language-model prediction adds: dense, GELU, norm, and the bias of the tied decoder."""
+    """What predicts masked words: dense, GELU, norm; then the word embeddings and this bias."""
 
     def __init__(self, config):
         super().__init__()
@@ -176,8 +197,11 @@ class Encoder(nn.Module):
         Errors   UserError: more tokens than positions; a layer that does not exist.
         """
         last, what = stop or (len(self.blocks), "hidden")
-        if not (what == "hidden" and last == 0) and not 1 <= last <= len(self.blocks):
-            raise UserError(f"layer {last} does not exist: the encoder has {len(self.blocks)} layers")
+        first = {"hidden": 0, "qkv": 1}[what]
+        if not first <= last <= len(self.blocks):
+            raise UserError(
+                f"layer {last} does not exist: the encoder has layers {first} to {len(self.blocks)}"
+            )
         if input_ids.shape[1] > self.config.max_tokens:
             raise UserError(
                 f"{input_ids.shape[1]} tokens in a sequence, but the encoder has positions for"
@@ -186,12 +210,12 @@ class Encoder(nn.Module):
         mask = self._keys_to_read(attention_mask)
         x = self.embeddings(input_ids, token_type_ids)  # (B, N, D)
         hidden, qkv = [x], []
-        for number, block in enumerate(self.blocks[:last], start=1):
-            qkv.append(block.qkv(x))
-            if number < last or what == "hidden":
-                x = block.rest(x, *qkv[-1], mask, self.attention)
+        for i in range(last):
+            qkv.append(self.blocks[i].qkv(x))
+            if i + 1 < last or what == "hidden":
+                x = self.blocks[i].rest(x, *qkv[-1], mask, self.attention)
                 hidden.append(x)
-        queries, keys, values = zip(*qkv) if qkv else ((), (), ())
+        queries, keys, values = zip(*qkv, strict=True) if qkv else ((), (), ())
         return EncoderOutput(tuple(hidden), queries, keys, values)
 
     @staticmethod
@@ -210,11 +234,14 @@ class Encoder(nn.Module):
     def mlm_features(self, hidden):
         """(..., D) last hidden states -> (..., D), what the vocabulary is compared with."""
         if self.mlm_head is None:
-            raise UserError("this encoder has no MLM head; one comes from training with --method mlm")
-        return self.mlm_head.norm(F.gelu(self.mlm_head.dense(hidden)))
+            raise UserError(
+                "this encoder has no MLM head; `python train.py --method mlm --init NAME` gives it"
+                " one"
+            )
+        return self.mlm_head.norm(gelu(self.mlm_head.dense(hidden)))
 
     def mlm_logits(self, hidden):
-        """(..., D) last hidden states -> (..., V): features times the word embeddings, plus a bias."""
+        """(..., D) last hidden states -> (..., V): features · word embeddings + bias."""
         return F.linear(self.mlm_features(hidden), self.embeddings.word.weight, self.mlm_head.bias)
 
     @torch.no_grad()
@@ -225,5 +252,5 @@ class Encoder(nn.Module):
         heads = self.config.num_attention_heads
         return [
             attention_map(split_heads(query, heads), split_heads(key, heads), mask)
-            for query, key in zip(output.queries, output.keys)
+            for query, key in zip(output.queries, output.keys, strict=True)
         ]

