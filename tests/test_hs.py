@@ -1,0 +1,185 @@
+"""HS transfer: the layer maps as printed, and the squared distance against loops and by hand."""
+
+import pytest
+import torch
+
+from distill.hs import STRATEGIES, hs_loss, layer_map
+from minitransformer.config import UserError
+
+
+def states(*shape, seed=0, dtype=torch.float64):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+def real(lengths, tokens):
+    return torch.arange(tokens) < torch.tensor(lengths)[:, None]
+
+
+# Written by hand from the definitions in design and docstring, not by the code under test.
+MAPS = {
+    (12, 6, "single"): "6,12",
+    (12, 6, "uniform"): "1,2 2,4 3,6 4,8 5,10 6,12",
+    (12, 6, "last"): "1,7 2,8 3,9 4,10 5,11 6,12",
+    (12, 6, "uniform-consecutive"): "1,0 1,1 1,2 2,2 2,3 2,4 3,4 3,5 3,6 4,6 4,7 4,8 5,8 5,9 5,10"
+    " 6,10 6,11 6,12",
+    (12, 6, "uniform+last"): "1,2 1,7 2,4 2,8 3,6 3,9 4,8 4,10 5,10 5,11 6,12",
+    (12, 4, "single"): "4,12",
+    (12, 4, "uniform"): "1,3 2,6 3,9 4,12",
+    (12, 4, "last"): "1,9 2,10 3,11 4,12",
+    (12, 4, "uniform-consecutive"): "1,0 1,1 1,2 1,3 2,3 2,4 2,5 2,6 3,6 3,7 3,8 3,9 4,9 4,10 4,11"
+    " 4,12",
+    (12, 4, "uniform+last"): "1,3 1,9 2,6 2,10 3,9 3,11 4,12",
+    (24, 6, "single"): "6,24",
+    (24, 6, "uniform"): "1,4 2,8 3,12 4,16 5,20 6,24",
+    (24, 6, "last"): "1,19 2,20 3,21 4,22 5,23 6,24",
+    (24, 6, "uniform-consecutive"): "1,0 1,1 1,2 1,3 1,4 2,4 2,5 2,6 2,7 2,8 3,8 3,9 3,10 3,11 3,12"
+    " 4,12 4,13 4,14 4,15 4,16 5,16 5,17 5,18 5,19 5,20 6,20 6,21 6,22 6,23 6,24",
+    (24, 6, "uniform+last"): "1,4 1,19 2,8 2,20 3,12 3,21 4,16 4,22 5,20 5,23 6,24",
+    (6, 3, "single"): "3,6",
+    (6, 3, "uniform"): "1,2 2,4 3,6",
+    (6, 3, "last"): "1,4 2,5 3,6",
+    (6, 3, "uniform-consecutive"): "1,0 1,1 1,2 2,2 2,3 2,4 3,4 3,5 3,6",
+    (6, 3, "uniform+last"): "1,2 1,4 2,4 2,5 3,6",
+    # 4 does not divide 6: i * 6/4 = 1.5, 3, 4.5, 6, halves up: 2, 3, 5, 6.
+    (6, 4, "single"): "4,6",
+    (6, 4, "uniform"): "1,2 2,3 3,5 4,6",
+    (6, 4, "last"): "1,3 2,4 3,5 4,6",
+    (6, 4, "uniform-consecutive"): "1,0 1,1 1,2 2,2 2,3 3,3 3,4 3,5 4,5 4,6",
+    (6, 4, "uniform+last"): "1,2 1,3 2,3 2,4 3,5 4,6",
+}
+
+
+@pytest.mark.parametrize("key", MAPS, ids=str)
+def test_layer_map_equals_the_printed_table(key):
+    teacher_layers, student_layers, strategy = key
+    pairs = layer_map(strategy, student_layers, teacher_layers)
+    assert " ".join(f"{i},{j}" for i, j in pairs) == MAPS[key]
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_layer_map_holds_for_every_size(strategy):
+    for teacher_layers in range(1, 26):
+        for student_layers in range(1, teacher_layers + 1):
+            pairs = layer_map(strategy, student_layers, teacher_layers)
+            assert len(set(pairs)) == len(pairs)
+            assert (student_layers, teacher_layers) in pairs
+            assert all(1 <= i <= student_layers and 0 <= j <= teacher_layers for i, j in pairs)
+            if strategy == "uniform-consecutive":
+                assert {j for _, j in pairs} == set(range(teacher_layers + 1))
+            if student_layers == teacher_layers and strategy in ("uniform", "last"):
+                assert pairs == [(i, i) for i in range(1, student_layers + 1)]
+
+
+def test_layer_map_mistakes():
+    with pytest.raises(UserError, match="unknown layer map 'first': choose from single, uniform"):
+        layer_map("first", 6, 12)
+    for strategy in ("last", "uniform+last"):
+        with pytest.raises(UserError, match="the student has 6, the teacher 4"):
+            layer_map(strategy, 6, 4)
+    # A deeper student is fine where no subtraction is needed: some teacher layers are read twice.
+    assert layer_map("uniform", 4, 2) == [(1, 1), (2, 1), (3, 2), (4, 2)]
+
+
+@pytest.mark.parametrize("projected", [False, True])
+@pytest.mark.parametrize("lengths", [[4, 4, 4], [1, 4, 2], [0, 3, 4]])
+def test_equals_explicit_loops(projected, lengths):
+    D_s, D_t = (3, 5) if projected else (5, 5)
+    student, teacher, W = states(3, 4, D_s), states(3, 4, D_t, seed=1), states(D_s, D_t, seed=2)
+    total, count = hs_loss(student, teacher, real(lengths, 4), W if projected else None)
+    expected = 0.0
+    for b in range(3):
+        for n in range(lengths[b]):
+            for e in range(D_t):
+                mapped = (
+                    sum((student[b, n, d] * W[d, e]).item() for d in range(D_s))
+                    if projected else student[b, n, e].item())
+                expected += (mapped - teacher[b, n, e].item()) ** 2 / D_t
+    assert total.item() == pytest.approx(expected, rel=1e-12)
+    assert count.item() == sum(lengths)
+
+
+def test_by_hand():
+    # Tokens (1, 2) and (0, 1) against (3, 2) and (0, 5): (4 + 0)/2 + (0 + 16)/2 = 10, 2 tokens.
+    student = torch.tensor([[[1.0, 2.0], [0.0, 1.0]]])
+    teacher = torch.tensor([[[3.0, 2.0], [0.0, 5.0]]])
+    total, count = hs_loss(student, teacher, real([2], 2))
+    assert (total.item(), count.item()) == (10, 2)
+    # With W = [[0, 1, 1], [1, 0, 1]]: (1, 2) -> (2, 1, 3) against (2, 4, 3): 9/3 = 3.
+    W = torch.tensor([[0.0, 1.0, 1.0], [1.0, 0.0, 1.0]])
+    total, _ = hs_loss(student[:, :1], torch.tensor([[[2.0, 4.0, 3.0]]]), real([1], 1), W)
+    assert total.item() == 3
+
+
+def test_gradcheck():
+    student, teacher, W = states(2, 3, 4), states(2, 3, 5, seed=1), states(4, 5, seed=2)
+    mask = real([3, 2], 3)
+    inputs = student.requires_grad_(), W.requires_grad_()
+    assert torch.autograd.gradcheck(lambda x, w: hs_loss(x, teacher, mask, w)[0], inputs)
+
+
+def test_invariances():
+    student, teacher, W = states(3, 6, 4), states(3, 6, 5, seed=1), states(4, 5, seed=2)
+    lengths = [6, 2, 3]
+    mask = real(lengths, 6)
+    value = hs_loss(student, teacher, mask, W)[0].item()
+
+    def equals(total):
+        return total.item() == pytest.approx(value, rel=1e-12)
+
+    for content in (1e3, float("inf")):
+        noisy = torch.where(mask[..., None], teacher, content)
+        assert equals(hs_loss(student, noisy, mask, W)[0])
+    assert equals(hs_loss(student.flip(1), teacher.flip(1), mask.flip(1), W)[0])  # left padding
+    assert equals(hs_loss(student.flip(0), teacher.flip(0), mask.flip(0), W)[0])
+    parts = [hs_loss(student[i:j, :n], teacher[i:j, :n], real(lengths[i:j], n), W)
+             for (i, j), n in (((0, 1), 6), ((1, 3), 3))]
+    assert equals(sum(total for total, _ in parts))
+    assert sum(count.item() for _, count in parts) == 11
+    turn = torch.linalg.qr(states(5, 5, seed=3)).Q  # turning the target together with W
+    assert equals(hs_loss(student, teacher @ turn, mask, W @ turn)[0])
+
+
+def test_projection_acts_on_the_student():
+    x, y, W = states(2, 3, 4), states(2, 3, 4, seed=1), states(4, 4, seed=2)
+    mask = real([3, 3], 3)
+    forward, swapped = hs_loss(x, y, mask, W)[0], hs_loss(y, x, mask, W)[0]
+    assert abs(forward - swapped) > 0.01 * forward
+    assert abs(hs_loss(x, y, mask, W.T)[0] - forward) > 0.01 * forward
+
+
+def test_zero_nothing_to_count_and_huge():
+    x = states(2, 3, 4, dtype=torch.float32).requires_grad_()
+    assert hs_loss(x, x.detach(), real([3, 2], 3))[0] == 0
+    total, count = hs_loss(x, states(2, 3, 4, seed=1), real([0, 0], 3))
+    total.backward()
+    assert (total.item(), count.item()) == (0, 0)
+    assert not x.grad.any()
+    total, _ = hs_loss(1e15 * x, x.detach(), real([3, 3], 3))
+    assert total.isfinite()
+
+
+def test_float32_sums_under_autocast():
+    x, y = states(2, 3, 4).bfloat16(), states(2, 3, 5, seed=1).bfloat16()
+    W, mask = states(4, 5, seed=2, dtype=torch.float32), real([3, 3], 3)
+    with torch.autocast("cpu", torch.bfloat16):
+        total, count = hs_loss(x, y, mask, W)
+    assert total.dtype == count.dtype == torch.float32
+    expected, _ = hs_loss(x.float(), y.float(), mask, W)
+    assert total.item() == pytest.approx(expected.item(), rel=0.02)
+
+
+def test_the_teacher_is_detached():
+    x, y = states(1, 2, 3).requires_grad_(), states(1, 2, 3, seed=1).requires_grad_()
+    hs_loss(x, y, real([2], 2))[0].backward()
+    assert x.grad is not None
+    assert y.grad is None
+
+
+def test_mistakes_name_both_numbers():
+    x, mask = states(2, 3, 4), real([3, 3], 3)
+    with pytest.raises(UserError, match=r"width 4 and teacher width 5 differ: a \(4, 5\)"):
+        hs_loss(x, states(2, 3, 5), mask)
+    with pytest.raises(UserError, match=r"projection is \(5, 4\), the widths need \(4, 5\)"):
+        hs_loss(x, states(2, 3, 5), mask, states(5, 4))
+    with pytest.raises(UserError, match=r"\(2, 3\), \(2, 2\) and \(2, 3\)"):
+        hs_loss(x, x[:, :2], mask)
