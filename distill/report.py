@@ -18,9 +18,7 @@ def describe_encoder(encoder: Encoder) -> str:
 
 
 def finish(config, run, teacher, student, method, tokenizer, text) -> None:
-    """Export, loss.png, summary and table; the checkpoints go last, so a kill in here loses
-    nothing.
-    """
+    """Export, loss.png, summary, table. The checkpoints go last: a kill in here loses nothing."""
     student.eval()
     save_pretrained(run.folder, student, tokenizer)
     if maps := {name: p.detach().cpu().contiguous() for name, p in method.named_parameters()}:
@@ -43,58 +41,36 @@ def finish(config, run, teacher, student, method, tokenizer, text) -> None:
     run.log("summary", **summary, text=text.describe(), latency_s=latency)
     run.remove_checkpoints()
 
-    names = ["teacher", "student"][-len(models) :]
-    rows = [
-        ("", names),
-        (
-            "layers x width",
-            [f"{m.config.num_hidden_layers} x {m.config.hidden_size}" for m in models],
-        ),
+    shape = f"x {min(128, config.seq_len)}, median"
+    print(f"\n{'':<26}" + "".join(f"{name:>12}" for name in ["teacher", "student"][-len(models) :]))
+    for name, cells in (
+        ("layers x width",
+         [f"{m.config.num_hidden_layers} x {m.config.hidden_size}" for m in models]),
         ("parameters", [f"{cost.parameter_counts(m)[0] / 1e6:.1f} M" for m in models]),
         ("size, float32", [f"{cost.megabytes(m):.0f} MB" for m in models]),
-        (
-            f"latency 1 x {min(128, config.seq_len)}, median",
-            [f"{1e3 * statistics.median(s):.1f} ms" for s in short],
-        ),
-        (
-            f"latency 32 x {min(128, config.seq_len)}, median",
-            [f"{1e3 * statistics.median(s):.0f} ms" for s in long],
-        ),
-    ]
-    print()
-    for name, cells in rows:
+        (f"latency 1 {shape}", [f"{1e3 * statistics.median(s):.1f} ms" for s in short]),
+        (f"latency 32 {shape}", [f"{1e3 * statistics.median(s):.0f} ms" for s in long]),
+    ):
         print(f"{name:<26}" + "".join(f"{cell:>12}" for cell in cells))
-    print(
-        f"\n{config.method} loss on held-out text  {evals[0]['loss']:.4f} ->"
-        f" {evals[-1]['loss']:.4f}"
-    )
-    print(
-        f"training                  {speed:,.0f} tokens/s"
-        + (f", {skipped} steps skipped" if skipped else "")
-    )
-    print(f"student                   {run.folder}\n\nnext:\n  python evaluate.py {run.folder}")
-    print(
-        f"  python -c \"from transformers import AutoModel;"
-        f" print(AutoModel.from_pretrained('{run.folder}'))\""
-    )
+    print(f"\nheld-out {config.method} loss  {shown(evals[0])} -> {shown(evals[-1])}")
+    print(f"training speed     {speed:,.0f} tokens/s"
+          + f"\nskipped steps      {skipped}, not finite" * bool(skipped))
+    print(f"student            {run.folder}\n\nnext:\n  python evaluate.py {run.folder}")
+
+
+def shown(record: dict) -> str:
+    return "not finite" if record["loss"] is None else f"{record['loss']:.4f}"
 
 
 def plot_loss(config, steps, evals, file: Path) -> None:
     import matplotlib.pyplot as plt  # here: a run should not begin with imports for its end
 
     figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
-    axes.plot(
-        [r["step"] for r in steps],
-        [math.nan if r["loss"] is None else r["loss"] for r in steps],
-        lw=1,
-        label="training",
-    )
-    axes.plot([r["step"] for r in evals], [r["loss"] for r in evals], "o-", label="held-out")
-    axes.set(
-        xlabel="optimizer step",
-        ylabel=f"{config.method} loss",
-        title=f"{config.out}: {config.teacher} -> student",
-    )
+    for records, style, label in ((steps, "-", "training"), (evals, "o-", "held-out")):
+        losses = [math.nan if r["loss"] is None else r["loss"] for r in records]
+        axes.plot([r["step"] for r in records], losses, style, linewidth=1, label=label)
+    axes.set(xlabel="optimizer step", ylabel=f"{config.method} loss",
+             title=f"{config.out}: {config.teacher} -> student")
     axes.legend()
     axes.grid(alpha=0.3)
     figure.savefig(file, dpi=120)

@@ -46,6 +46,17 @@ def run(main: Callable[[], int]) -> NoReturn:
         sys.exit(130)
 
 
+def cache_folder() -> Path:
+    """Where downloads, token files and cached results stay: $XDG_CACHE_HOME/minitransformer."""
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "minitransformer"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = f"{folder} ({error.strerror})"
+        raise UserError(f"cannot make the cache folder {reason}; set XDG_CACHE_HOME") from None
+    return folder
+
+
 def provenance() -> dict:
     """What a number depends on beside its command: argv, commit, versions, machine."""
     root = Path(__file__).resolve().parent.parent

@@ -19,9 +19,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from minitransformer.cli import Progress
+from minitransformer.cli import Progress, cache_folder
 from minitransformer.config import UserError
-from minitransformer.pretrained import cache_folder
 from minitransformer.text import Source, documents, identity
 from minitransformer.tokenizer import Tokenizer
 

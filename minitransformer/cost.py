@@ -31,13 +31,11 @@ def flops_per_token(encoder: Encoder, length: int) -> int:
 
 
 @torch.inference_mode()
-def latencies(
-    encoders: list[Encoder], batch: int, length: int, repeats: int = 20
-) -> list[list[float]]:
+def latencies(encoders: list[Encoder], batch: int, length: int) -> list[list[float]]:
     """Sorted seconds of one forward pass (batch, length) for each encoder, without padding.
 
     The encoders take turns, so that a machine that slows down slows all of them alike. Two rounds
-    are not counted.
+    are not counted; then 5 to 30 are, as many as fit into three seconds.
     """
     device = encoders[0].embeddings.word.weight.device
     generator = torch.Generator().manual_seed(0)
@@ -46,10 +44,14 @@ def latencies(
         encoder.eval()
         # ids above 10 are no special tokens in any vocabulary here; RoBERTa would not count its
         # padding id as a position
-        ids = torch.randint(10, encoder.config.vocab_size, (batch, length), generator=generator)
+        size = encoder.config.vocab_size
+        ids = torch.randint(min(10, size - 1), size, (batch, length), generator=generator)
         inputs.append(ids.to(device))
     seconds: list[list[float]] = [[] for _ in encoders]
-    for turn in range(repeats + 2):
+    began = time.perf_counter()
+    for turn in range(32):
+        if turn >= 7 and time.perf_counter() - began > 3:
+            break
         for encoder, ids, row in zip(encoders, inputs, seconds, strict=True):
             _wait(device)
             start = time.perf_counter()

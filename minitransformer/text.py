@@ -29,8 +29,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from minitransformer.cli import cache_folder
 from minitransformer.config import UserError
-from minitransformer.pretrained import cache_folder
 
 PACKAGES = (
     "numpy",
