@@ -130,7 +130,7 @@ def from_hugging_face(tensors, config):
 
 
 def current_names(tensors, config):
-    """({name of today, without prefix: tensor}, problems): LayerNorm.gamma is LayerNorm.weight now."""
+    """({name of today, without prefix: tensor}, problems); LayerNorm.weight was once .gamma."""
     renamed, problems = {}, []
     for name, tensor in tensors.items():
         today = name.removeprefix(family(config)[0])

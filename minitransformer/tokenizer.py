@@ -132,7 +132,7 @@ def name_of(token):
 
 
 def read_pipeline(files, settings, named):
-    """(pipeline, {kind of special token: its text}); `named` is what the files say of the latter."""
+    """(pipeline, {kind of special token: its text}); `named` is what the files say of these."""
     if "tokenizer.json" in files:
         pipeline = Pipeline.from_str(files["tokenizer.json"].decode())
         is_bert = pipeline.token_to_id("[CLS]") is not None

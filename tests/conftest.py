@@ -1,0 +1,115 @@
+"""Small models and tokenizers that every test file may use.
+
+    tiny_config("bert" | "roberta" | "xlm-roberta", num_hidden_layers=2, ...)   an EncoderConfig
+    tiny_encoder(config or model type, mlm_head=True, seed=0)                   every tensor random
+    tiny_tokenizer(model type)                                                  any text works
+    tokens(config, lengths, side="right", seed=0)                               (ids, mask)
+    embedded                                                                    (Encoder, Tokenizer)
+
+The first four are plain functions: `from conftest import tiny_config`. `embedded` is a fixture, the
+real weights of the embedded teacher, shared by the session: copy the encoder before changing it.
+"""
+
+import functools
+import os
+import string
+import tempfile
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before any import of the hub's library
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import pytest
+import tokenizers
+import torch
+
+from minitransformer import EMBEDDED_TEACHER, Encoder, EncoderConfig, load_pretrained
+from minitransformer.tokenizer import load_tokenizer
+
+MODEL_TYPES = ("bert", "roberta", "xlm-roberta")
+WORDS = "the a of and to in is it text token tokens model teacher student layer small large un".split()
+
+
+def tiny_config(model_type="bert", **changes):
+    """3 layers x 32, 4 heads, 300 words, room for 40 tokens."""
+    sizes = {
+        "vocab_size": 300,
+        "hidden_size": 32,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "intermediate_size": 64,
+        "max_position_embeddings": 40 if model_type == "bert" else 42,
+        "type_vocab_size": 2 if model_type == "bert" else 1,
+        "layer_norm_eps": 1e-12 if model_type == "bert" else 1e-5,
+        "pad_token_id": 0 if model_type == "bert" else 1,
+    }
+    return EncoderConfig(model_type=model_type, **{**sizes, **changes})
+
+
+def tiny_encoder(config="bert", mlm_head=True, seed=0):
+    """An encoder in which no tensor is 0 or 1, so that none can be forgotten or swapped unseen."""
+    config = tiny_config(config) if isinstance(config, str) else config
+    encoder = Encoder(config, mlm_head=mlm_head).eval()
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in encoder.named_parameters():
+            around = 1.0 if name.endswith("norm.weight") else 0.0
+            parameter.normal_(around, 0.2, generator=generator)
+    return encoder
+
+
+def tokens(config, lengths, side="right", seed=0):
+    """(ids (B, N), mask (B, N) bool) of random text with these lengths, padded on one side."""
+    generator = torch.Generator().manual_seed(seed)
+    shape = (len(lengths), max(lengths))
+    ids = torch.randint(5, config.vocab_size, shape, generator=generator)
+    mask = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
+    mask = mask if side == "right" else mask.flip(1)
+    return ids.where(mask, config.pad_token_id), mask
+
+
+@functools.cache
+def tiny_tokenizer(model_type="bert"):
+    """A tokenizer of that family; its vocabulary of fewer than 300 spells out any English text."""
+    with tempfile.TemporaryDirectory() as folder:
+        write_tokenizer(Path(folder), model_type)
+        return load_tokenizer(Path(folder), tiny_config(model_type))
+
+
+def write_tokenizer(folder, model_type):
+    """Write the file that this family usually comes with: vocab.txt, or tokenizer.json."""
+    characters = string.ascii_lowercase + string.digits + string.punctuation
+    if model_type == "bert":
+        vocab = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *characters, *WORDS]
+        vocab += [f"##{c}" for c in string.ascii_lowercase + string.digits]
+        (folder / "vocab.txt").write_text("\n".join(vocab) + "\n", encoding="utf-8")
+        return
+    names = ["<s>", "<pad>", "</s>", "<unk>"]
+    if model_type == "roberta":
+        alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+        merges = [("t", "h"), ("th", "e"), ("Ġ", "the"), ("o", "k")]
+        vocab = [*names, *alphabet, *("".join(pair) for pair in merges), "<mask>"]
+        model = tokenizers.models.BPE({word: i for i, word in enumerate(vocab)}, merges)
+        pipeline = tokenizers.Tokenizer(model)
+        pipeline.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+        pipeline.post_processor = tokenizers.processors.RobertaProcessing(("</s>", 2), ("<s>", 0))
+    else:
+        letters = characters + string.ascii_uppercase
+        pieces = [*names, "▁", *letters, *(f"▁{word}" for word in WORDS), "<mask>"]
+        model = tokenizers.models.Unigram([(p, -float(i)) for i, p in enumerate(pieces)], unk_id=3)
+        pipeline = tokenizers.Tokenizer(model)
+        pipeline.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace()
+        pipeline.post_processor = tokenizers.processors.TemplateProcessing(
+            single="<s> $A </s>",
+            pair="<s> $A </s> </s> $B </s>",
+            special_tokens=[("<s>", 0), ("</s>", 2)],
+        )
+    pipeline.add_special_tokens(names)
+    pipeline.add_special_tokens([tokenizers.AddedToken("<mask>", lstrip=True)])
+    pipeline.save(str(folder / "tokenizer.json"))
+
+
+@pytest.fixture(scope="session")
+def embedded():
+    """(Encoder, Tokenizer) of the embedded teacher."""
+    return load_pretrained(EMBEDDED_TEACHER)
