@@ -1,0 +1,292 @@
+"""The five methods on two small encoders: settings, stops, gradients, micro-batches, training."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from distill import METHODS, build_method
+from distill.method import Method
+from distill.mha import relation_loss_plain
+from distill.mlm import mlm_loss
+from distill.od import od_loss
+from minitransformer.config import EncoderConfig, UserError
+from minitransformer.model import Encoder
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """These models are too small to share: threads would only wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+ALL = pytest.mark.parametrize("name", METHODS)
+
+
+def config(layers, width, vocab=60):
+    return EncoderConfig.from_dict({
+        "model_type": "bert", "vocab_size": vocab, "hidden_size": width,
+        "num_hidden_layers": layers, "num_attention_heads": 4, "intermediate_size": 2 * width,
+        "max_position_embeddings": 16, "type_vocab_size": 2, "layer_norm_eps": 1e-12,
+        "pad_token_id": 0, "initializer_range": 0.2, "hidden_act": "gelu"})
+
+
+def encoder(layers=4, width=24, seed=0, mlm_head=True):
+    model = Encoder(config(layers, width), mlm_head=mlm_head)
+    return model.reset_parameters(torch.Generator().manual_seed(seed))
+
+
+def make_batch(lengths=(12, 7, 3, 12), tokens=12, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(5, 60, (len(lengths), tokens), generator=generator)
+    mask = torch.arange(tokens) < torch.tensor(lengths)[:, None]
+    chosen = (torch.rand(ids.shape, generator=generator) < 0.3) & mask
+    ids = ids * mask
+    return SimpleNamespace(ids=ids, mask=mask, chosen=chosen, masked_ids=ids.masked_fill(chosen, 4))
+
+
+def part(batch, rows, tokens):
+    return SimpleNamespace(**{key: x[rows, :tokens] for key, x in vars(batch).items()})
+
+
+def build(name, student, teacher, **settings):
+    return build_method(name, student.config, teacher.config, **settings)
+
+
+def gradients(*modules):
+    return [p.grad for module in modules for p in module.parameters() if p.grad is not None]
+
+
+@ALL
+@pytest.mark.parametrize("width", [24, 16], ids=["equal width", "narrower"])
+def test_contract(name, width):
+    student, teacher = encoder(2, width, seed=1), encoder()
+    method = build(name, student, teacher)
+    assert isinstance(method, Method)
+    assert isinstance(method.describe(), str)
+    assert "\n" not in method.describe()
+    assert method.masked_text == (name in ("od", "mlm"))
+    assert method.needs_teacher == (name != "mlm")
+    method.check_models(student, teacher)
+    batch = make_batch()
+    total, count = method(student, teacher, batch)
+    assert total.dtype == count.dtype == torch.float32
+    assert total.shape == count.shape == ()
+    expected = {"mha": 4, "hs": 34, "direct-minilm": 34}.get(name, int(batch.chosen.sum()))
+    assert count.item() == expected
+    total.backward()
+    assert all(p.grad is None for p in teacher.parameters())
+    assert all(p.grad is not None for p in method.parameters())
+    learns_maps = name == "direct-minilm" or (name == "hs" and width == 16)
+    assert bool(list(method.parameters())) == learns_maps
+
+
+@ALL
+def test_which_student_parameters_learn(name):
+    student, teacher = encoder(2, seed=1), encoder()
+    build(name, student, teacher)(student, teacher, make_batch())[0].backward()
+    idle = {key for key, p in student.named_parameters() if p.grad is None}
+    head = {key for key in idle if key.startswith("mlm_head.")}
+    assert bool(head) == (name not in ("od", "mlm"))
+    last = {f"blocks.1.{part}.{kind}" for kind in ("weight", "bias")
+            for part in ("output", "attention_norm", "expand", "contract", "ffn_norm")}
+    assert idle - head == (last if name in ("mha", "direct-minilm") else set())
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "highest", "whole"),
+    [
+        ("mha", {}, 3, False), ("mha", {"teacher_layer": 1}, 1, False),
+        ("direct-minilm", {"teacher_layer": 2}, 2, False),
+        ("hs", {}, 4, True), ("hs", {"mapping": "single"}, 4, True), ("od", {}, 4, True),
+    ],
+)
+def test_the_teacher_stops_where_the_method_does(name, settings, highest, whole):
+    """Nothing above the needed layer runs, nor that layer's own rest where Q, K, V suffice."""
+    student, teacher = encoder(2, seed=1), encoder()
+    ran = set()
+    for number, block in enumerate(teacher.blocks, start=1):
+        for what in ("query", "contract"):
+            block.get_submodule(what).register_forward_hook(
+                lambda *_, key=(number, what): ran.add(key))
+    build(name, student, teacher, **settings)(student, teacher, make_batch())
+    assert max(number for number, _ in ran) == highest
+    assert ((highest, "contract") in ran) == whole
+
+
+@ALL
+def test_one_batch_is_its_micro_batches(name):
+    """Unequal padding and counts: sums and gradients add up, means of means would not."""
+    student, teacher = encoder(2, 16, seed=1).double(), encoder().double()
+    method = build(name, student, teacher).double()
+    whole, parts = make_batch(), ((slice(0, 2), 12), (slice(2, 3), 3), (slice(3, 4), 12))
+    total, count = method(student, teacher, whole)
+    total.backward()
+    expected = [g.clone() for g in gradients(student, method)]
+    student.zero_grad()
+    method.zero_grad()
+    totals, counts = [], []
+    for rows, tokens in parts:
+        micro, micro_count = method(student, teacher, part(whole, rows, tokens))
+        micro.backward()
+        totals.append(micro.item())
+        counts.append(micro_count.item())
+    assert sum(totals) == pytest.approx(total.item(), rel=1e-10)
+    assert sum(counts) == count.item()
+    for slope, other in zip(gradients(student, method), expected, strict=True):
+        assert torch.allclose(slope, other, atol=1e-10)
+
+
+@ALL
+def test_nothing_to_count_adds_nothing(name):
+    student, teacher = encoder(2, 16, seed=1), encoder()
+    method = build(name, student, teacher)
+    batch = make_batch(lengths=(0, 0))
+    total, count = method(student, teacher, batch)
+    total.backward()
+    assert (total.item(), count.item()) == (0, 0)
+    assert not any(slope.any() for slope in gradients(student, method))
+    # An empty sequence beside full ones changes neither.
+    full, padded = make_batch(lengths=(12, 7)), make_batch(lengths=(12, 7, 0))
+    for key in ("ids", "masked_ids", "chosen"):
+        getattr(padded, key)[:2] = getattr(full, key)
+    results = (method(student, teacher, batch) for batch in (full, padded))
+    for one, other in zip(*results, strict=True):
+        assert one.item() == pytest.approx(other.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["mha", "hs", "od", "direct-minilm"])
+def test_zero_when_the_student_is_the_teacher(name):
+    teacher = encoder(2)
+    method = build(name, teacher, teacher, teacher_layer=2)
+    total, _ = method(teacher, teacher, make_batch())
+    assert abs(total.item()) < 1e-5
+    total.backward()
+    assert max(slope.abs().max().item() for slope in gradients(teacher)) < 1e-5
+
+
+def test_forward_is_the_published_formula():
+    """The methods, which use lean forms, against the plain ones on whole outputs of both models."""
+    student, teacher, batch = encoder(2, 16, seed=1), encoder(), make_batch()
+    of_student, of_teacher = student(batch.ids, batch.mask), teacher(batch.ids, batch.mask)
+    total, _ = build("mha", student, teacher, teacher_layer=2)(student, teacher, batch)
+    expected = sum(
+        relation_loss_plain(x_s[1], x_t[1], batch.mask, 8)[0] for x_s, x_t in zip(
+            of_student[1:], of_teacher[1:], strict=True))
+    assert total.item() == pytest.approx(expected.item(), rel=1e-5)
+    method = build("hs", student, teacher)  # layers (1, 2) and (2, 4), each with its own map
+    expected = sum(
+        ((of_student.hidden[i] @ w - of_teacher.hidden[j])[batch.mask] ** 2).sum() / 24
+        for (i, j), w in zip([(1, 2), (2, 4)], method.maps, strict=True))
+    assert method(student, teacher, batch)[0].item() == pytest.approx(expected.item(), rel=1e-5)
+    logits = [model.mlm_logits(model(batch.masked_ids, batch.mask).hidden[-1])
+              for model in (student, teacher)]
+    for positions, rows in (("masked", batch.chosen), ("all", batch.mask)):
+        method = build("od", student, teacher, positions=positions, temperature=2.0)
+        total, count = method(student, teacher, batch)
+        expected, _ = od_loss(*(z[rows] for z in logits), 2.0)
+        assert total.item() == pytest.approx(expected.item(), rel=1e-5)
+        assert count.item() == rows.sum()
+    total, _ = build("mlm", student, teacher)(student, None, batch)
+    expected, _ = mlm_loss(logits[0][batch.chosen], batch.ids[batch.chosen])
+    assert total.item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+@ALL
+def test_sums_are_float32_under_autocast(name):
+    student, teacher, batch = encoder(2, 16, seed=1), encoder(), make_batch()
+    method = build(name, student, teacher)
+    expected, expected_count = method(student, teacher, batch)
+    with torch.autocast("cpu", torch.bfloat16):
+        total, count = method(student, teacher, batch)
+    total.backward()
+    assert total.dtype == count.dtype == torch.float32
+    assert count == expected_count
+    assert total.item() == pytest.approx(expected.item(), rel=0.05)
+    assert all(slope.dtype == torch.float32 for slope in gradients(student, method))
+
+
+@ALL
+@pytest.mark.parametrize("width", [24, 16], ids=["equal width", "narrower"])
+def test_overfits_one_batch_and_leaves_the_teacher_alone(name, width):
+    student, teacher, batch = encoder(2, width, seed=1), encoder(), make_batch()
+    before = {key: value.clone() for key, value in teacher.state_dict().items()}
+    method = build(name, student, teacher)
+    parameters = [*student.parameters(), *method.parameters()]
+    optimizer = torch.optim.AdamW(parameters, lr=1e-2)
+    losses = []
+    for _ in range(100):
+        optimizer.zero_grad()
+        total, count = method(student, teacher, batch)
+        (total / count).backward()
+        optimizer.step()
+        losses.append((total / count).item())
+    assert losses[-1] < 0.2 * losses[0]
+    after = teacher.state_dict()
+    assert all(torch.equal(value, after[key]) for key, value in before.items())
+
+
+def test_learned_maps_do_not_depend_on_the_global_random_state():
+    student, teacher = encoder(2, 16), encoder()
+    for name in ("hs", "direct-minilm"):
+        torch.manual_seed(1)
+        one = build(name, student, teacher).state_dict()
+        torch.manual_seed(2)
+        other = build(name, student, teacher).state_dict()
+        assert one
+        assert all(torch.equal(one[key], other[key]) for key in one)
+    # Identity where the widths agree, else maps that keep lengths.
+    square = build("direct-minilm", teacher, teacher).query
+    assert torch.equal(square[3], torch.eye(square.shape[1]))
+    w = build("hs", student, teacher).maps[0]
+    assert torch.allclose(w @ w.T, torch.eye(16), atol=1e-5)
+    assert not torch.equal(w, build("hs", student, teacher).maps[1])
+
+
+def test_settings_reach_the_method():
+    student, teacher = config(2, 16), config(4, 24)
+    settings = {"mapping": "single", "teacher_layer": 2, "relation_heads": 4, "temperature": 2.0,
+                "positions": "all"}
+    described = {
+        name: build_method(name, student, teacher, **settings).describe() for name in METHODS}
+    layers = "student layer 2, teacher layer 2, 4 relation heads"
+    assert described["mha"] == f"Q, K, V relations: {layers}"
+    assert described["direct-minilm"] == f"Q, K, V directly: {layers}"
+    assert described["hs"] == "hidden states, map single: (2,4), each with a learned (16, 24)"
+    assert described["od"] == "output distribution: all positions, temperature 2"
+    assert build_method("mlm", student, None).describe()
+
+
+def test_mistakes():
+    student, teacher = config(2, 16), config(4, 24)
+    for name, settings, message in (
+        ("kd", {}, r"unknown method 'kd': choose from mha, hs, od, direct-minilm, mlm"),
+        ("hs", {"mapping": "all"}, r"unknown layer map 'all'"),
+        ("mha", {"teacher_layer": 5}, r"teacher layer 5 is out of range: .* 1 to 4"),
+        ("mha", {"relation_heads": 5}, r"5 relation heads .* 16 and 24; these do: 1, 2, 4, 8"),
+        ("direct-minilm", {"relation_heads": 3}, r"3 relation heads"),
+        ("od", {"positions": "some"}, r"unknown positions 'some'"),
+        ("od", {"temperature": 0}, r"temperature is 0; it must be above 0"),
+    ):
+        with pytest.raises(UserError, match=message):
+            build_method(name, student, teacher, **settings)
+    with pytest.raises(UserError, match=r"student knows 60 tokens and the teacher 70"):
+        build_method("od", student, config(4, 24, vocab=70))
+
+
+def test_models_without_an_mlm_head():
+    student, teacher = encoder(2, seed=1), encoder(mlm_head=False)
+    method = build("od", student, teacher)
+    for call in (lambda: method.check_models(student, teacher),
+                 lambda: method(student, teacher, make_batch())):
+        with pytest.raises(UserError, match=r"teacher has no MLM head.*mlm --init TEACHER"):
+            call()
+    headless = encoder(2, mlm_head=False)
+    for name in ("od", "mlm"):
+        with pytest.raises(UserError, match="student has no MLM head"):
+            build(name, headless, encoder()).check_models(headless, encoder())
+    for name in ("mha", "hs", "direct-minilm"):  # these need none
+        build(name, headless, teacher).check_models(headless, teacher)
