@@ -17,7 +17,7 @@ from minitransformer.data import Text
 from minitransformer.tokenizer import load_tokenizer
 
 SENTENCE = "the cat dog bird sees hears likes a red green small old tree house and or then"
-WORDS = SENTENCE.split()  # noqa: SIM905
+WORDS = SENTENCE.split()
 FAST = ["--seq-len", "16", "--batch-size", "8", "--threads", "1", "--device", "cpu", "--lr", "3e-3",
         "--precision", "fp32"]
 
