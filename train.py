@@ -79,7 +79,7 @@ class TrainConfig:
     seq_len: int = setting(128, "tokens in a sequence")
     batch_size: int = setting(16, "sequences per process and micro-batch")
     accumulate: int = setting(1, "micro-batches in a step of batch-size x accumulate x processes")
-    steps: int = setting(200, "optimizer steps")
+    steps: int = setting(100, "optimizer steps")
     lr: float = setting(6e-4, "peak learning rate")
     warmup: float = setting(0.1, "share of the steps in which it rises; then it falls to 0")
     weight_decay: float = setting(0.01, "AdamW's, on matrices alone")
@@ -93,7 +93,7 @@ class TrainConfig:
     revision: str | None = setting(None, "of a teacher from the hub")
     out: str | None = setting(None, "run folder, must be new; default: runs/METHOD-1, -2, ...")
     save_every: int = setting(500, "steps between checkpoints")
-    eval_every: int = setting(100, "steps between evaluations on held-out text")
+    eval_every: int = setting(50, "steps between evaluations on held-out text")
     resume: bool = setting(False, "go on with --out")
 
     def __post_init__(self):
