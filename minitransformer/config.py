@@ -85,8 +85,8 @@ class EncoderConfig:
             )
         if self.max_tokens < 1:
             raise UserError(
-                f"config: max_position_embeddings {self.max_position_embeddings} leaves room for no"
-                f" token after pad_token_id {self.pad_token_id}"
+                f"config: max_position_embeddings {self.max_position_embeddings} leaves no room for"
+                f" a token after pad_token_id {self.pad_token_id}"
             )
 
     @property

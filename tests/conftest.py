@@ -27,7 +27,7 @@ from minitransformer import EMBEDDED_TEACHER, Encoder, EncoderConfig, load_pretr
 from minitransformer.tokenizer import load_tokenizer
 
 MODEL_TYPES = ("bert", "roberta", "xlm-roberta")
-WORDS = "the a of and to in is it text token tokens model teacher student layer small large un".split()
+WORDS = ["the", "a", "of", "and", "to", "in", "is", "text", "token", "model", "layer", "un"]
 
 
 def tiny_config(model_type="bert", **changes):

@@ -1,0 +1,346 @@
+"""The encoder against transformers, number by number, and against itself written plainly."""
+
+import copy
+import itertools
+
+import pytest
+import torch
+import transformers
+from conftest import MODEL_TYPES, tiny_config, tiny_encoder, tokens
+
+from minitransformer import Encoder, UserError
+from minitransformer.convert import family, to_hugging_face
+from minitransformer.model import attention_map, explicit_attention, fused_attention
+from minitransformer.pretrained import embedded_teacher_folder
+
+LENGTHS = (17, 40, 3)
+PADDINGS = ("none", "right", "left")
+
+
+def reference(encoder, attention="sdpa"):
+    """The same weights in transformers' own class; every tensor is given, none left over."""
+    config = encoder.config.to_dict(family(encoder.config)[2][encoder.mlm_head is not None])
+    architecture = getattr(transformers, config["architectures"][0])
+    config = transformers.AutoConfig.for_model(**config)
+    config._attn_implementation = attention
+    extra = {} if encoder.mlm_head is not None else {"add_pooling_layer": False}
+    model = architecture(config, **extra).eval()
+    missing, unexpected = model.load_state_dict(to_hugging_face(encoder), strict=False)
+    assert not unexpected
+    assert all(".decoder." in name or "position_ids" in name for name in missing)  # tied, buffers
+    model.tie_weights()
+    return model
+
+
+def run_reference(model, ids, mask, types=None):
+    """(all hidden states, [Q of each layer], K, V, logits or None) of a transformers model."""
+    caught = {"query": [], "key": [], "value": []}
+    hooks = [
+        module.register_forward_hook(lambda _m, _i, out, name=name: caught[name].append(out))
+        for path, module in model.named_modules()
+        for name in caught
+        if path.endswith(f"attention.self.{name}")
+    ]
+    with torch.no_grad():
+        out = model(ids, attention_mask=mask, token_type_ids=types, output_hidden_states=True)
+    for hook in hooks:
+        hook.remove()
+    return out.hidden_states, *caught.values(), getattr(out, "logits", None)
+
+
+def inputs(config, padding):
+    """(ids, mask or None) of a batch padded as the name says."""
+    if padding == "none":
+        return tokens(config, (40, 40))[0], None
+    return tokens(config, LENGTHS, padding)
+
+
+def furthest(ours, theirs, mask):
+    """The largest difference at a real token."""
+    where = slice(None) if mask is None else mask
+    return (ours - theirs)[where].abs().max().item()
+
+
+# ---- parity with transformers --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("padding", PADDINGS)
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
+def test_parity_with_transformers(model_type, padding):
+    encoder = tiny_encoder(model_type)
+    ids, mask = inputs(encoder.config, padding)
+    types = (ids % 3 == 0).long() if model_type == "bert" else None
+    *theirs, logits = run_reference(reference(encoder), ids, mask, types)
+    with torch.no_grad():
+        ours = encoder(ids, mask, types)
+        our_logits = encoder.mlm_logits(ours.hidden[-1])
+    assert [len(part) for part in ours] == [4, 3, 3, 3]
+    for our_part, their_part in zip(ours, theirs, strict=True):
+        for ours_, theirs_ in zip(our_part, their_part, strict=True):
+            assert furthest(ours_, theirs_, mask) <= 1e-5
+    assert furthest(our_logits, logits, mask) <= 1e-5
+
+
+@pytest.mark.parametrize("padding", PADDINGS)
+def test_parity_on_the_embedded_teachers_real_weights(embedded, padding):
+    encoder, tokenizer = embedded
+    model = transformers.AutoModel.from_pretrained(embedded_teacher_folder()).eval()
+    texts = ["A short one.", "Parity is measured on words that the model has seen before, " * 4]
+    rows = [ids for ids, _ in tokenizer.encode_pairs(texts, max_tokens=64)]
+    rows = rows[1:] if padding == "none" else rows
+    width = max(map(len, rows))
+    ids = torch.zeros(len(rows), width, dtype=torch.long)
+    for row, words in zip(ids, rows, strict=True):
+        part = slice(width - len(words), None) if padding == "left" else slice(len(words))
+        row[part] = torch.tensor(words)
+    mask = ids != tokenizer.pad_id
+    *theirs, _ = run_reference(model, ids, mask)
+    with torch.no_grad():
+        ours = encoder(ids, mask)
+    for our_part, their_part in zip(ours, theirs, strict=True):
+        for ours_, theirs_ in zip(our_part, their_part, strict=True):
+            assert furthest(ours_, theirs_, mask) <= 1e-5
+
+
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
+def test_gradients_equal_those_of_transformers(model_type):
+    """The residuals and the GELU work in place where they can: no gradient may notice."""
+    encoder = tiny_encoder(model_type).double()
+    model = reference(encoder).double()
+    ids, mask = inputs(encoder.config, "right")
+    encoder.mlm_logits(encoder(ids, mask).hidden[-1])[mask].square().mean().backward()
+    model(ids, attention_mask=mask).logits[mask].square().mean().backward()
+    ours = {name: p.grad for name, p in encoder.named_parameters()}
+    theirs = {name: p.grad for name, p in model.named_parameters(remove_duplicate=False)}
+    names = dict(zip(ours, to_hugging_face(encoder), strict=True))
+    for name, gradient in ours.items():
+        difference = gradient - theirs[names[name]]
+        if name == "embeddings.word.weight":  # transformers' table gives its padding row none
+            difference[encoder.config.pad_token_id] = 0
+        assert difference.abs().max() <= 1e-12 + 1e-9 * gradient.abs().max(), name
+
+
+def test_roberta_positions_come_from_the_ids_and_not_from_the_mask():
+    encoder = tiny_encoder("roberta")
+    ids = torch.tensor([[1, 7, 8, 1, 9]])  # 1 is padding
+    expected = torch.tensor([[1, 2, 3, 1, 4]])
+    table = encoder.embeddings
+    summed = table.word(ids) + table.position(expected) + table.token_type.weight[0]
+    for mask in (None, torch.tensor([[0, 1, 1, 0, 1]]), torch.tensor([[1, 1, 0, 0, 0]])):
+        assert torch.equal(encoder(ids, mask).hidden[0], table.norm(summed))
+
+
+# ---- attention -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_explicit_attention_equals_fused(masked):
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = torch.randn(3, 2, 4, 9, 8, generator=generator, dtype=torch.float64)
+    query.requires_grad_()
+    mask = torch.rand(2, 1, 1, 9, generator=generator) < 0.6 if masked else None
+    results = [f(query, key, value, mask) for f in (explicit_attention, fused_attention)]
+    torch.testing.assert_close(*results, rtol=0, atol=1e-14)
+    gradients = [torch.autograd.grad(r.square().sum(), query)[0] for r in results]
+    torch.testing.assert_close(*gradients, rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize("padding", PADDINGS)
+def test_an_encoder_with_explicit_attention_is_the_same_encoder(padding):
+    encoder = tiny_encoder().double()
+    plain = copy.deepcopy(encoder)
+    plain.attention = explicit_attention
+    ids, mask = inputs(encoder.config, padding)
+    for ours, theirs in zip(encoder(ids, mask).hidden, plain(ids, mask).hidden, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-13)
+
+
+def test_attention_by_hand():
+    """Two tokens, d = 4, so the scores 0 and 2 ln 3 become 0 and ln 3: shares 1/4 and 3/4."""
+    query = torch.tensor([[[[1.0, 0, 0, 0], [0, 0, 0, 0]]]])
+    key = torch.tensor([[[[0.0, 1, 0, 0], [2 * torch.log(torch.tensor(3.0)), 0, 0, 0]]]])
+    expected = torch.tensor([[[[0.25, 0.75], [0.5, 0.5]]]])
+    torch.testing.assert_close(attention_map(query, key), expected)
+    only_first = torch.tensor([True, False])
+    expected = torch.tensor([[[[1.0, 0.0], [1.0, 0.0]]]])
+    torch.testing.assert_close(attention_map(query, key, only_first), expected)
+
+
+def test_attention_maps_are_those_of_transformers():
+    encoder = tiny_encoder()
+    ids, mask = inputs(encoder.config, "right")
+    model = reference(encoder, attention="eager")
+    with torch.no_grad():
+        theirs = model(ids, attention_mask=mask, output_attentions=True).attentions
+    ours = encoder.attention_maps(ids, mask)
+    assert [tuple(m.shape) for m in ours] == [(3, 4, 40, 40)] * 3
+    for our_map, their_map in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(our_map, their_map, rtol=0, atol=1e-6)
+        assert our_map.masked_select(~mask[:, None, None, :]).max() == 0  # nobody reads padding
+
+
+@pytest.mark.parametrize("attention", [explicit_attention, fused_attention])
+def test_a_sequence_of_nothing_but_padding_is_finite_and_disturbs_nobody(attention):
+    encoder = tiny_encoder()
+    encoder.attention = attention
+    ids, mask = tokens(encoder.config, (12, 0, 9))
+    out = encoder(ids, mask)
+    assert all(tensor.isfinite().all() for part in out for tensor in part)
+    out.hidden[-1].sum().backward()
+    assert all(p.grad.isfinite().all() for p in encoder.parameters() if p.grad is not None)
+    alone = encoder(ids[[0, 2]], mask[[0, 2]]).hidden[-1]
+    torch.testing.assert_close(out.hidden[-1][[0, 2]], alone, rtol=0, atol=1e-6)
+
+
+def test_the_mask_may_be_bool_or_number_and_all_true_is_no_mask():
+    encoder = tiny_encoder()
+    ids, mask = inputs(encoder.config, "right")
+    expected = encoder(ids, mask).hidden[-1]
+    assert torch.equal(encoder(ids, mask.long()).hidden[-1], expected)
+    assert torch.equal(encoder(ids, mask.float()).hidden[-1], expected)
+    whole = encoder(ids).hidden[-1]
+    assert torch.equal(encoder(ids, torch.ones_like(mask)).hidden[-1], whole)
+    assert not torch.equal(expected, whole)
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_what_stands_in_the_padding_is_irrelevant(side):
+    encoder = tiny_encoder()
+    ids, mask = inputs(encoder.config, side)
+    other = ids.where(mask, 77)
+    ours, theirs = encoder(ids, mask), encoder(other, mask)
+    assert torch.equal(ours.hidden[-1][mask], theirs.hidden[-1][mask])
+
+
+# ---- stopping early ------------------------------------------------------------------------------
+
+
+class Untouchable(torch.nn.Module):
+    """A module that fails when anything above the stop is computed."""
+
+    def forward(self, *_):
+        raise AssertionError("computed above the stop")
+
+
+@pytest.mark.parametrize("padding", PADDINGS)
+def test_stop_gives_the_full_pass_bit_for_bit_and_computes_nothing_above(padding):
+    encoder = tiny_encoder()
+    ids, mask = inputs(encoder.config, padding)
+    whole = encoder(ids, mask)
+    stops = [(0, "hidden"), *itertools.product((1, 2, 3), ("hidden", "qkv"))]
+    for last, what in stops:
+        cut = copy.deepcopy(encoder)
+        for i in range(last, 3):
+            cut.blocks[i] = Untouchable()
+        if what == "qkv":
+            for part in ("output", "attention_norm", "expand", "contract", "ffn_norm"):
+                setattr(cut.blocks[last - 1], part, Untouchable())
+        out = cut(ids, mask, stop=(last, what))
+        counts = [last + 1 if what == "hidden" else last, last, last, last]
+        assert [len(part) for part in out] == counts
+        for part, whole_part in zip(out, whole, strict=True):
+            assert all(map(torch.equal, part, whole_part))
+
+
+@pytest.mark.parametrize("stop", [(4, "hidden"), (4, "qkv"), (0, "qkv"), (-1, "hidden")])
+def test_a_layer_that_does_not_exist_is_refused(stop):
+    with pytest.raises(UserError, match=rf"layer {stop[0]} does not exist: .* to 3"):
+        tiny_encoder()(torch.zeros(1, 4, dtype=torch.long), stop=stop)
+
+
+# ---- start, precision, devices, compilers --------------------------------------------------------
+
+
+def test_random_start_is_berts():
+    encoder = Encoder(tiny_config(hidden_size=128, intermediate_size=256))
+    encoder.reset_parameters(torch.Generator().manual_seed(3))
+    for name, tensor in encoder.named_parameters():
+        if name.endswith("norm.weight"):
+            assert (tensor == 1).all()
+        elif name.endswith("bias"):
+            assert (tensor == 0).all()
+        elif tensor.numel() > 5000:
+            assert 0.019 < tensor.std() < 0.021, name
+            assert tensor.mean().abs() < 0.001, name
+    assert (encoder.embeddings.word.weight[0] == 0).all()  # the padding row
+    again = Encoder(encoder.config).reset_parameters(torch.Generator().manual_seed(3))
+    assert all(map(torch.equal, encoder.parameters(), again.parameters()))
+    other = Encoder(encoder.config).reset_parameters(torch.Generator().manual_seed(4))
+    assert not torch.equal(other.blocks[0].query.weight, again.blocks[0].query.weight)
+
+
+def test_training_mode_changes_nothing_and_neither_does_no_grad():
+    """There is no dropout; and what works in place under no_grad gives the same bits."""
+    encoder = tiny_encoder()
+    ids, mask = inputs(encoder.config, "right")
+    expected = encoder(ids, mask)
+    encoder.train()
+    with torch.no_grad():
+        out = encoder(ids, mask)
+    for part, expected_part in zip(out, expected, strict=True):
+        assert all(map(torch.equal, part, expected_part))
+
+
+def test_the_modules_keep_nothing_of_a_pass():
+    encoder = tiny_encoder()
+    before = {name: set(vars(module)) for name, module in encoder.named_modules()}
+    encoder.attention_maps(*inputs(encoder.config, "right"))
+    encoder(*inputs(encoder.config, "right"))
+    assert before == {name: set(vars(module)) for name, module in encoder.named_modules()}
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_bf16_autocast(training):
+    encoder = tiny_encoder()
+    ids, mask = inputs(encoder.config, "right")
+    expected = encoder(ids, mask)
+    with torch.set_grad_enabled(training), torch.autocast("cpu", torch.bfloat16):
+        out = encoder(ids, mask)
+        logits = encoder.mlm_logits(out.hidden[-1])
+    assert out.queries[0].dtype == logits.dtype == torch.bfloat16
+    assert out.hidden[-1].dtype == torch.float32  # residuals and norms stay in full precision
+    error = (out.hidden[-1] - expected.hidden[-1])[mask]
+    assert error.abs().max() < 0.1
+    if training:
+        logits.float().sum().backward()
+        assert encoder.blocks[0].query.weight.grad.isfinite().all()
+
+
+def test_float64_and_the_meta_device():
+    encoder = tiny_encoder().double()
+    ids, mask = inputs(encoder.config, "right")
+    assert encoder.mlm_logits(encoder(ids, mask).hidden[-1]).dtype == torch.float64
+    out = encoder.to("meta")(ids.to("meta"), mask.to("meta"))
+    assert out.hidden[-1].shape == (3, 40, 32)
+    assert out.hidden[-1].is_meta
+
+
+@pytest.mark.parametrize(("model_type", "padding"), zip(MODEL_TYPES, PADDINGS, strict=True))
+def test_one_graph_for_torch_compile(model_type, padding):
+    """fullgraph: no break; the eager backend: no compiler is needed to see that."""
+    torch.compiler.reset()
+    encoder = tiny_encoder(model_type)
+    ids, mask = inputs(encoder.config, padding)
+    compiled = torch.compile(encoder, backend="eager", fullgraph=True)
+    for stop in (None, (2, "qkv")):
+        ours, theirs = compiled(ids, mask, stop=stop), encoder(ids, mask, stop=stop)
+        for part, their_part in zip(ours, theirs, strict=True):
+            for our_tensor, their_tensor in zip(part, their_part, strict=True):
+                torch.testing.assert_close(our_tensor, their_tensor, rtol=0, atol=1e-6)
+
+
+# ---- errors --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
+def test_more_tokens_than_positions(model_type):
+    encoder = tiny_encoder(model_type)
+    encoder(torch.full((1, 40), 7))  # 40 fit, in every family
+    with pytest.raises(UserError, match=r"^41 tokens in a sequence, but .* positions for 40$"):
+        encoder(torch.full((1, 41), 7))
+
+
+def test_no_mlm_head_is_said():
+    encoder = tiny_encoder(mlm_head=False)
+    with pytest.raises(UserError, match="this encoder has no MLM head"):
+        encoder.mlm_logits(torch.zeros(2, 32))
