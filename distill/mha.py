@@ -114,14 +114,13 @@ class _RelationLoss(torch.autograd.Function):
             total = (rows * real).view(B, -1).sum(1, dtype=torch.float64) @ weight.double()
             gradient = gradient.view(B, D, N) * (mask * weight[:, None] * unit)[:, None]
         ctx.save_for_backward(gradient)
-        ctx.dtype = student.dtype
         return total.to(S.dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, upstream):
         gradient, = ctx.saved_tensors
-        return (gradient.mT * upstream).to(ctx.dtype), None, None, None
+        return gradient.mT * upstream, None, None, None
 
 
 def heads_in_bits(states, mask, R):
@@ -158,7 +157,7 @@ def safe_block(S, T, real, table):
         (X.mT @ X * math.log(2)).masked_fill(real == 0, -1e30).log_softmax(-1) for X in (S, T))
     P_t = log_t.exp()
     rows = (P_t * (log_t - log_s)).sum(-1)[:, None] / math.log(2)
-    difference = (log_s.exp() - P_t) * real.mT
+    difference = log_s.exp() - P_t
     return rows, S @ (difference + difference.mT)
 
 

@@ -56,14 +56,12 @@ class _ChunkedLoss(torch.autograd.Function):
                 if D_bias is not None:
                     D_bias += logits.sum(0)
         ctx.save_for_backward(D_features, D_weight, D_bias)
-        ctx.dtypes = [x.dtype for x in inputs]
         return total
 
     @staticmethod
     @once_differentiable
     def backward(ctx, upstream):
-        return *(None if grad is None else (grad * upstream).to(dtype)
-                 for grad, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)), None
+        return *(None if grad is None else grad * upstream for grad in ctx.saved_tensors), None
 
 
 def product_dtype(features):
