@@ -1,0 +1,109 @@
+"""Two tasks made from `docs`, the prose on every machine: labels come free, nothing is downloaded.
+
+    docs-library   which of eight libraries is this sentence from?      one sentence, 8 classes
+    docs-next      does the second sentence follow the first?           two sentences, 2 classes
+
+Whole documents belong to train or to dev, and no sentence stands in both. The examples are few, so
+that fine-tuning takes seconds and what a model knew before decides.
+"""
+
+import hashlib
+import itertools
+import re
+
+from minitransformer.config import UserError
+from minitransformer.tasks import CLASS_METRICS, Split, Task
+from minitransformer.text import docs_documents
+
+LIBRARIES = ("huggingface_hub", "matplotlib", "networkx", "numpy", "pandas")
+LIBRARIES += ("python", "reference", "sympy")  # Python's library and the reference of its language
+GIVEAWAYS = r"numpy|pandas|matplotlib|pyplot|networkx|sympy|hugging|\bhub\b|python|\b(np|pd|plt)\."
+SENTENCE_END = re.compile(r'(?<=[a-z0-9)`"][.!?])\s+(?=[A-Z"`])')
+SIZES = {"train": 64, "dev": 80}  # examples a library
+
+
+def docs_library() -> Task:
+    """Which library is the sentence from? Sentences with a name that gives it away are left out."""
+    giveaway = re.compile(GIVEAWAYS, re.IGNORECASE)
+    found, taken = no_examples(), set()
+    for key, _, paragraph in docs_paragraphs():
+        for sentence in paragraph:
+            if whole(sentence) and sentence not in taken and not giveaway.search(sentence):
+                taken.add(sentence)
+                found[key].append(sentence)
+    classes = [name for name in LIBRARIES if all(found[split, name] for split in SIZES)]
+    splits = {}
+    for split, size in SIZES.items():
+        examples = [
+            (sentence, number)
+            for number, library in enumerate(classes)
+            for sentence in sorted(found[split, library], key=scrambled)[:size]
+        ]
+        texts, labels = columns(examples, 2)
+        splits[split] = Split(texts, None, labels)
+    return docs_task("docs-library", splits, classes)
+
+
+def docs_next() -> Task:
+    """Does the second sentence follow the first, or come from another document of its library?
+
+    Every other pair is wrong and takes its second sentence from the next pair, as a rule a right
+    one; so the same sentences stand in right and wrong pairs, and none tells by itself.
+    """
+    found, taken = no_examples(), set()
+    for key, document, paragraph in docs_paragraphs():
+        for a, b in itertools.pairwise(paragraph):
+            if whole(a) and whole(b) and not {a, b} & taken:
+                taken |= {a, b}
+                found[key].append((document, a, b))
+    splits = {}
+    for split, size in SIZES.items():
+        examples = []
+        for library in LIBRARIES:
+            pairs = sorted(found[split, library], key=lambda pair: scrambled(*pair))[:size]
+            for i, (document, a, b) in enumerate(pairs):
+                others = [pair[2] for pair in pairs[i + 1 :] + pairs[:i] if pair[0] != document]
+                if others:
+                    examples.append((a, b, 1) if i % 2 else (a, others[0], 0))
+        splits[split] = Split(*columns(examples, 3))
+    return docs_task("docs-next", splits, ["elsewhere", "next"])
+
+
+def docs_task(name: str, splits: dict[str, Split], classes: list[str]) -> Task:
+    for split in splits.values():
+        if len(set(split.labels)) < 2:
+            raise UserError(f"--tasks {name}: the installed libraries have too few docstrings")
+    return Task(name, splits["train"], {"dev": splits["dev"]}, tuple(classes), CLASS_METRICS)
+
+
+def no_examples() -> dict[tuple[str, str], list]:
+    return {(split, library): [] for split in SIZES for library in LIBRARIES}
+
+
+def docs_paragraphs():
+    """((split, library), document, sentences) of each paragraph; dev has a quarter of the documents."""
+    for document, text in docs_documents():
+        library = document.split(".")[0]
+        if library in LIBRARIES:
+            split = "dev" if scrambled(document) < "4" else "train"
+            for paragraph in text.split("\n"):
+                yield (split, library), document, SENTENCE_END.split(paragraph)
+
+
+def whole(sentence: str) -> bool:
+    """6 to 18 words from a capital to a full stop, not out of a list of parameters."""
+    marks = ("--", " : ", "::", "==", "optional*")
+    words = len(sentence.split())
+    ends = sentence[:1].isupper() and sentence[-1:] in ".!?"
+    return 6 <= words <= 18 and ends and not any(mark in sentence for mark in marks)
+
+
+def columns(examples: list[tuple], width: int) -> list[list]:
+    """The examples in an order that says nothing about their labels, as one list a column."""
+    examples = sorted(examples, key=lambda example: scrambled("order", example[0]))
+    return [[example[i] for example in examples] for i in range(width)]
+
+
+def scrambled(*texts: str) -> str:
+    """A fixed order without any meaning: 64 hexadecimal digits, the first below 4 for a quarter."""
+    return hashlib.sha256("\n".join(texts).encode()).hexdigest()
