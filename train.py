@@ -14,7 +14,6 @@ Read it top to bottom: settings, processes, one step, the run. What it builds on
 
 import math
 import os
-import signal
 import sys
 import time
 from contextlib import nullcontext
@@ -24,13 +23,12 @@ from typing import Literal, get_args, get_origin
 
 import torch
 import torch.distributed as dist
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from distill.report import describe_encoder, finish
-from distill.run import Run
+from distill.run import Run, write_tensors
 from distill.student import freeze_unreached, load_models
 from minitransformer import cli
 from minitransformer.config import UserError
@@ -103,7 +101,8 @@ class TrainConfig:
              "teacher_layer", "relation_heads"), 1)
         at_least |= dict.fromkeys(("weight_decay", "clip", "threads", "seed", "warmup", "alpha"), 0)
         at_least |= {"lr": 1e-12, "temperature": 1e-3}
-        at_most = {"warmup": 1, "alpha": 1, "seed": 2**32 - 2}
+        at_most = {"warmup": 1, "alpha": 1, "seed": 2**32 - 2, "threads": 1024}
+        at_most |= dict.fromkeys(("batch_size", "accumulate", "student_hidden"), 2**16)
         for name, least in at_least.items():
             value, most = getattr(self, name), at_most.get(name, 1e15)
             if value is not None and not least <= value <= most:
@@ -135,9 +134,12 @@ def parse_config(argv: list[str] | None = None) -> TrainConfig:
 def resumed_config(given: dict) -> TrainConfig:
     if "out" not in given:
         raise UserError("--resume goes on with a run folder: name it with --out")
-    settings = Run(given["out"]).start_record()["settings"]
+    settings = Run(given["out"]).newest_with("settings")["settings"]
+    if settings.keys() != {f.name for f in fields(TrainConfig)}:
+        raise UserError(f"{given['out']} was begun by another version of this program;"
+                        " go on with that one or start a new run")
     free = {"out", "resume", "batch_size", "accumulate", "device", "threads",
-            "save_every", "eval_every"}
+            "save_every", "eval_every", "lr", "clip"}
     for name, value in given.items():
         if name not in free and settings[name] != value:
             flag = "--" + name.replace("_", "-")
@@ -167,21 +169,11 @@ def all_reduced(*numbers: Tensor) -> list[float]:
     return packed.tolist()
 
 
-class Signals:
-    """SIGTERM and Ctrl-C let the step finish, so that it is saved; a second one ends at once."""
-
-    def __init__(self):
-        self.received = 0
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._note)
-
-    def _note(self, number, frame) -> None:
-        self.received = number
-        signal.signal(number, signal.SIG_DFL)
-
-    @property
-    def status(self) -> int:
-        return 128 + (self.received or signal.SIGTERM)  # another rank may have been the one told
+def leave_together() -> None:
+    """Waits for all ranks: when one process ends, torchrun ends the others, also amid a save."""
+    if dist.is_initialized():
+        dist.barrier()
+        dist.destroy_process_group()
 
 
 # --------------------------------------------------------------------------------------------------
@@ -270,13 +262,15 @@ def main(argv: list[str] | None = None) -> int:
     if rank() > 0:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - one voice; errors go to stderr
     if config.resume:
-        last = Run(config.out).records()[-1]
+        run = Run(config.out, writes=rank() == 0)
+        last = run.records()[-1]
         if last["event"] == "summary":
+            run.remove_checkpoints()  # if it was killed between its summary and this
             print(f"{config.out} is finished: {config.steps} steps,"
                   f" held-out loss {last['loss_after']}")
             return 0
-    elif config.out and os.path.exists(config.out):
-        raise UserError(f"--out {config.out} exists; choose another name, or go on with --resume")
+    elif config.out:
+        Run(config.out).check_new()
 
     device = cli.choose_device(config.device)
     if config.threads:
@@ -311,8 +305,14 @@ def main(argv: list[str] | None = None) -> int:
     # the run folder
     config, run = open_run(config)
     start, bad = 0, 0
+    facts = {"settings": asdict(config), "processes": world(), "text": text.describe(),
+             "sequences_a_step": config.batch_size * config.accumulate * world(),
+             "teacher": teacher and {"name": config.teacher, "hash": weights_hash(teacher)},
+             **cli.provenance()}
     if config.resume:
+        run.check_unchanged(facts)
         state = run.newest()
+        before = run.newest_with("processes")
         run.cut_log(state and state["log_length"])
         if state:
             student.load_state_dict(state["student"])
@@ -320,13 +320,14 @@ def main(argv: list[str] | None = None) -> int:
             optimizer.load_state_dict(state["optimizer"])
             text.load_state_dict(state["text"])
             start, bad = state["step"], state["bad"]
-        print(f"going on with {run.folder} at step {start}, sequence {text.counts.sum()},"
-              f" {world()} process{'es' * (world() > 1)}")
-        run.log("resume", step=start, processes=world(), **cli.provenance())
+        print(f"going on with {run.folder} at step {start}, sequence {text.counts.sum()}")
+        for what in ("processes", "sequences_a_step"):
+            if facts[what] != before[what]:
+                print(f"{what.replace('_', ' ')}: {facts[what]}, before {before[what]}")
+        run.log("resume", step=start, **facts)
     else:
-        run.log("start", settings=asdict(config), processes=world(), text=text.describe(),
-                teacher=teacher and {"name": config.teacher, "hash": weights_hash(teacher)},
-                **cli.provenance())
+        run.create()
+        run.log("start", **facts)
     print(f"student: {describe_encoder(student)}; starts from {config.init}")
     print(f"{config.method}: {method.describe()}" + (f"\n{frozen}" if frozen else ""))
     print(f"text: {sum(c['tokens'] or 0 for c in text.describe()):,} tokens;"
@@ -338,17 +339,20 @@ def main(argv: list[str] | None = None) -> int:
                         "optimizer": optimizer.state_dict(), "text": text.state_dict()})
 
     # the loop: one turn more than there are steps, so that the last evaluation is like the others
-    signals, told = Signals(), False
-    tokens = config.batch_size * config.accumulate * world() * config.seq_len
+    signals, told = cli.Signals(), False
+    tokens = facts["sequences_a_step"] * config.seq_len
     progress = tqdm(total=config.steps, initial=start, unit="step", disable=rank() > 0 or None)
     began = spoke = time.monotonic()
     for step in range(start, config.steps + 1):
-        if start < step < config.steps and (told or step % config.save_every == 0):
+        # amid non-finite steps the good checkpoints stay; the last step's is for a failing export
+        due = (step % config.save_every == 0 and not bad) or step == config.steps
+        if step > start and (told or due):
             save(step)
         if told and step < config.steps:
             progress.close()
-            print(f"stopped after step {step}; to go on:"
-                  f" python train.py --out {run.folder} --resume", flush=True)
+            print(f"stopped after step {step}; to go on: {cli.launcher()} train.py"
+                  f" --out {run.folder} --resume", flush=True)
+            leave_together()
             return signals.status
         if step % config.eval_every == 0 or step == config.steps:
             loss = held_out_loss(transfer, teacher, held_out, autocast)
@@ -370,12 +374,16 @@ def main(argv: list[str] | None = None) -> int:
         run.log("step", step=step + 1, loss=loss if finite else None, lr=lr,
                 tokens_per_s=round(speed))
         bad = 0 if finite else bad + 1
+        if bad:
+            progress.write(f"step {step + 1} is skipped: its loss or gradient is not finite",
+                           file=sys.stdout)
         if bad >= BAD_STEPS:
             file = run.folder / f"bad-batch-rank{rank()}.safetensors"
-            save_file({f"{i}.ids": batch.ids.cpu() for i, batch in enumerate(batches)}, file)
+            write_tensors(file, {f"{turn}.{name}": tensor for turn, batch in enumerate(batches)
+                                 for name, tensor in vars(batch).items() if tensor is not None})
             raise UserError(
-                f"{bad} steps in a row had no finite loss or gradient, up to step {step + 1};"
-                f" its tokens are in {file}; lower --lr {config.lr:g} or --clip {config.clip:g}")
+                f"{bad} steps in a row had no finite loss or gradient, up to step {step + 1}; its"
+                f" batch is in {file}; go on with --resume and a lower --lr than {config.lr:g}")
         progress.set_postfix_str(f"loss {loss:.4f}, {speed:,.0f} tokens/s", refresh=False)
         progress.update()
         if progress.disable and (step == start or time.monotonic() - spoke >= 10):
@@ -386,22 +394,17 @@ def main(argv: list[str] | None = None) -> int:
     progress.close()
     if rank() == 0:
         finish(config, run, teacher, student, method, tokenizer, text)
-    if dist.is_initialized():
-        dist.barrier()
-        dist.destroy_process_group()
+    leave_together()
     return 0
 
 
 def open_run(config: TrainConfig) -> tuple[TrainConfig, Run]:
-    """The run folder, made unless it is resumed; all ranks agree on its name."""
+    """The run folder, not made yet; all ranks agree on its name."""
     numbers = (n for n in range(1, 10**6) if not Path(f"runs/{config.method}-{n}").exists())
     names = [config.out or f"runs/{config.method}-{next(numbers)}"]
-    if dist.is_initialized():  # no rank makes the folder before all have seen that it is not there
+    if dist.is_initialized():  # so no rank makes it before all have seen that it is not there
         dist.broadcast_object_list(names)
-    run = Run(names[0], writes=rank() == 0)
-    if not config.resume:
-        run.create()
-    return replace(config, out=names[0]), run
+    return replace(config, out=names[0]), Run(names[0], writes=rank() == 0)
 
 
 if __name__ == "__main__":

@@ -17,8 +17,11 @@ import shutil
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
 
 from minitransformer.config import UserError
+from minitransformer.pretrained import first_line, flush
 
 
 class Run:
@@ -28,6 +31,16 @@ class Run:
         self.folder = Path(folder)
         self.log_file = self.folder / "log.jsonl"
         self.writes = writes
+
+    def check_new(self) -> None:
+        """Refuses a folder that is there or cannot be made: cheap, so before anything slow."""
+        if os.path.lexists(self.folder):
+            raise UserError(
+                f"--out {self.folder} exists; choose another name, or go on with --resume"
+            )
+        above = next(folder for folder in self.folder.absolute().parents if folder.exists())
+        if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+            raise UserError(f"--out {self.folder}: nothing can be made in {above}")
 
     def create(self) -> None:
         if self.writes:
@@ -48,28 +61,48 @@ class Run:
                 raise UserError(f"{self.log_file}: cannot be written ({error.strerror})") from None
 
     def records(self) -> list[dict]:
-        """The log's complete records; a last line torn by a kill is left out."""
-        if not self.log_file.exists():
-            return []
-        lines = self.log_file.read_bytes().split(b"\n")[:-1]
-        try:
-            return [json.loads(line) for line in lines]
-        except json.JSONDecodeError:
-            raise UserError(
-                f"{self.log_file}: holds a line that is not JSON; restore it or start a new run"
-            ) from None
-
-    def start_record(self) -> dict:
+        """The log's complete records, the first one `start`; a last line torn by a kill is left
+        out.
+        """
         if not self.folder.is_dir():
             raise UserError(
                 f"{self.folder}: no such run folder; its name is what --out was, or look into runs/"
             )
-        records = self.records()
-        if not records or records[0].get("event") != "start":
+        try:
+            lines = self.log_file.read_bytes().split(b"\n")[:-1]
+            records = [json.loads(line) for line in lines]
+        except FileNotFoundError:
+            records = []
+        except (OSError, ValueError, RecursionError) as error:
             raise UserError(
-                f"{self.log_file}: has no start record; this is no run that train.py began"
+                f"{self.log_file}: cannot be read ({first_line(error)}); restore it or start a new"
+                " run"
+            ) from None
+        if not records or not all(isinstance(r, dict) and "event" in r for r in records) or (
+                records[0]["event"] != "start"):
+            raise UserError(
+                f"{self.log_file}: has no start record; nothing was trained here, so start a new"
+                " run under another name"
             )
-        return records[0]
+        return records
+
+    def newest_with(self, key: str) -> dict:
+        """The start record, or that of the newest resume; settings may have changed in between."""
+        return [record for record in self.records() if key in record][-1]
+
+    def check_unchanged(self, facts: dict) -> None:
+        """Refuses to go on with another teacher or text than the run began with."""
+        was, now = (
+            {"the teacher": r["teacher"] and r["teacher"]["hash"]}
+            | {f"the text {corpus['name']}": corpus["hash"] for corpus in r["text"]}
+            for r in (self.records()[0], facts)
+        )
+        for what in was:
+            if was[what] != now[what]:
+                raise UserError(
+                    f"{what} has changed since {self.folder} began: sha256 {was[what]:.12} then,"
+                    f" {now[what]:.12} now; restore it or start a new run"
+                )
 
     def cut_log(self, length: int | None) -> None:
         """Cuts the log back to `length` bytes (None: behind its start record)."""
@@ -91,28 +124,33 @@ class Run:
         target = self.folder / f"checkpoint-{step:09d}"
         unfinished = target.with_suffix(".tmp")
         try:
-            shutil.rmtree(unfinished, ignore_errors=True)  # of a save that was killed
+            for killed in self.folder.glob("checkpoint-*.tmp"):
+                shutil.rmtree(killed)
             unfinished.mkdir()
-            _flush(self.log_file)
+            flush(self.log_file)
             state = {**state, "step": step, "log_length": self.log_file.stat().st_size}
             with open(unfinished / "state.pt", "wb") as file:
                 torch.save(state, file)
             (unfinished / "state.sha256").write_text(_digest(unfinished / "state.pt"))
             for path in (unfinished / "state.pt", unfinished / "state.sha256", unfinished):
-                _flush(path)
+                flush(path)
             shutil.rmtree(target, ignore_errors=True)  # a damaged one of the same step
             os.replace(unfinished, target)
-            _flush(self.folder)
-        except (OSError, RuntimeError) as error:  # torch.save wraps a full disk into a RuntimeError
+            flush(self.folder)
+            for old in self.checkpoints()[:-2]:
+                shutil.rmtree(old)
+        except (OSError, RuntimeError) as error:
+            # torch.save raises a RuntimeError of its own over the OSError of a full disk
+            error = error if isinstance(error, OSError) else error.__context__
+            if not isinstance(error, OSError):
+                raise
             shutil.rmtree(unfinished, ignore_errors=True)
             good = self.checkpoints()
             kept = f"{good[-1].name} is kept" if good else "there is no earlier one"
-            reason = str(error).splitlines()[0]
             raise UserError(
-                f"checkpoint of step {step} cannot be written to {self.folder} ({reason}); {kept}"
+                f"checkpoint of step {step} cannot be written to {self.folder}"
+                f" ({first_line(error)}); {kept}"
             ) from None
-        for old in self.checkpoints()[:-2]:
-            shutil.rmtree(old)
 
     def newest(self) -> dict | None:
         """The newest checkpoint that is whole, or None where none was written yet. A damaged one is
@@ -121,7 +159,8 @@ class Run:
         damaged = []
         for folder in reversed(self.checkpoints()):
             try:
-                whole = _digest(folder / "state.pt") == (folder / "state.sha256").read_text()
+                noted = (folder / "state.sha256").read_bytes()
+                whole = _digest(folder / "state.pt").encode() == noted
             except OSError:
                 whole = False
             if whole:
@@ -146,10 +185,13 @@ def _digest(file: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _flush(path: Path) -> None:
-    """Waits until the file, or the folder's list of names, is on the disk."""
-    handle = os.open(path, os.O_RDONLY)
+def write_tensors(file: Path, tensors: dict) -> None:
+    """A safetensors file that is either whole or not there."""
+    unfinished = file.with_suffix(".tmp")
     try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, unfinished)
+        flush(unfinished)
+        os.replace(unfinished, file)
+    except (OSError, SafetensorError) as error:
+        unfinished.unlink(missing_ok=True)
+        raise UserError(f"{file}: cannot be written ({first_line(error)})") from None

@@ -8,6 +8,7 @@ import importlib.util
 import os
 import platform
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import torch
+import torch.distributed as dist
 from tqdm import tqdm
 
 from minitransformer.config import UserError
@@ -33,17 +35,60 @@ class Parser(argparse.ArgumentParser):
 
 def run(main: Callable[[], int]) -> NoReturn:
     """Exits with main's status; a UserError is one line on stderr and status 2, Ctrl-C outside the
-    training loop status 130.
+    training loop status 130, the loss of another process status 1.
     """
-    program = Path(sys.argv[0]).name
+
+    def leave(line: str, status: int) -> NoReturn:
+        print(f"{Path(sys.argv[0]).name}: {' '.join(line.split())}", file=sys.stderr, flush=True)
+        sys.exit(status)
+
     try:
         sys.exit(main())
     except UserError as error:
-        print(f"{program}: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
-        sys.exit(2)
+        leave(str(error), 2)
     except KeyboardInterrupt:
-        print(f"{program}: interrupted", file=sys.stderr, flush=True)
-        sys.exit(130)
+        leave("interrupted", 130)
+    except (MemoryError, RuntimeError) as error:
+        text = str(error)
+        if isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in text:
+            leave(f"out of memory ({text}); lower --batch-size, raise --accumulate", 2)
+        # gloo has no error type of its own; the process that failed has said why
+        lost = isinstance(error, dist.DistBackendError) or "gloo" in text
+        if not (dist.is_initialized() and lost):
+            raise
+        leave(f"rank {dist.get_rank()} lost another process ({text}); nothing was saved", 1)
+
+
+def launcher() -> str:
+    """How this program was started: python, or torchrun with as many processes."""
+    if "LOCAL_WORLD_SIZE" not in os.environ:
+        return "python"
+    return f"torchrun --nproc-per-node {os.environ['LOCAL_WORLD_SIZE']}"
+
+
+class Signals:
+    """SIGTERM, Ctrl-C and a closed terminal let the step finish, so that it is saved.
+
+    Schedulers signal every process and torchrun passes it on, so one often comes twice within a
+    moment; one that comes 3 s later ends the program at once.
+    """
+
+    def __init__(self):
+        self.received, self.since = 0, 0.0
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            if signal.getsignal(number) != signal.SIG_IGN:  # nohup's choice stays
+                signal.signal(number, self._note)
+
+    def _note(self, number, frame) -> None:
+        if not self.received:
+            self.received, self.since = number, time.monotonic()
+        elif time.monotonic() > self.since + 3:
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+
+    @property
+    def status(self) -> int:
+        return 128 + (self.received or signal.SIGTERM)  # another rank may have been the one told
 
 
 def cache_folder() -> Path:
@@ -99,6 +144,8 @@ def choose_device(name: str) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
+        if device.type not in ("cpu", "cuda"):
+            raise RuntimeError("only cpu and cuda are supported")
         if device.type == "cuda":
             if device.index is None:
                 device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
