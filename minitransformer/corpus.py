@@ -21,6 +21,7 @@ import torch
 
 from minitransformer.cli import Progress, cache_folder
 from minitransformer.config import UserError
+from minitransformer.pretrained import first_line
 from minitransformer.text import Source, documents, identity
 from minitransformer.tokenizer import Tokenizer
 
@@ -54,7 +55,7 @@ class TokenFile:
 
     def sequence(self, draw: int, read: bool) -> np.ndarray | None:
         passes, position = divmod(draw, self.train)
-        if position == 0 and passes > 0 and read:
+        if position == 0 and passes > 0:
             print(
                 f"corpus {self.name}: all {self.train} sequences read, pass {passes + 1} begins",
                 flush=True,
@@ -105,30 +106,43 @@ def tokenise(source: Source, tokenizer: Tokenizer) -> tuple[Path, dict]:
     key = hashlib.sha256(f"{identity(source)} {tokenizer.hash} 1".encode()).hexdigest()[:24]
     folder = cache_folder() / "tokens"
     file, sidecar_file = folder / f"{key}.bin", folder / f"{key}.json"
+    unfinished = file.with_suffix(".tmp")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with open(folder / f"{key}.lock", "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            if not sidecar_file.exists():
-                sidecar = _write_tokens(source, tokenizer, file)
-                unfinished = sidecar_file.with_suffix(".tmp")
-                unfinished.write_text(json.dumps(sidecar))
-                os.replace(unfinished, sidecar_file)  # last: a sidecar vouches for a complete file
+            try:
+                sidecar = _read_sidecar(file, sidecar_file)
+                if sidecar is None:
+                    sidecar = _write_tokens(source, tokenizer, unfinished)
+                    os.replace(unfinished, file)
+                    unfinished.write_text(json.dumps(sidecar))
+                    os.replace(unfinished, sidecar_file)  # last: it vouches for a complete file
+            finally:
+                unfinished.unlink(missing_ok=True)
     except OSError as error:
         raise UserError(
             f"cannot write the token file {file} ({error.strerror}); XDG_CACHE_HOME moves the cache"
         ) from None
-    return file, json.loads(sidecar_file.read_text())
+    return file, sidecar
+
+
+def _read_sidecar(file: Path, sidecar_file: Path) -> dict | None:
+    """The sidecar of a whole token file; None where one was never made or was damaged since."""
+    try:
+        sidecar = json.loads(sidecar_file.read_bytes())
+        size = sidecar["tokens"] * np.dtype(sidecar["dtype"]).itemsize
+        return sidecar if file.stat().st_size == size else None
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _write_tokens(source: Source, tokenizer: Tokenizer, file: Path) -> dict:
     dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32)
     digest, tokens = hashlib.sha256(), 0
-    bar = Progress(
-        f"tokenising {source.name}", sum(os.path.getsize(f) for f in source.files) or None
-    )
-    unfinished = file.with_suffix(".tmp")
-    with open(unfinished, "wb") as out:
+    size = sum(os.path.getsize(f) for f in source.files)
+    bar = Progress(f"tokenising {source.name}", size or None)
+    with open(file, "wb") as out:
         for chunk in _chunks(documents(source)):
             rows = tokenizer.encode_batch(chunk)
             ids = np.fromiter(
@@ -143,7 +157,6 @@ def _write_tokens(source: Source, tokenizer: Tokenizer, file: Path) -> dict:
     bar.close()
     if tokens == 0:
         raise UserError(f"--data {source.name}: the text is empty")
-    os.replace(unfinished, file)
     return {
         "dtype": dtype.name,
         "tokens": tokens,
@@ -174,12 +187,8 @@ class TokenStream:
     """
 
     def __init__(self, source: Source, tokenizer: Tokenizer, length: int, seed: int):
-        self.name, self.source, self.tokenizer, self.body = (
-            source.name,
-            source,
-            tokenizer,
-            length - 2,
-        )
+        self.name, self.body = source.name, length - 2
+        self.source, self.tokenizer = source, tokenizer
         self.dataset = self._open()
         self.tokens = source.tokens or self._declared_tokens()
         self.hash = hashlib.sha256(
@@ -187,11 +196,11 @@ class TokenStream:
         ).hexdigest()
         self.rng = np.random.default_rng([seed, *source.name.encode()])
         self.passes, self.rest, self.buffer = 0, np.empty(0, dtype=np.int64), None
+        self.position = None  # of a resumed stream that was not read from yet
         self.rows = iter(self.dataset)
         held = [self._next_row() for _ in range(HELD_OUT)]
-        self.rest = np.concatenate(
-            [self._next_row(), self.rest]
-        )  # read to see that there is one, then put back
+        # one row more, to see that there is one; then put back
+        self.rest = np.concatenate([self._next_row(), self.rest])
         self.held = held
 
     def _open(self):
@@ -205,11 +214,9 @@ class TokenStream:
             )
             columns = dataset.column_names or list(next(iter(dataset)))
         except Exception as error:  # the library raises a dozen unrelated types for a wrong name
-            reason = (
-                str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            )
             raise UserError(
-                f"--data {self.name}: cannot open the hub dataset {source.dataset} ({reason})"
+                f"--data {self.name}: cannot open the hub dataset {source.dataset}"
+                f" ({first_line(error)})"
             ) from None
         if source.column not in columns:
             raise UserError(
@@ -218,23 +225,32 @@ class TokenStream:
         return dataset.select_columns([source.column])
 
     def _declared_tokens(self) -> int | None:
-        splits = self.dataset.info.splits
-        return (
-            splits[self.source.split].num_bytes // 4
-            if splits and self.source.split in splits
-            else None
-        )
+        splits = self.dataset.info.splits or {}
+        known = self.source.split in splits
+        return splits[self.source.split].num_bytes // 4 if known else None
 
     def _next_row(self) -> np.ndarray:
         while len(self.rest) < self.body:
-            document = next(self.rows, None)
+            try:
+                document = next(self.rows, None)
+            except Exception as error:  # of the library or the network: many unrelated types
+                raise UserError(
+                    f"--data {self.name}: the stream broke off ({first_line(error)}); once it can"
+                    " be read again, --resume goes on from the last checkpoint"
+                ) from None
+            self.position = None
             if document is None:
                 self._start_again()
                 continue
-            ids = self.tokenizer.encode_batch([document[self.source.column] or ""])[0]
-            self.rest = np.concatenate(
-                [self.rest, np.array([*ids, self.tokenizer.sep_id], dtype=np.int64)]
-            )
+            text = document[self.source.column]
+            if not isinstance(text, str | None):
+                raise UserError(
+                    f"--data {self.name}: column {self.source.column!r} holds"
+                    f" {type(text).__name__}, not text"
+                )
+            ids = self.tokenizer.encode_batch([text or ""])[0]
+            ids = np.array([*ids, self.tokenizer.sep_id], dtype=np.int64)
+            self.rest = np.concatenate([self.rest, ids])
         row, self.rest = self.rest[: self.body], self.rest[self.body :]
         return row
 
@@ -246,6 +262,7 @@ class TokenStream:
             )
         self.passes += 1
         print(f"corpus {self.name}: the stream ended, pass {self.passes + 1} begins", flush=True)
+        self.dataset.load_state_dict({})  # else a resumed stream begins where it was resumed
         self.rows, self.rest = iter(self.dataset), np.empty(0, dtype=np.int64)
         for _ in range(HELD_OUT):
             self._next_row()
@@ -256,9 +273,8 @@ class TokenStream:
         slot = int(self.rng.integers(BUFFER))
         sequence = self.buffer[slot].copy()
         self.buffer[slot] = self._next_row()
-        self.hash = hashlib.sha256(
-            self.hash.encode() + sequence.tobytes()
-        ).hexdigest()  # of the text that was really read
+        # of the text that was really read
+        self.hash = hashlib.sha256(self.hash.encode() + sequence.tobytes()).hexdigest()
         return sequence
 
     def held_out(self, sequences: int) -> list[np.ndarray]:
@@ -266,7 +282,7 @@ class TokenStream:
 
     def state_dict(self) -> dict:
         return {
-            "dataset": json.dumps(self.dataset.state_dict()),
+            "dataset": self.position or json.dumps(self.dataset.state_dict()),
             "rng": json.dumps(self.rng.bit_generator.state),
             "rest": torch.from_numpy(self.rest.copy()),
             "buffer": None if self.buffer is None else torch.from_numpy(self.buffer.copy()),
@@ -275,7 +291,8 @@ class TokenStream:
         }
 
     def load_state_dict(self, state: dict) -> None:
-        self.dataset.load_state_dict(json.loads(state["dataset"]))
+        self.position = state["dataset"]
+        self.dataset.load_state_dict(json.loads(self.position))
         self.rows = iter(self.dataset)
         self.rng.bit_generator.state = json.loads(state["rng"])
         self.rest = state["rest"].numpy()

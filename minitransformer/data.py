@@ -114,7 +114,13 @@ class Text:
         rows = [row for corpus in self.corpora for row in corpus.held_out(each)]
         numbered = list(enumerate(rows))
         starts = range(0, len(rows), batch_size)
-        return [self._batch(numbered[i : i + batch_size], masked, seed=2**32 - 1) for i in starts]
+        batches = [self._batch(numbered[i : i + batch_size], masked, 2**32 - 1) for i in starts]
+        if masked and not any(batch.chosen.any() for batch in batches):
+            raise UserError(
+                "the held-out text is nothing but special tokens, so there is no word to predict;"
+                " does the tokenizer know its script?"
+            )
+        return batches
 
     def _batch(self, rows, masked: bool, seed: int | None = None) -> Batch:
         ids = np.empty((len(rows), self.length), dtype=np.int64)  # (B, N)

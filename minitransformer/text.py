@@ -147,13 +147,13 @@ def read_jsonl(file: str, column: str) -> Iterator[str]:
             continue
         try:
             text = json.loads(line)[column]
-        except (json.JSONDecodeError, RecursionError):
-            raise UserError(
-                f"{file}, line {number}: not JSON; expected one object a line"
-            ) from None
         except (KeyError, TypeError, IndexError):
             raise UserError(
                 f"{file}, line {number}: no column {column!r}; name it as NAME={file}:COLUMN"
+            ) from None
+        except (ValueError, RecursionError):  # not JSON, or a number of thousands of digits
+            raise UserError(
+                f"{file}, line {number}: not JSON; expected one object a line"
             ) from None
         yield _string(text, f"{file}, line {number}: column {column!r}")
 
@@ -186,7 +186,7 @@ READERS = {".txt": read_txt, ".jsonl": read_jsonl, ".parquet": read_parquet}
 def _string(text, where: str) -> str:
     if not isinstance(text, str):
         raise UserError(f"{where} holds {type(text).__name__}, not text")
-    return text
+    return text.encode("utf-8", "replace").decode()  # JSON can hold half of a surrogate pair
 
 
 def _lines(file: str, limit: int = LONGEST_PIECE) -> Iterator[str]:
