@@ -1,0 +1,272 @@
+"""The run folder: a checkpoint is whole or not there, the log has each record once."""
+
+import errno
+import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+
+from distill.run import Run, write_tensors
+from minitransformer.config import UserError
+
+
+class Killed(BaseException):
+    """A SIGKILL as the program sees it: nothing after it runs, nothing is tidied up."""
+
+
+@pytest.fixture
+def run(tmp_path):
+    run = Run(tmp_path / "run")
+    run.create()
+    run.log("start")
+    return run
+
+
+def state(number):
+    return {"student": {"w": torch.full((1000,), float(number))}, "bad": 0}
+
+
+def saved(run):
+    return [folder.name for folder in run.checkpoints()]
+
+
+def test_a_checkpoint_comes_back_as_it_was(run):
+    run.save(5, state(5))
+    back = run.newest()
+    assert back["step"] == 5
+    assert back["log_length"] == run.log_file.stat().st_size
+    assert torch.equal(back["student"]["w"], state(5)["student"]["w"])
+
+
+def test_the_two_newest_are_kept_and_all_removed_at_the_end(run):
+    for step in (5, 10, 15, 20):
+        run.save(step, state(step))
+    assert saved(run) == ["checkpoint-000000015", "checkpoint-000000020"]
+    (run.folder / "checkpoint-000000025.tmp").mkdir()
+    run.remove_checkpoints()
+    assert [path.name for path in run.folder.iterdir()] == ["log.jsonl"]
+
+
+def test_only_the_writing_rank_writes(run):
+    before = run.log_file.read_bytes()
+    other = Run(run.folder, writes=False)
+    other.log("step", step=1)
+    other.save(1, state(1))
+    other.cut_log(0)
+    assert run.log_file.read_bytes() == before
+    assert saved(run) == []
+    run.save(1, state(1))
+    other.remove_checkpoints()
+    assert other.newest()["step"] == 1
+
+
+def flip(folder):
+    data = bytearray((folder / "state.pt").read_bytes())
+    data[len(data) // 2] ^= 1
+    (folder / "state.pt").write_bytes(data)
+
+
+DAMAGE = {
+    "one bit flipped": flip,
+    "cut off": lambda folder: os.truncate(folder / "state.pt", 100),
+    "empty": lambda folder: os.truncate(folder / "state.pt", 0),
+    "no state": lambda folder: (folder / "state.pt").unlink(),
+    "no hash": lambda folder: (folder / "state.sha256").unlink(),
+    "another hash": lambda folder: (folder / "state.sha256").write_text("0" * 64),
+    "hash is no text": lambda folder: (folder / "state.sha256").write_bytes(b"\xff\xfe\0"),
+    "empty folder": lambda folder: shutil.rmtree(folder) or folder.mkdir(),
+    "no folder": lambda folder: shutil.rmtree(folder) or folder.write_text(""),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_newest_is_named_and_the_one_before_is_used(run, damage, capsys):
+    run.save(5, state(5))
+    run.save(10, state(10))
+    DAMAGE[damage](run.checkpoints()[-1])
+    assert run.newest()["step"] == 5
+    assert "checkpoint-000000010 is damaged" in capsys.readouterr().out
+    # the next one of that step takes the damaged one's place
+    if damage != "no folder":
+        run.save(10, state(11))
+        assert run.newest()["student"]["w"][0] == 11
+
+
+def test_nothing_but_damaged_ones_is_an_error_and_not_a_fresh_start(run):
+    run.save(5, state(5))
+    flip(run.checkpoints()[0])
+    with pytest.raises(UserError, match=r"checkpoint-000000005 are damaged"):
+        run.newest()
+    assert Run(run.folder.parent / "other").newest() is None
+
+
+@pytest.mark.parametrize("moment", ["mkdir", "save", "digest", "replace", "prune"])
+def test_killed_at_any_moment_of_a_save(run, moment, monkeypatch):
+    """What is found afterwards is the checkpoint before or the new one, never anything else."""
+    run.save(5, state(5))
+    run.save(10, state(10))
+
+    def kill(*args, **settings):
+        if args[0] != run.folder / "checkpoint-000000015":  # which rmtree is told to replace
+            raise Killed
+
+    def half(whole, file):
+        torch.serialization.save(whole, file.name + "-whole")
+        file.write(Path(file.name + "-whole").read_bytes()[:500])
+        raise Killed
+
+    place = {
+        "mkdir": (Path, "mkdir", kill),
+        "save": (torch, "save", half),
+        "digest": (Path, "write_text", kill),
+        "replace": (os, "replace", kill),
+        "prune": (shutil, "rmtree", kill),
+    }[moment]
+    with monkeypatch.context() as patch:
+        patch.setattr(*place)
+        with pytest.raises(Killed):
+            run.save(15, state(15))
+    found = 15 if moment == "prune" else 10
+    assert run.newest()["step"] == found
+    run.save(20, state(20))  # over what the killed one left
+    assert saved(run) == [f"checkpoint-{found:09d}", "checkpoint-000000020"]
+    assert not list(run.folder.glob("*.tmp"))
+
+
+def test_a_failed_write_leaves_the_last_good_one(run, monkeypatch):
+    run.save(5, state(5))
+
+    def full(*args, **settings):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    for place in ((os, "fsync"), (os, "replace"), (Path, "mkdir"), (torch, "save")):
+        with monkeypatch.context() as patch:
+            patch.setattr(*place, full)
+            with pytest.raises(UserError, match=r"step 9 .*No space left.*checkpoint-000000005 is"):
+                run.save(9, state(9))
+        assert saved(run) == ["checkpoint-000000005"]
+        assert run.newest()["step"] == 5
+        assert not list(run.folder.glob("*.tmp"))
+    with monkeypatch.context() as patch:
+        patch.setattr("builtins.open", full)
+        with pytest.raises(UserError, match=r"log.jsonl: cannot be written \(No space left"):
+            run.log("step", step=6)
+
+
+def test_an_error_that_is_no_full_disk_is_not_hidden(run, monkeypatch):
+    def broken(*args):
+        raise RuntimeError("CUDA error: an illegal memory access")
+
+    monkeypatch.setattr(torch, "save", broken)
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        run.save(1, state(1))
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A real file system of 3 MB; skipped where mounting is not allowed."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    if shutil.which("mount") is None or subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", folder], capture_output=True,
+    ).returncode:
+        pytest.skip("no right to mount a small file system here")
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+
+
+def test_a_disk_that_is_really_full(small_disk):
+    run = Run(small_disk / "run")
+    run.create()
+    run.log("start")
+    run.save(5, state(5))
+    with pytest.raises(UserError, match=r"No space left on device.*checkpoint-000000005 is kept"):
+        run.save(10, {"student": {"w": torch.zeros(10**6)}})
+    with pytest.raises(UserError, match="No space left on device"):
+        write_tensors(run.folder / "maps.safetensors", {"w": torch.zeros(10**6)})
+    assert run.newest()["step"] == 5
+    assert sorted(path.name for path in run.folder.iterdir()) == [
+        "checkpoint-000000005", "log.jsonl"]
+    with pytest.raises(UserError, match="No space left on device"):
+        for step in range(1000):
+            run.log("step", text="x" * 10000, step=step)
+    records = run.records()  # the line that the full disk cut in two is left out
+    assert [r["step"] for r in records[1:]] == list(range(len(records) - 1))
+
+
+def test_the_log_is_cut_back_to_the_checkpoint(run):
+    run.log("step", step=1)
+    run.save(1, state(1))
+    run.log("step", step=2)
+    with open(run.log_file, "a") as log:
+        log.write('{"event": "step", "st')
+    assert [r["event"] for r in run.records()] == ["start", "step", "step"]
+    run.cut_log(run.newest()["log_length"])
+    assert [r["event"] for r in run.records()] == ["start", "step"]
+    run.cut_log(None)
+    assert [r["event"] for r in run.records()] == ["start"]
+
+
+@pytest.mark.parametrize("content", [
+    None, b"", b'{"event": "start"', b'{"event": "step"}\n', b"3\n", b"[]\n", b"{}\n",
+    b'{"event": "start"}\n\xff\xfe\n', b'{"event": "start"}\nnonsense\n', b"[" * 100_000 + b"\n",
+    b'{"event": "start"}\n' + b"1" * 5000 + b"\n",
+], ids=repr)
+def test_a_log_that_no_run_wrote(tmp_path, content):
+    if content is not None:
+        (tmp_path / "log.jsonl").write_bytes(content)
+    with pytest.raises(UserError, match=r"log.jsonl: "):
+        Run(tmp_path).records()
+
+
+def test_a_run_goes_on_only_with_the_teacher_and_text_that_it_began_with(tmp_path):
+    def facts(teacher="aaaa", text="bbbb"):
+        return {"teacher": {"hash": teacher}, "text": [{"name": "web", "hash": text}]}
+
+    run = Run(tmp_path)
+    run.log("start", **facts())
+    run.check_unchanged(facts())
+    with pytest.raises(UserError, match=r"the teacher has changed .* aaaa then, cccc now"):
+        run.check_unchanged(facts(teacher="cccc"))
+    with pytest.raises(UserError, match=r"the text web has changed .* bbbb then, dddd now"):
+        run.check_unchanged(facts(text="dddd"))
+    run = Run(tmp_path / "mlm")
+    run.create()
+    run.log("start", teacher=None, text=[])
+    run.check_unchanged({"teacher": None, "text": []})
+
+
+def test_a_new_folder_must_be_new_and_possible(tmp_path):
+    Run(tmp_path / "a" / "b" / "c").check_new()
+    (tmp_path / "file").write_text("")
+    (tmp_path / "link").symlink_to("nowhere")
+    for name, message in (("", "exists"), ("file", "exists"), ("link", "exists"),
+                          ("file/run", "nothing can be made in")):
+        with pytest.raises(UserError, match=message):
+            Run(tmp_path / name).check_new()
+    with pytest.raises(UserError, match="cannot be made"):
+        Run(tmp_path / "file" / "run").create()
+
+
+def test_tensors_are_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    file = tmp_path / "maps.safetensors"
+    write_tensors(file, {"w": torch.ones(3, 2).T})
+    before = file.read_bytes()
+
+    def kill(*args):
+        raise Killed
+
+    monkeypatch.setattr(os, "replace", kill)
+    with pytest.raises(Killed):
+        write_tensors(file, {"w": torch.zeros(2, 3)})
+    assert file.read_bytes() == before
+
+
+def test_records_are_json_without_nan(run):
+    with pytest.raises(ValueError, match="JSON"):
+        run.log("step", loss=float("nan"))
+    assert [json.loads(line) for line in run.log_file.read_text().splitlines()] == run.records()
