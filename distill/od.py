@@ -17,7 +17,14 @@ import torch
 from torch.nn import functional as F
 
 from distill.method import Method, exact, no_autocast
-from distill.vocabulary import check_mlm_head, chunked_loss, product_dtype, project
+from distill.vocabulary import (
+    buffers,
+    check_mlm_head,
+    chunked_loss,
+    product_dtype,
+    project,
+    softmax,
+)
 from minitransformer.config import UserError
 
 
@@ -56,25 +63,22 @@ def od_loss_fused(student_features, student_weight, student_bias,
     check_same(student_features, teacher_features, temperature, "positions", 1)
     check_same(student_weight, teacher_weight, temperature, "vocabularies", 1)
     product = product_dtype(student_features)
-    teacher_features, teacher_bias = teacher_features.detach(), teacher_bias.detach()
-    teacher_weight = teacher_weight.detach().to(product)  # once, not for every chunk
+    teacher_features, teacher_weight = (
+        x.detach().to(product) for x in (teacher_features / temperature, teacher_weight))
+    teacher_bias = teacher_bias.detach() / temperature
+    scratch = buffers(2, student_features, student_weight)
 
-    def score(logits, rows):
-        """tau^2 sum p_t (log p_t - log p_s);   d/d z_s = tau (p_s - p_t)."""
-        teacher = project(teacher_features[rows].to(product), teacher_weight, teacher_bias)
-        log_t, log_s = (log_softmax_(x.div_(temperature)) for x in (teacher, logits))  # (C, V)
-        p_t = log_t.exp()
-        total = torch.dot(p_t.view(-1), log_t.sub_(log_s).view(-1)) * temperature**2
-        logits.exp_().sub_(p_t).mul_(temperature)
-        return total
+    def score(z_s, rows):
+        """KL(t || s) = sum p_t (z_t - z_s) - lse_t + lse_s;   its gradient for z_s: p_s - p_t."""
+        z_t = project(teacher_features[rows], teacher_weight, teacher_bias, scratch[0])  # (C, V)
+        p_t, lse_t = softmax(z_t, scratch[1])
+        means = torch.bmm(p_t[:, None], z_t.sub_(z_s)[..., None])  # (C, 1, 1), row by row
+        p_s, lse_s = softmax(z_s, scratch[0])
+        return means.sum() + (lse_s - lse_t).sum(), torch.sub(p_s, p_t, out=z_s)
 
-    total = chunked_loss(student_features, student_weight, student_bias, score)
-    return total, total.new_tensor(len(student_features))
-
-
-def log_softmax_(logits):
-    """In place: a second (C, V) tensor would cost more time than the arithmetic."""
-    return logits.sub_(logits.logsumexp(-1, keepdim=True))
+    total = chunked_loss(
+        student_features / temperature, student_weight, student_bias / temperature, score)
+    return total * temperature**2, total.new_tensor(len(student_features))
 
 
 def check_same(student, teacher, temperature, what="(positions, vocabulary)", dims=2):

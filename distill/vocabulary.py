@@ -6,12 +6,13 @@ projection, and since everything above the features is known at once, their grad
 on the spot:
 
     for some positions:   logits = features W^T + b
-                          sum += score(logits),  logits <- d sum / d logits       (od.py, mlm.py)
-                          d features = logits W,  d W += logits^T features,  d b += logits summed
+                          sum += score(logits),  slope = d sum / d logits         (od.py, mlm.py)
+                          d features = slope W,  d W += slope^T features,  d b += slope summed
 
 What outlives a chunk is three gradients, each as large as what it belongs to. This is how fused
 linear losses on GPUs work (Liger-Kernel's chunked losses); here it is plain PyTorch, the same on
-every device.
+every device. The buffers of one chunk serve for all: fresh memory costs more than the arithmetic
+on it.
 """
 
 import torch
@@ -20,15 +21,15 @@ from torch.autograd.function import once_differentiable
 from distill.method import exact, no_autocast
 from minitransformer.config import UserError
 
-CHUNK = 2**25  # logits held at a time (128 MiB); with fewer, W is read from memory more often
+CHUNK = 2**25  # logits in one buffer (128 MiB); with fewer, W is read from memory more often
 
 
 def chunked_loss(features, weight, bias, score):
-    """sum of score over (M, V) logits, with the gradient ready before backward asks for it.
+    """Sum of score over (M, V) logits, with the gradient ready before backward asks for it.
 
-    features (M, D), weight (V, D), bias (V,); returns () float32. `score(logits, rows)` gets the
-    float32 logits (C, V) of positions `rows`, returns their summed loss and overwrites logits with
-    its gradient.
+    Shapes   features (M, D), weight (V, D), bias (V,); returns () float32.
+    score(logits, rows) gets the float32 logits (C, V) of positions `rows`, which it may overwrite,
+    and returns their summed loss and its gradient for them.
     """
     return _ChunkedLoss.apply(features, weight, bias, score)
 
@@ -36,32 +37,33 @@ def chunked_loss(features, weight, bias, score):
 class _ChunkedLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx, features, weight, bias, score):
-        inputs = features, weight, bias
         product = product_dtype(features)
-        D_features, D_weight, D_bias = [
-            torch.zeros_like(x, dtype=exact(x[:0]).dtype) if needed else None
-            for x, needed in zip(inputs, ctx.needs_input_grad[:3], strict=True)]
-        total = exact(features[:0]).sum()
+        d_features, d_weight, d_bias = (
+            exact(torch.zeros_like(x)) if needed else None
+            for x, needed in zip((features, weight, bias), ctx.needs_input_grad, strict=False))
+        total = exact(features.new_zeros(()))
         with no_autocast(features):
-            W = weight.to(product)
-            for rows in chunks(len(features), len(weight)):
-                x = features[rows].to(product)  # (C, D)
-                logits = project(x, W, bias)  # (C, V)
-                total += score(logits, rows)
-                logits_p = logits.to(product)
-                if D_features is not None:
-                    D_features[rows] = logits_p @ W
-                if D_weight is not None:
-                    accumulate(D_weight, logits_p, x)
-                if D_bias is not None:
-                    D_bias += logits.sum(0)
-        ctx.save_for_backward(D_features, D_weight, D_bias)
+            x, W = features.to(product), weight.to(product)
+            buffer, = buffers(1, features, weight)
+            for rows in chunks(features, weight):
+                loss, slope = score(project(x[rows], W, bias, buffer), rows)  # (C, V)
+                total += loss
+                if d_bias is not None:
+                    d_bias += slope.sum(0)
+                slope = slope.to(product)
+                if d_features is not None:
+                    d_features[rows] = slope @ W
+                if d_weight is not None:
+                    accumulate(d_weight, slope, x[rows])
+        ctx.save_for_backward(d_features, d_weight, d_bias)
         return total
 
     @staticmethod
     @once_differentiable
     def backward(ctx, upstream):
-        return *(None if grad is None else grad * upstream for grad in ctx.saved_tensors), None
+        # train.py backpropagates raw sums: factor 1, and no need for another pass over (V, D).
+        one = upstream.device.type == "cpu" and upstream.item() == 1
+        return *(g if g is None or one else g * upstream for g in ctx.saved_tensors), None
 
 
 def product_dtype(features):
@@ -70,22 +72,41 @@ def product_dtype(features):
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else features.dtype
 
 
-def chunks(positions, vocabulary):
-    size = max(1, CHUNK // vocabulary)
-    return [slice(start, start + size) for start in range(0, positions, size)]
+def chunk_size(features, weight):
+    return max(1, min(len(features), CHUNK // len(weight)))
 
 
-def project(x, W, bias):
-    """(C, V) logits, float32 or better, in a tensor of their own that score may overwrite."""
-    return exact(x @ W.T).add_(bias)
+def chunks(features, weight):
+    size = chunk_size(features, weight)
+    return [slice(start, start + size) for start in range(0, len(features), size)]
 
 
-def accumulate(total, logits, x):
-    """total (V, D) += logits^T x, without a second (V, D) tensor where the precisions agree."""
-    if total.dtype == logits.dtype:
-        total.addmm_(logits.T, x)
+def buffers(count, features, weight):
+    """`count` buffers (C, V) for the logits of one chunk and what is made of them."""
+    dtype = exact(features[:0]).dtype
+    return features.new_empty(count, chunk_size(features, weight), len(weight), dtype=dtype)
+
+
+def project(x, W, bias, buffer):
+    """x W^T + b, (C, V), written into the buffer: float32 also where the product is bfloat16."""
+    out = buffer[:len(x)]
+    if x.dtype == out.dtype:
+        return torch.addmm(bias, x, W.T, out=out)
+    return torch.add(x @ W.T, bias, out=out)
+
+
+def softmax(logits, buffer):
+    """Probabilities (C, V), written into the buffer, and logsumexp (C, 1), without a third one."""
+    p = torch.softmax(logits, -1, out=buffer[:len(logits)])
+    return p, logits.amax(-1, keepdim=True) - p.amax(-1, keepdim=True).log()
+
+
+def accumulate(total, slope, x):
+    """total (V, D) += slope^T x, without a second (V, D) tensor where the precisions agree."""
+    if total.dtype == slope.dtype:
+        total.addmm_(slope.T, x)
     else:
-        total += logits.T @ x
+        total += slope.T @ x
 
 
 def check_mlm_head(encoder, side, remedy):
