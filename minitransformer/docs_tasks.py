@@ -81,7 +81,7 @@ def no_examples() -> dict[tuple[str, str], list]:
 
 
 def docs_paragraphs():
-    """((split, library), document, sentences) of each paragraph; dev has a quarter of the documents."""
+    """((split, library), document, sentences) a paragraph; a quarter of the documents is dev."""
     for document, text in docs_documents():
         library = document.split(".")[0]
         if library in LIBRARIES:

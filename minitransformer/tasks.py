@@ -171,7 +171,7 @@ def tsv_cells(path: Path) -> list[tuple[str, list[str]]]:
 
 
 def with_header(rows, ragged=False):
-    """Cells to {column: value} by the first row. `ragged`: rows may lack cells, as in GLUE's QQP."""
+    """Cells to {column: value} by the first row. `ragged`: rows may lack cells (QQP)."""
     if not rows:
         return [], []
     columns = rows[0][1]

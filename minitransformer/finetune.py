@@ -1,0 +1,285 @@
+"""Fine-tuning on a task: one recipe for every model, a grid of learning rates and epochs, K seeds.
+
+    ids of text (and text_pair), (B, N)  ->  encoder  ->  last layer's output, (B, N, D)
+        ->  mean over the real tokens, (B, D)  ->  linear head  ->  classes or one number, (B, C)
+
+The mean and not [CLS], because sentence encoders are trained for it, and because a student of MHA
+or DirectMiniLM has no trained [CLS] at all: its last block's output and FFN never learned. For the
+same reason every layer is trained. Cross-entropy, or for numbers the squared error of the labels
+brought to mean 0 and deviation 1; AdamW; the rate rises over a tenth of the steps, then falls to 0,
+both in a line; no dropout in any model.
+
+What makes it quick without changing a result: batches of sentences of like length, padded to their
+own longest; of the word embeddings only those rows that the task reads (AdamW would move all of
+XLM-R's 250,002 at every step); a cache of what was computed once, so that a killed grid goes on.
+"""
+
+import hashlib
+import json
+import math
+import os
+import statistics
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from minitransformer.config import UserError
+from minitransformer.metrics import METRICS
+from minitransformer.model import Encoder
+from minitransformer.pretrained import weights_hash
+from minitransformer.tasks import Split, Task
+from minitransformer.tokenizer import Tokenizer
+
+FORMAT = 1  # of a cached result; to be raised whenever the recipe changes
+CHOOSE = "choose"  # the name of the split `chosen_on` among the scores
+MEGABATCH = 50  # batches within which sentences are sorted by length
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a score depends on beside the model, the task, learning rate, epochs and seed."""
+
+    batch_size: int = 16
+    max_tokens: int = 128
+    weight_decay: float = 0.01
+    warmup: float = 0.1
+    clip: float = 1.0
+    precision: str = "fp32"  # or bf16: autocast over weights that stay float32
+    device: str = "cpu"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One point of the grid; `scores` has for each seed {split: {metric: score}}, or None where the
+    loss left the finite numbers."""
+
+    lr: float
+    epochs: int
+    scores: list[dict | None]
+
+    def values(self, metric: str, splits) -> list[float]:
+        """For each seed the metric's mean over the splits."""
+        return [statistics.fmean(score[split][metric] for split in splits) for score in self.scores]
+
+
+class Examples:
+    """A split as token ids, and its batches."""
+
+    def __init__(self, split: Split, tokenizer: Tokenizer, max_tokens: int):
+        self.tokens = tokenizer.encode_pairs(split.texts, split.text_pairs, max_tokens=max_tokens)
+        self.labels = np.array(split.labels)
+        self.lengths = np.array([len(ids) for ids, _ in self.tokens])
+
+    def batch(self, rows, pad: int) -> tuple[Tensor, Tensor, Tensor]:
+        """(ids, mask, token types), (B, N) each; N is the length of the longest row."""
+        shape = (len(rows), self.lengths[rows].max())
+        ids, mask, types = np.full(shape, pad), np.zeros(shape, bool), np.zeros(shape, np.int64)
+        for i, row in enumerate(rows):
+            n = self.lengths[row]
+            mask[i, :n] = True
+            ids[i, :n], types[i, :n] = self.tokens[row]
+        return torch.from_numpy(ids), torch.from_numpy(mask), torch.from_numpy(types)
+
+    def shuffled(self, batch_size: int, generator: torch.Generator) -> list[np.ndarray]:
+        """The rows of each batch of an epoch; like lengths together, otherwise in random order."""
+        order = torch.randperm(len(self.tokens), generator=generator).numpy()
+        batches = []
+        for start in range(0, len(order), batch_size * MEGABATCH):
+            part = order[start : start + batch_size * MEGABATCH]
+            batches += self.by_length(part, batch_size)
+        return [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
+
+    def by_length(self, rows: np.ndarray, batch_size: int) -> list[np.ndarray]:
+        rows = rows[np.argsort(self.lengths[rows], kind="stable")]
+        return [rows[i : i + batch_size] for i in range(0, len(rows), batch_size)]
+
+
+class Classifier(nn.Module):
+    """A copy of the encoder that knows the words `used_ids` only, and a linear head on its mean."""
+
+    def __init__(self, encoder: Encoder, used_ids: np.ndarray, outputs: int, generator):
+        super().__init__()
+        with torch.device("meta"):
+            config = replace(encoder.config, vocab_size=len(used_ids))
+            self.encoder = Encoder(config, mlm_head=False)
+        wanted = self.encoder.state_dict().keys()
+        state = {name: tensor for name, tensor in encoder.state_dict().items() if name in wanted}
+        words = "embeddings.word.weight"
+        state[words] = state[words][torch.from_numpy(used_ids).to(state[words].device)]
+        state = {name: tensor.detach().clone() for name, tensor in state.items()}
+        self.encoder.load_state_dict(state, assign=True)
+        self.encoder.requires_grad_(True)
+        self.head = nn.Linear(config.hidden_size, outputs)
+        nn.init.normal_(self.head.weight, 0.0, 0.02, generator=generator)
+        nn.init.zeros_(self.head.bias)
+
+    def forward(self, ids: Tensor, mask: Tensor, types: Tensor) -> Tensor:
+        hidden = self.encoder(ids, mask, types).hidden[-1]  # (B, N, D)
+        weight = mask.unsqueeze(-1).to(hidden.dtype)
+        mean = (hidden * weight).sum(dim=1) / weight.sum(dim=1)  # (B, D)
+        return self.head(mean)  # (B, C)
+
+
+class Tuner:
+    """One model on one task, tokenised once; `train` makes one fine-tuned copy and scores it."""
+
+    def __init__(self, encoder: Encoder, tokenizer: Tokenizer, task: Task, recipe: Recipe):
+        self.encoder, self.task, self.recipe = encoder, task, recipe
+        self.device = torch.device(recipe.device)
+        length = min(recipe.max_tokens, encoder.config.max_tokens)
+        splits = {"train": task.train, **task.scored}
+        if task.chosen_on:
+            splits[CHOOSE] = task.chosen_on
+        self.splits = {name: Examples(s, tokenizer, length) for name, s in splits.items()}
+        self._keep_used_ids()
+        labels = self.splits["train"].labels
+        self.shift, self.scale = (0, 1) if task.classes else (labels.mean(), labels.std() or 1.0)
+
+    def _keep_used_ids(self) -> None:
+        # Ids up to the padding's keep their numbers: RoBERTa counts its positions from that one.
+        tokens = [t for examples in self.splits.values() for t in examples.tokens]
+        reserved = range(self.encoder.config.pad_token_id + 1)
+        self.used_ids = np.unique(np.concatenate([reserved, *(ids for ids, _ in tokens)]))
+        highest_type = self.encoder.config.type_vocab_size - 1
+        for examples in self.splits.values():
+            examples.tokens = [
+                (np.searchsorted(self.used_ids, ids), np.minimum(types, highest_type))
+                for ids, types in examples.tokens
+            ]
+
+    def steps(self, epochs: int) -> int:
+        return epochs * math.ceil(len(self.splits["train"].tokens) / self.recipe.batch_size)
+
+    def train(self, lr: float, epochs: int, seed: int, after_step=lambda: None) -> dict | None:
+        """{split: {metric: score}}; None if the loss or its gradient left the finite numbers."""
+        recipe, generator = self.recipe, torch.Generator().manual_seed(seed)
+        outputs = len(self.task.classes) or 1
+        model = Classifier(self.encoder, self.used_ids, outputs, generator).to(self.device)
+        matrices = [p for p in model.parameters() if p.dim() > 1]
+        vectors = [p for p in model.parameters() if p.dim() == 1]
+        groups = [
+            {"params": matrices, "weight_decay": recipe.weight_decay},
+            {"params": vectors, "weight_decay": 0.0},
+        ]
+        optimizer = torch.optim.AdamW(groups, lr=lr, eps=1e-6, fused=True)
+        steps, step = self.steps(epochs), 0
+        rise = math.ceil(recipe.warmup * steps)
+        for _ in range(epochs):
+            for rows in self.splits["train"].shuffled(recipe.batch_size, generator):
+                self.loss(model, rows).backward()
+                norm = nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
+                if not math.isfinite(norm):
+                    return None
+                share = min((step + 1) / rise, (steps - step) / max(1, steps - rise))
+                for group in optimizer.param_groups:
+                    group["lr"] = lr * share
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+                step += 1
+                after_step()
+        scores = {name: self.score(model, name) for name in self.splits if name != "train"}
+        return None if None in scores.values() else scores
+
+    def loss(self, model: Classifier, rows: np.ndarray) -> Tensor:
+        outputs = self.outputs(model, self.splits["train"], rows)
+        labels = torch.from_numpy(self.splits["train"].labels[rows]).to(self.device)
+        if self.task.classes:
+            return F.cross_entropy(outputs, labels)
+        return F.mse_loss(outputs.squeeze(-1), ((labels - self.shift) / self.scale).float())
+
+    def outputs(self, model: Classifier, examples: Examples, rows: np.ndarray) -> Tensor:
+        batch = examples.batch(rows, self.encoder.config.pad_token_id)
+        bf16 = torch.autocast(self.device.type, torch.bfloat16)
+        with bf16 if self.recipe.precision == "bf16" else nullcontext():
+            return model(*(part.to(self.device) for part in batch)).float()
+
+    @torch.inference_mode()
+    def score(self, model: Classifier, split: str) -> dict[str, float] | None:
+        examples = self.splits[split]
+        predictions = np.empty(len(examples.tokens))
+        for rows in examples.by_length(np.arange(len(predictions)), 64):
+            outputs = self.outputs(model, examples, rows).cpu()
+            predictions[rows] = outputs.argmax(-1) if self.task.classes else outputs.squeeze(-1)
+        if not np.isfinite(predictions).all():
+            return None
+        return {name: METRICS[name](predictions, examples.labels) for name in self.task.metrics}
+
+
+# ---- grid and cache ------------------------------------------------------------------------------
+
+
+def fingerprint(encoder: Encoder, tokenizer: Tokenizer) -> dict:
+    """What identifies a model: hash of its weights, sizes, hash of its tokenizer."""
+    sizes = {name: value for name, value in asdict(encoder.config).items() if name != "extra"}
+    return {"weights": weights_hash(encoder), "config": sizes, "tokenizer": tokenizer.hash}
+
+
+class Grid:
+    """Learning rates x epochs x seeds for one model on one task, through a cache.
+
+    A result is kept in a file named by the hash of all that it depends on, and the file appears
+    only when it is whole: the order of calls is irrelevant, and a second call computes what is new.
+    """
+
+    def __init__(
+        self, model: dict, task: Task, recipe: Recipe, lrs, epochs, seeds: int, cache: Path
+    ):
+        key = {"format": FORMAT, "model": model, "task": task.hash, "recipe": asdict(recipe)}
+        self.key = {**key, "torch": torch.__version__}
+        self.task, self.recipe, self.cache = task, recipe, cache
+        self.points = [(lr, n) for lr in lrs for n in epochs]
+        self.seeds = range(seeds)
+
+    def file(self, lr: float, epochs: int, seed: int) -> Path:
+        key = {**self.key, "lr": lr, "epochs": epochs, "seed": seed}
+        return (
+            self.cache
+            / f"{hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()}.json"
+        )
+
+    def read(self, *point) -> dict | None:
+        """The cached result of (lr, epochs, seed), or None where there is none that can be read."""
+        try:
+            return json.loads(self.file(*point).read_bytes())
+        except (FileNotFoundError, ValueError):
+            return None
+
+    def missing(self) -> list[tuple[float, int, int]]:
+        points = [(lr, epochs, seed) for seed in self.seeds for lr, epochs in self.points]
+        return [point for point in points if self.read(*point) is None]
+
+    def compute(self, encoder: Encoder, tokenizer: Tokenizer, after_step=lambda: None) -> None:
+        """Trains what is missing, one model after the other, and keeps each result at once."""
+        if not (missing := self.missing()):
+            return
+        tuner = Tuner(encoder, tokenizer, self.task, self.recipe)
+        for point in missing:
+            scores = tuner.train(*point, after_step)
+            file = self.file(*point)
+            unfinished = file.with_suffix(f".{os.getpid()}")
+            unfinished.write_text(json.dumps({"scores": scores}))
+            os.replace(unfinished, file)
+
+    def cells(self) -> list[Cell]:
+        return [
+            Cell(lr, epochs, [self.read(lr, epochs, seed)["scores"] for seed in self.seeds])
+            for lr, epochs in self.points
+        ]
+
+    def best(self) -> Cell:
+        """The cell with the highest mean over its seeds; the first of equals."""
+        splits = [CHOOSE] if self.task.chosen_on else list(self.task.scored)
+        sound = [cell for cell in self.cells() if None not in cell.scores]
+        if not sound:
+            rates = ", ".join(f"{lr:g}" for lr in dict.fromkeys(lr for lr, _ in self.points))
+            raise UserError(
+                f"{self.task.name}: the loss diverged at every rate; --lrs below {rates}"
+            )
+        return max(
+            sound, key=lambda cell: statistics.fmean(cell.values(self.task.metrics[0], splits))
+        )
