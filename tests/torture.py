@@ -46,12 +46,12 @@ def environment(folder: Path) -> dict:
         "HF_HUB_OFFLINE": "1", "XDG_CACHE_HOME": str(folder / "cache")}
 
 
-def start(folder: Path, *flags, processes: int | None = None) -> subprocess.Popen:
+def start(folder: Path, *flags, processes=None, script=ROOT / "train.py") -> subprocess.Popen:
     """train.py as a program of its own, or as `processes` of them under torchrun."""
     torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     python = [sys.executable, *(torchrun if processes else [])]
     return subprocess.Popen(
-        [*python, str(ROOT / "train.py"), *map(str, flags)], cwd=folder, env=environment(folder),
+        [*python, str(script), *map(str, flags)], cwd=folder, env=environment(folder),
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         # a shell starts what it puts in the background with Ctrl-C ignored
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
