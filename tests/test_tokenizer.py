@@ -88,12 +88,14 @@ def test_the_embedded_teachers_tokenizer_stores_truncation_and_padding_and_uses_
 ):
     _, tokenizer = embedded
     stored = json.loads((embedded_teacher_folder() / "tokenizer.json").read_bytes())
-    assert (stored["truncation"]["max_length"], stored["padding"]["strategy"]) == (128, {"Fixed": 128})
+    assert stored["truncation"]["max_length"] == 128
+    assert stored["padding"]["strategy"] == {"Fixed": 128}
     assert [len(row) for row in tokenizer.encode_batch(["word " * 700, "word"])] == [700, 1]
     [(ids, types)] = tokenizer.encode_pairs(["word " * 700], max_tokens=200)
     assert (len(ids), len(types)) == (200, 200)
     assert [len(row) for row in tokenizer.encode_batch(["word " * 700])] == [700]  # off again
-    assert_equal_ids(tokenizer, transformers.AutoTokenizer.from_pretrained(embedded_teacher_folder()))
+    theirs = transformers.AutoTokenizer.from_pretrained(embedded_teacher_folder())
+    assert_equal_ids(tokenizer, theirs)
     tokenizer.save(tmp_path)
     for path in tmp_path.iterdir():
         assert path.read_bytes() == (embedded_teacher_folder() / path.name).read_bytes()

@@ -1,0 +1,115 @@
+"""The encoder against transformers, number by number: every state, Q, K, V, logit and gradient."""
+
+import pytest
+import torch
+import transformers
+from conftest import MODEL_TYPES, PADDINGS, padded, tiny_encoder
+
+from minitransformer.convert import family, to_hugging_face
+from minitransformer.pretrained import embedded_teacher_folder
+
+
+def reference(encoder, attention="sdpa"):
+    """The same weights in transformers' own class; every tensor is given, none left over."""
+    config = encoder.config.to_dict(family(encoder.config)[2][encoder.mlm_head is not None])
+    architecture = getattr(transformers, config["architectures"][0])
+    config = transformers.AutoConfig.for_model(**config)
+    config._attn_implementation = attention
+    extra = {} if encoder.mlm_head is not None else {"add_pooling_layer": False}
+    model = architecture(config, **extra).eval()
+    missing, unexpected = model.load_state_dict(to_hugging_face(encoder), strict=False)
+    assert not unexpected
+    assert all(".decoder." in name or "position_ids" in name for name in missing)  # tied, buffers
+    model.tie_weights()
+    return model
+
+
+def run_reference(model, ids, mask, types=None):
+    """(all hidden states, [Q of each layer], K, V, logits or None) of a transformers model."""
+    caught = {"query": [], "key": [], "value": []}
+    hooks = [
+        module.register_forward_hook(lambda _m, _i, out, name=name: caught[name].append(out))
+        for path, module in model.named_modules()
+        for name in caught
+        if path.endswith(f"attention.self.{name}")
+    ]
+    with torch.no_grad():
+        out = model(ids, attention_mask=mask, token_type_ids=types, output_hidden_states=True)
+    for hook in hooks:
+        hook.remove()
+    return out.hidden_states, *caught.values(), getattr(out, "logits", None)
+
+
+def furthest(ours, theirs, mask):
+    """The largest difference at a real token."""
+    where = slice(None) if mask is None else mask
+    return (ours - theirs)[where].abs().max().item()
+
+
+@pytest.mark.parametrize("padding", PADDINGS)
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
+def test_parity_with_transformers(model_type, padding):
+    encoder = tiny_encoder(model_type)
+    ids, mask = padded(encoder.config, padding)
+    types = (ids % 3 == 0).long() if model_type == "bert" else None
+    *theirs, logits = run_reference(reference(encoder), ids, mask, types)
+    with torch.no_grad():
+        ours = encoder(ids, mask, types)
+        our_logits = encoder.mlm_logits(ours.hidden[-1])
+    assert [len(part) for part in ours] == [4, 3, 3, 3]
+    for our_part, their_part in zip(ours, theirs, strict=True):
+        for ours_, theirs_ in zip(our_part, their_part, strict=True):
+            assert furthest(ours_, theirs_, mask) <= 1e-5
+    assert furthest(our_logits, logits, mask) <= 1e-5
+
+
+@pytest.mark.parametrize("padding", PADDINGS)
+def test_parity_on_the_embedded_teachers_real_weights(embedded, padding):
+    encoder, tokenizer = embedded
+    model = transformers.AutoModel.from_pretrained(embedded_teacher_folder()).eval()
+    texts = ["A short one.", "Parity is measured on words that the model has seen before, " * 4]
+    rows = [ids for ids, _ in tokenizer.encode_pairs(texts, max_tokens=64)]
+    rows = rows[1:] if padding == "none" else rows
+    width = max(map(len, rows))
+    ids = torch.zeros(len(rows), width, dtype=torch.long)
+    for row, words in zip(ids, rows, strict=True):
+        part = slice(width - len(words), None) if padding == "left" else slice(len(words))
+        row[part] = torch.tensor(words)
+    mask = ids != tokenizer.pad_id
+    *theirs, _ = run_reference(model, ids, mask)
+    with torch.no_grad():
+        ours = encoder(ids, mask)
+    for our_part, their_part in zip(ours, theirs, strict=True):
+        for ours_, theirs_ in zip(our_part, their_part, strict=True):
+            assert furthest(ours_, theirs_, mask) <= 1e-5
+
+
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
+def test_gradients_equal_those_of_transformers(model_type):
+    """The residuals and the GELU work in place where they can: no gradient may notice."""
+    encoder = tiny_encoder(model_type).double()
+    model = reference(encoder).double()
+    ids, mask = padded(encoder.config, "right")
+    encoder.mlm_logits(encoder(ids, mask).hidden[-1])[mask].square().mean().backward()
+    model(ids, attention_mask=mask).logits[mask].square().mean().backward()
+    ours = {name: p.grad for name, p in encoder.named_parameters()}
+    theirs = {name: p.grad for name, p in model.named_parameters(remove_duplicate=False)}
+    names = dict(zip(ours, to_hugging_face(encoder), strict=True))
+    for name, gradient in ours.items():
+        difference = gradient - theirs[names[name]]
+        if name == "embeddings.word.weight":  # transformers' table gives its padding row none
+            difference[encoder.config.pad_token_id] = 0
+        assert difference.abs().max() <= 1e-12 + 1e-9 * gradient.abs().max(), name
+
+
+def test_attention_maps_are_those_of_transformers():
+    encoder = tiny_encoder()
+    ids, mask = padded(encoder.config, "right")
+    model = reference(encoder, attention="eager")
+    with torch.no_grad():
+        theirs = model(ids, attention_mask=mask, output_attentions=True).attentions
+    ours = encoder.attention_maps(ids, mask)
+    assert [tuple(m.shape) for m in ours] == [(3, 4, 40, 40)] * 3
+    for our_map, their_map in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(our_map, their_map, rtol=0, atol=1e-6)
+        assert our_map.masked_select(~mask[:, None, None, :]).max() == 0  # nobody reads padding
