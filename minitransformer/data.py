@@ -47,8 +47,8 @@ class Text:
     """The corpora of a run as one endless sequence of draws.
 
     Corpus i has the share p_i = n_i^alpha / sum_j n_j^alpha of the draws (n in tokens). No chance
-    is in it: each draw goes to the corpus that is furthest behind its share, so after g draws every
-    count is within one of p_i * g.
+    is in it: each draw goes to the corpus that is furthest behind its share, so after g draws no
+    count is ever one above p_i * g.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class Text:
         for source in sources:
             kind = TokenStream if source.kind == "hub" else TokenFile
             self.corpora.append(kind(source, tokenizer, length, seed))
-        sizes = [corpus.tokens for corpus in self.corpora]
+        sizes = [s.tokens or c.tokens for s, c in zip(sources, self.corpora, strict=True)]
         if len(sizes) > 1 and None in sizes:
             name = names[sizes.index(None)]
             raise UserError(
