@@ -147,6 +147,8 @@ def choose_device(name: str) -> torch.device:
         if device.type not in ("cpu", "cuda"):
             raise RuntimeError("only cpu and cuda are supported")
         if device.type == "cuda":
+            if not torch.cuda.is_available():
+                raise RuntimeError("PyTorch finds no GPU")
             if device.index is None:
                 device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
             torch.cuda.set_device(device)
