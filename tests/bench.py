@@ -1,0 +1,158 @@
+"""What a step costs: this project, transformers with textbook formulas, bertdistiller, the floor.
+
+    python tests/bench.py                                     every case, 3 rounds
+    python tests/bench.py --cases mha-8x512 od-250k --runs 5 --threads 2 --precision fp32
+    pip install --no-deps bertdistiller==0.1.2                to see it beside the others
+
+A step is: forward of teacher and student, loss, backward, AdamW (the same fused one for all).
+"textbook" is transformers as it comes (fused attention, dropout in the student, whole models) and
+the formula written plainly; "bertdistiller" is its own compute_loss. Each measurement is a process
+of its own and the contenders take turns, so that a busy minute hits all of them. Memory is the peak
+above weights and optimizer state. The floor is the arithmetic of the step (bench_contenders.py) at
+the rate of a large matrix product in the same process. infer-* is a forward pass, timed ten times
+as often.
+"""
+
+import argparse
+import importlib.util
+import itertools
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE), str(HERE.parent)]  # whatever folder it is called from
+
+from bench_contenders import CASES, PEER, arithmetic, build, make_batch  # noqa: E402
+
+
+def measure(case, contender, precision, threads, steps, device):
+    """Build, one step to warm up, then timed steps: the record of one process."""
+    torch.manual_seed(0)
+    torch.set_num_threads(threads)
+    batch = make_batch(case, device)
+    parameters, step = build(case, contender, batch, device)
+    optimizer = torch.optim.AdamW(parameters, lr=1e-4, fused=True) if parameters else None
+    if optimizer:  # memory is measured above its state, so the state must be there
+        for p in parameters:
+            p.grad = torch.zeros_like(p)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    def whole_step():
+        with torch.autocast(device, torch.bfloat16, enabled=precision == "bf16"):
+            if not optimizer:
+                with torch.inference_mode():
+                    return step()
+            loss = step()
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    def timed(call):
+        wall, cpu = time.perf_counter(), time.process_time()
+        call()
+        if device == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter() - wall, time.process_time() - cpu
+
+    held = memory(device, reset=True)
+    whole_step()
+    steps = steps if optimizer else 10 * steps
+    walls, cpus = zip(*(timed(whole_step) for _ in range(steps)), strict=True)
+    peak = memory(device) - held
+    size = 8192 if device == "cuda" else 2048 if precision == "fp32" or native_bf16() else 512
+    matrix = torch.randn(size, size, device=device)
+    matrix = matrix.bfloat16() if precision == "bf16" else matrix
+    rate = 2 * size**3 / min(timed(lambda: matrix @ matrix)[0] for _ in range(6))
+    return {"walls": walls, "cpus": cpus, "peak": peak, "rate": rate,
+            "floor": arithmetic(case, int(batch.chosen.sum())) / rate}
+
+
+def memory(device, reset=False):
+    """Bytes held now (and the peak reset to that), or at most since then; Linux or a GPU."""
+    if device == "cuda":
+        if reset:
+            torch.cuda.reset_peak_memory_stats()
+        return torch.cuda.max_memory_allocated()
+    if not sys.platform.startswith("linux"):
+        return float("nan")
+    if reset:
+        Path("/proc/self/clear_refs").write_text("5")
+    status = Path("/proc/self/status").read_text().split("VmRSS:" if reset else "VmHWM:")[1]
+    return int(status.split()[0]) * 1024
+
+
+def native_bf16():
+    """Where bfloat16 products run in hardware; elsewhere they are far slower than float32."""
+    able = torch.cpu.get_capabilities()
+    return torch.cuda.is_available() or bool(able.get("avx512_bf16") or able.get("amx_bf16"))
+
+
+def table(case, precision, results):
+    """One line a contender; time and memory also as multiples of this project's."""
+    _, _, _, batch, length, _, _ = CASES[case]
+    ours = None
+    for contender, rounds in results.items():
+        walls = [wall for each in rounds for wall in each["walls"]]
+        cpu = statistics.median(cpu for each in rounds for cpu in each["cpus"])
+        peak, floor = (statistics.median(each[key] for each in rounds) for key in ("peak", "floor"))
+        seconds = statistics.median(walls)
+        ours = ours or (seconds, peak)
+        yield (f"| {case} | {precision} | {contender} | {seconds:.3f} ({min(walls):.3f}-"
+               f"{max(walls):.3f}) | {cpu:.2f} | {batch * length / seconds:,.0f} |"
+               f" {peak / 2**20:,.0f} | {seconds / ours[0]:.2f}x | {peak / ours[1]:.2f}x |"
+               f" {seconds / floor:.2f}x |")
+
+
+def parse_options():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
+    parser.add_argument("--runs", type=int, default=3, help="rounds, each contender once a round")
+    parser.add_argument("--steps", type=int, default=2, help="timed steps of a process")
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--precision", choices=["fp32", "bf16", "both"],
+                        default="both" if native_bf16() else "fp32",
+                        help="default: both where the machine multiplies bf16, else fp32")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--worker", nargs=2, help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def main():
+    options = parse_options()
+    shared = {name: getattr(options, name) for name in ("precision", "threads", "steps", "device")}
+    if options.worker:
+        print(json.dumps(measure(*options.worker, **shared)))
+        return
+    print(f"{platform.machine()}, {options.threads} threads, {options.device},"
+          f" torch {torch.__version__}, {options.runs} rounds of {options.steps} steps\n")
+    print("| case | precision | who | seconds, median (min-max) | CPU s | tokens/s | peak MB"
+          " | time | memory | over the floor |\n" + "|---" * 10 + "|", flush=True)
+    precisions = ["fp32", "bf16"] if options.precision == "both" else [options.precision]
+    have_peer = importlib.util.find_spec("bertdistiller") is not None
+    for case, precision in itertools.product(options.cases, precisions):
+        contenders = [c for c in CASES[case][-1] if have_peer or c != PEER]
+        results = {contender: [] for contender in contenders}
+        for _, contender in itertools.product(range(options.runs), contenders):
+            given = {**shared, "precision": precision}
+            flags = [f"--{name}={value}" for name, value in given.items()]
+            done = subprocess.run([sys.executable, __file__, *flags, "--worker", case, contender],
+                                  capture_output=True, text=True, check=False)
+            if done.returncode:
+                sys.exit(f"{case}, {contender}: exit {done.returncode}\n{done.stderr[-2000:]}")
+            results[contender].append(json.loads(done.stdout.splitlines()[-1]))
+        for line in table(case, precision, results):
+            print(line, flush=True)
+
+
+if __name__ == "__main__":
+    main()
