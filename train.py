@@ -32,7 +32,7 @@ from distill.run import Run, write_tensors
 from distill.student import freeze_unreached, load_models
 from minitransformer import cli
 from minitransformer.config import UserError
-from minitransformer.data import Batch, Text
+from minitransformer.data import Batch, Text, parse_sources
 from minitransformer.model import Encoder
 from minitransformer.pretrained import weights_hash
 
@@ -100,7 +100,7 @@ class TrainConfig:
              "student_layers", "student_hidden", "student_heads", "student_ffn",
              "teacher_layer", "relation_heads"), 1)
         at_least |= dict.fromkeys(("weight_decay", "clip", "threads", "seed", "warmup", "alpha"), 0)
-        at_least |= {"lr": 1e-12, "temperature": 1e-3}
+        at_least |= {"lr": 1e-12, "temperature": 1e-3, "seq_len": 3}
         at_most = {"warmup": 1, "alpha": 1, "seed": 2**32 - 2, "threads": 1024}
         at_most |= dict.fromkeys(("batch_size", "accumulate", "student_hidden"), 2**16)
         for name, least in at_least.items():
@@ -283,6 +283,7 @@ def main(argv: list[str] | None = None) -> int:
         return torch.autocast(device.type, torch.bfloat16, enabled=bf16)
 
     # teacher, student, method, text
+    parse_sources(config.data)  # a wrong name there should not wait for the teacher
     teacher, student, method, tokenizer, config = load_models(config)
     config = replace(config, precision="bf16" if bf16 else "fp32")
     text = Text(config.data, tokenizer, config.seq_len, alpha=config.alpha, seed=config.seed)

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from minitransformer.config import UserError
 from minitransformer.corpus import HELD_OUT, TokenFile, TokenStream
-from minitransformer.text import parse_source
+from minitransformer.text import Source, parse_source
 from minitransformer.tokenizer import Tokenizer
 
 # of the tokens are to be predicted: 80 % of those as [MASK], 10 % as a random token, 10 % kept
@@ -43,6 +43,18 @@ class Batch:
         return Batch(*(None if t is None else t.to(device, non_blocking=True) for t in tensors))
 
 
+def parse_sources(specs: list[str]) -> list[Source]:
+    """The corpora that the values of `--data` name. Cheap: it looks no further than file names."""
+    sources = [parse_source(spec) for spec in specs]
+    names = [source.name for source in sources]
+    if len(set(names)) < len(names):
+        raise UserError(
+            f"--data: the names {', '.join(names)} are not all different; give each corpus its own"
+            " NAME="
+        )
+    return sources
+
+
 class Text:
     """The corpora of a run as one endless sequence of draws.
 
@@ -60,13 +72,8 @@ class Text:
         alpha: float = 0.3,
         seed: int = 0,
     ):
-        sources = [parse_source(spec) for spec in specs]
+        sources = parse_sources(specs)
         names = [source.name for source in sources]
-        if len(set(names)) < len(names):
-            raise UserError(
-                f"--data: the names {', '.join(names)} are not all different; give each corpus"
-                " its own NAME="
-            )
         if length < 3:
             raise UserError(
                 f"--seq-len {length} leaves no room between [CLS] and [SEP]; give at least 3"

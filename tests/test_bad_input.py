@@ -146,7 +146,7 @@ TRAIN = {
     "no such GPU": ("--device cuda:99", "--device cuda:99 cannot be used here"),
     "not a device to train on": ("--device meta", "--device meta cannot be used here"),
     "longer than the positions": ("--seq-len 400", "--seq-len 400, .* positions for 40 tokens"),
-    "no room for a token": ("--seq-len 2", "--seq-len 2 leaves no room"),
+    "no room for a token": ("--seq-len 2", "--seq-len is 2; it must be from 3"),
     "heads of the student": ("--student-heads 5", "5 attention heads do not divide the width 32"),
     "width of the student": ("--student-hidden 99999999", "--student-hidden is 99999999"),
     "layers of the student": ("--student-layers 600", "num_hidden_layers is 600"),
