@@ -152,9 +152,6 @@ class Tuner:
                 for ids, types in examples.tokens
             ]
 
-    def steps(self, epochs: int) -> int:
-        return epochs * math.ceil(len(self.splits["train"].tokens) / self.recipe.batch_size)
-
     def train(self, lr: float, epochs: int, seed: int, after_step=lambda: None) -> dict | None:
         """{split: {metric: score}}; None if the loss or its gradient left the finite numbers."""
         recipe, generator = self.recipe, torch.Generator().manual_seed(seed)
@@ -167,7 +164,8 @@ class Tuner:
             {"params": vectors, "weight_decay": 0.0},
         ]
         optimizer = torch.optim.AdamW(groups, lr=lr, eps=1e-6, fused=True)
-        steps, step = self.steps(epochs), 0
+        steps = epochs * math.ceil(len(self.task.train.texts) / recipe.batch_size)
+        step = 0
         rise = math.ceil(recipe.warmup * steps)
         for _ in range(epochs):
             for rows in self.splits["train"].shuffled(recipe.batch_size, generator):
@@ -252,6 +250,10 @@ class Grid:
     def missing(self) -> list[tuple[float, int, int]]:
         points = [(lr, epochs, seed) for seed in self.seeds for lr, epochs in self.points]
         return [point for point in points if self.read(*point) is None]
+
+    def steps(self, lr: float, epochs: int, seed: int) -> int:
+        """Optimizer steps of a result."""
+        return epochs * math.ceil(len(self.task.train.texts) / self.recipe.batch_size)
 
     def compute(self, encoder: Encoder, tokenizer: Tokenizer, after_step=lambda: None) -> None:
         """Trains what is missing, one model after the other, and keeps each result at once."""
