@@ -244,17 +244,16 @@ def number(label) -> float | None:
 
 
 def class_name(label, place: str) -> str:
-    """1, 1.0 and "1" are one class; nothing (an empty cell, null, NaN) is none."""
+    """1, 1.0, "1" and "1.0" are one class; an empty cell, null or NaN is none."""
+    value = number(label)
     if (
-        not isinstance(label, (str, int, float))
-        or label == ""
-        or label in (math.inf, -math.inf)
-        or label != label
+        label == ""
+        or not isinstance(label, (str, int, float))
+        or (isinstance(label, float) and value is None)
     ):
-        raise UserError(
-            f"{place}: no label, or one that is neither text nor a number ({label!r:.40})"
-        )
-    return str(int(label)) if isinstance(label, float) and label == int(label) else str(label)
+        raise UserError(f"{place}: no label, or neither text nor a number ({label!r:.40})")
+    spelt = isinstance(label, float) or (isinstance(label, str) and "." in label)
+    return str(int(value)) if spelt and value is not None and value == int(value) else str(label)
 
 
 def class_names(labels) -> tuple[str, ...]:

@@ -1,0 +1,53 @@
+"""The tasks made from docs: balanced, without leaks, the same at every call."""
+
+import pytest
+
+from minitransformer import docs_tasks
+from minitransformer.config import UserError
+from minitransformer.docs_tasks import docs_library, docs_next
+
+
+@pytest.mark.parametrize("make", [docs_library, docs_next])
+def test_docs_tasks_are_whole_balanced_and_do_not_leak(make):
+    task = make()
+    train, dev = task.train, task.scored["dev"]
+    assert 400 <= len(train.texts) <= 512
+    assert 500 <= len(dev.texts) <= 640
+    for split in (train, dev):
+        counts = [split.labels.count(c) for c in range(len(task.classes))]
+        assert max(counts) <= 1.1 * min(counts)
+        assert len(set(split.texts)) == len(split.texts)
+    learned, asked = (set(s.texts) | set(s.text_pairs or ()) for s in (train, dev))
+    assert not learned & asked
+    assert make().hash == task.hash
+
+
+def test_docs_documents_are_in_one_split_each():
+    splits = {}
+    for (split, _), document, _ in docs_tasks.docs_paragraphs():
+        splits.setdefault(document, set()).add(split)
+    assert all(len(of) == 1 for of in splits.values())
+    share = sum(of == {"dev"} for of in splits.values()) / len(splits)
+    assert 0.2 < share < 0.3
+
+
+def test_docs_library_names_no_library():
+    for split in (docs_library().train, docs_library().scored["dev"]):
+        for text in split.texts:
+            assert not any(name in text.lower() for name in ("numpy", "pandas", "python", "sympy"))
+
+
+def test_docs_next_cannot_be_told_from_one_sentence():
+    """Most second sentences of wrong pairs are also those of right ones."""
+    train = docs_next().train
+    seconds = {0: set(), 1: set()}
+    for second, label in zip(train.text_pairs, train.labels, strict=True):
+        seconds[label].add(second)
+    assert len(seconds[0] & seconds[1]) > 0.8 * len(seconds[0])
+
+
+def test_too_few_docstrings_are_one_line(monkeypatch):
+    monkeypatch.setattr(docs_tasks, "docs_documents", lambda: [("numpy.a", "Too short.")])
+    for make in (docs_library, docs_next):
+        with pytest.raises(UserError, match="too few docstrings"):
+            make()

@@ -1,0 +1,128 @@
+"""Tasks of one's own: every form of file and label; one line for what is wrong."""
+
+import csv
+import json
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from minitransformer.config import UserError
+from minitransformer.tasks import folder_task
+
+
+def write(path, rows, columns):
+    """Rows (lists of cells) in the form that the suffix says."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".parquet":
+        table = {name: list(cells) for name, cells in zip(columns, zip(*rows, strict=True), strict=True)}
+        pyarrow.parquet.write_table(pyarrow.table(table), path)
+    elif path.suffix == ".jsonl":
+        objects = (dict(zip(columns, row, strict=True)) for row in rows)
+        path.write_text("".join(json.dumps(o, ensure_ascii=False) + "\n" for o in objects), "utf-8")
+    elif path.suffix == ".csv":
+        with path.open("w", encoding="utf-8", newline="") as file:
+            csv.writer(file).writerows([columns, *rows])
+    else:
+        lines = ["\t".join(map(str, row)) for row in [columns, *rows]]
+        path.write_text("\n".join(lines) + "\n", "utf-8")
+
+
+def own(folder, columns, train, dev, suffix="jsonl"):
+    write(folder / f"train.{suffix}", train, columns)
+    write(folder / f"dev.{suffix}", dev, columns)
+    return folder
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "jsonl", "csv", "tsv"])
+def test_own_classes_keep_their_names(suffix, tmp_path):
+    rows = [["one", "x", "nein"], ["two", "y", "ja"], ["three", "z", "nein"]]
+    task = folder_task(own(tmp_path / "votes", ["text", "text_pair", "label"], rows, rows, suffix))
+    assert (task.name, task.classes, task.train.labels) == ("votes", ("ja", "nein"), [1, 0, 1])
+    assert task.train.text_pairs == ["x", "y", "z"]
+    assert task.metrics == ("accuracy", "macro-f1", "matthews")
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "jsonl", "csv", "tsv"])
+def test_own_integers_are_classes_in_order_of_number(suffix, tmp_path):
+    rows = [["a", 10], ["b", 2], ["c", -1]]
+    task = folder_task(own(tmp_path, ["text", "label"], rows, rows, suffix))
+    assert (task.classes, task.train.labels) == (("-1", "2", "10"), [2, 1, 0])
+    assert task.train.text_pairs is None
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "jsonl", "csv", "tsv"])
+@pytest.mark.parametrize("regression", [False, True])
+def test_own_numbers(suffix, regression, tmp_path):
+    rows = [["a", 1.0], ["b", 2.0 if regression else 2.5], ["c", -3.0]]
+    folder = own(tmp_path, ["text", "label"], rows, rows, suffix)
+    task = folder_task(folder, regression)
+    assert (task.classes, task.train.labels) == ((), [row[1] for row in rows])
+    assert task.metrics == ("pearson", "spearman")
+    if regression:  # without the flag whole numbers are classes
+        assert folder_task(folder).classes == ("-3", "1", "2")
+
+
+def test_own_shards_are_read_in_order(tmp_path):
+    for i in range(2):
+        rows = [[f"t{i}", f"l{i}"]]
+        write(tmp_path / f"train-0000{i}-of-00002.parquet", rows, ["text", "label"])
+    write(tmp_path / "dev.csv", [["d", "l1"]], ["text", "label"])
+    task = folder_task(tmp_path)
+    assert (task.train.texts, task.scored["dev"].labels) == (["t0", "t1"], [1])
+
+
+def test_hash_says_whether_tasks_are_the_same(tmp_path):
+    rows = [["a", "x"], ["b", "y"]]
+    first = folder_task(own(tmp_path / "t", ["text", "label"], rows, rows))
+    again = folder_task(own(tmp_path / "u" / "t", ["text", "label"], rows, rows, "csv"))
+    other = folder_task(own(tmp_path / "v" / "t", ["text", "label"], rows, rows[::-1]))
+    assert first.hash == again.hash != other.hash
+
+
+LINE = '{"text": "a", "label": "x"}\n'
+GOOD = LINE + '{"text": "b", "label": "y"}\n'
+WRONG = {
+    "no folder": ({}, "no such folder"),
+    "no dev": ({"train.jsonl": GOOD}, "no dev with one of .parquet, .jsonl, .csv, .tsv; it holds"),
+    "two trains": ({"train.jsonl": GOOD, "train.csv": "text\n"}, "train.jsonl and train.csv: keep"),
+    "empty file": ({"train.jsonl": GOOD, "dev.jsonl": ""}, "dev.jsonl: no rows in it"),
+    "header alone": ({"train.tsv": "text\tlabel\n"}, "train.tsv: no rows in it"),
+    "wrong columns": ({"train.csv": "txt,y\na,b\n"}, "train.csv: no column 'text' or 'label'; it"),
+    "not JSON": ({"train.jsonl": LINE + '{"text": '}, "train.jsonl, line 2: not JSON"),
+    "no object": ({"train.jsonl": LINE + "3\n"}, "train.jsonl, line 2: int, expected one object"),
+    "too deep": ({"train.jsonl": "[" * 10**5}, "train.jsonl, line 1: not JSON"),
+    "no text": ({"train.jsonl": LINE + '{"label": "x"}'}, "line 2: column 'text' holds nothing"),
+    "a number as text": ({"train.jsonl": '{"text": 1, "label": 1}'}, "line 1: column 'text' holds"),
+    "no label": ({"train.jsonl": LINE + '{"text": "x"}'}, "train.jsonl, line 2: no label"),
+    "an empty label": ({"train.csv": "text,label\na,\n"}, "train.csv, line 2: no label"),
+    "a list as label": ({"train.jsonl": '{"text": "a", "label": []}'}, "line 1: no label, or n"),
+    "NaN": ({"train.jsonl": LINE + '{"text": "x", "label": NaN}'}, "line 2: no label"),
+    "infinite": ({"train.jsonl": LINE + '{"text": "x", "label": Infinity}'}, "line 2: no label"),
+    "too few cells": ({"train.tsv": "text\tlabel\na\tb\nc\n"}, "train.tsv, line 3: 1 cells, but"),
+    "an open quote": ({"train.csv": 'text,label\na,b\n"c,d\n'}, "train.csv, line 3: unexpected"),
+    "not UTF-8": ({"train.csv": b"text,label\na,b\n\xff,d\n"}, "train.csv, line 3: not UTF-8"),
+    "not parquet": ({"train.parquet": b"PAR1"}, "train.parquet: not a readable parquet file"),
+    "one class": ({"train.csv": "text,label\na,x\nb,x\n", "dev.jsonl": GOOD}, "every label of t"),
+    "new label": ({"train.jsonl": GOOD, "dev.jsonl": LINE.replace('"x"', '"z"')},
+                  "dev.jsonl, line 1: label 'z' does not occur in train: x, y"),
+    "a word among numbers": ({"train.csv": "text,label\na,.5\n", "dev.csv": "text,label\na,x\n"},
+                             "dev.csv, line 2: label 'x' is not a number"),
+    "pairs in train alone": ({"train.csv": "text,text_pair,label\na,b,1\nc,d,2\n",
+                              "dev.csv": "text,label\na,1\n"}, "only one of train and dev"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_what_is_wrong_is_one_line_with_file_and_row(what, tmp_path):
+    files, message = WRONG[what]
+    folder = tmp_path / "task"
+    if what not in ("no folder", "no dev") and not any(name.startswith("dev") for name in files):
+        files = {**files, "dev.jsonl": GOOD}
+    for name, content in files.items():
+        folder.mkdir(exist_ok=True)
+        (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(UserError) as error:
+        folder_task(folder)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
