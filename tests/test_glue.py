@@ -39,7 +39,7 @@ def glue_rows(name, split, size):
 
 
 def write_glue(folder, form, train=12, dev=9):
-    """All eight tasks in the hub's columns in that form, or ("own") as GLUE's download left them."""
+    """All eight tasks in the hub's columns in that form, or ("own") in GLUE's own files."""
     for name, task in GLUE.items():
         devs = ["validation_matched", "validation_mismatched"] if name == "mnli" else ["validation"]
         for split, size in [("train", train), *((each, dev) for each in devs)]:

@@ -15,8 +15,8 @@ def write(path, rows, columns):
     """Rows (lists of cells) in the form that the suffix says."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".parquet":
-        table = {name: list(cells) for name, cells in zip(columns, zip(*rows, strict=True), strict=True)}
-        pyarrow.parquet.write_table(pyarrow.table(table), path)
+        cells = [list(column) for column in zip(*rows, strict=True)]
+        pyarrow.parquet.write_table(pyarrow.table(cells, names=columns), path)
     elif path.suffix == ".jsonl":
         objects = (dict(zip(columns, row, strict=True)) for row in rows)
         path.write_text("".join(json.dumps(o, ensure_ascii=False) + "\n" for o in objects), "utf-8")
