@@ -26,6 +26,7 @@ from distill.method import (
     choose_teacher_layer,
     exact,
     initial_map,
+    last_qkv,
     no_autocast,
 )
 from minitransformer.config import UserError
@@ -81,10 +82,9 @@ class DirectMiniLM(Method):
 
     def forward(self, student, teacher, batch):
         with torch.no_grad():
-            target = teacher(batch.ids, batch.mask, stop=(self.teacher_layer, "qkv"))
-        output = student(batch.ids, batch.mask, stop=(self.student_layer, "qkv"))
-        parts = [direct_loss(x_s[-1], x_t[-1], batch.mask, weight) for x_s, x_t, weight in (
-            (output.queries, target.queries, self.query),
-            (output.keys, target.keys, self.key),
-            (output.values, target.values, self.value))]
+            targets = last_qkv(teacher(batch.ids, batch.mask, stop=(self.teacher_layer, "qkv")))
+        states = last_qkv(student(batch.ids, batch.mask, stop=(self.student_layer, "qkv")))
+        weights = self.query, self.key, self.value
+        parts = [direct_loss(x_s, x_t, batch.mask, weight)
+                 for x_s, x_t, weight in zip(states, targets, weights, strict=True)]
         return sum(total for total, _ in parts), parts[0][1]

@@ -91,6 +91,11 @@ def initial_map(count, student_width, teacher_width):
     return maps
 
 
+def last_qkv(output):
+    """Q, K, V of the layer that an encoder stopped at; what else it held is free to go."""
+    return output.queries[-1], output.keys[-1], output.values[-1]
+
+
 def exact(tensor):
     """Losses are summed in float32, in float64 where the input is, whatever autocast is set to."""
     return tensor if tensor.dtype == torch.float64 else tensor.float()

@@ -29,10 +29,12 @@ from distill.method import (
     choose_heads,
     choose_teacher_layer,
     exact,
+    last_qkv,
     no_autocast,
 )
 
-BLOCK = {"cpu": 2**20, "cuda": 2**26}  # numbers in one table of relations; a CPU's stays in cache
+BLOCK = {"cpu": 2**20}  # numbers in one table of relations, so that it stays in the cache
+GPU_BLOCK = 2**26
 SAFE = 90.0  # bits: 2^90 and its inverse, and sums of N of them, are well inside float32's range
 
 
@@ -56,8 +58,7 @@ def relation_loss_plain(student, teacher, mask, relation_heads):
 
 
 def relation_loss(student, teacher, mask, relation_heads):
-    """Multi-Head Attention transfer (MiniLMv2), for one of Q, K, V: match which tokens resemble
-    which.
+    """MHA transfer (MiniLMv2) for one of Q, K, V: match which tokens resemble which.
 
     Equation   [MiniLMv2, multi-head self-attention relations]
         R_a  = softmax(X_a X_a^T / sqrt(d))          a: one relation head of Q, of K or of V
@@ -103,7 +104,7 @@ class _RelationLoss(torch.autograd.Function):
             (S, unit), (T, _) = heads_in_bits(student, mask, R), heads_in_bits(teacher, mask, R)
             real = mask.to(S.dtype)[:, None].expand(B, R, N).reshape(B * R, 1, N)
             rows, gradient = torch.empty_like(real), torch.empty_like(S)
-            size = max(1, BLOCK[S.device.type] // N**2)
+            size = max(1, BLOCK.get(S.device.type, GPU_BLOCK) // N**2)
             table = S.new_empty(min(size, B * R), N, N)
             peaks = torch.maximum(*(x.square().sum(1).amax(-1) for x in (S, T))).tolist()
             for start in range(0, B * R, size):
@@ -111,10 +112,10 @@ class _RelationLoss(torch.autograd.Function):
                 block = fast_block if max(peaks[part]) < SAFE else safe_block
                 rows[part], gradient[part] = block(S[part], T[part], real[part], table)
             weight = math.log(2) / (R * mask.sum(1).clamp(min=1).to(S.dtype))  # (B,), bits to nats
-            total = (rows * real).view(B, -1).sum(1, dtype=torch.float64) @ weight.double()
+            total = (rows * real).view(B, -1).sum(1) @ weight
             gradient = gradient.view(B, D, N) * (mask * weight[:, None] * unit)[:, None]
         ctx.save_for_backward(gradient)
-        return total.to(S.dtype)
+        return total
 
     @staticmethod
     @once_differentiable
@@ -176,8 +177,8 @@ class MHA(Method):
 
     def forward(self, student, teacher, batch):
         with torch.no_grad():
-            target = teacher(batch.ids, batch.mask, stop=(self.teacher_layer, "qkv"))
-        output = student(batch.ids, batch.mask, stop=(self.student_layer, "qkv"))
-        parts = [relation_loss(getattr(output, name)[-1], getattr(target, name)[-1], batch.mask,
-                               self.relation_heads) for name in ("queries", "keys", "values")]
+            targets = last_qkv(teacher(batch.ids, batch.mask, stop=(self.teacher_layer, "qkv")))
+        states = last_qkv(student(batch.ids, batch.mask, stop=(self.student_layer, "qkv")))
+        parts = [relation_loss(x_s, x_t, batch.mask, self.relation_heads)
+                 for x_s, x_t in zip(states, targets, strict=True)]
         return sum(total for total, _ in parts), parts[0][1]
