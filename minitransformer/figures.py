@@ -64,7 +64,7 @@ def draw_relations(file: Path, names, encoders, ids: Tensor, tokens: list[str], 
         highest = max(float(each.nan_to_num().max()) for each in maps)
         letter = part[0].upper()
         for axes, each, side, layer in zip(column, maps, names, layers, strict=True):
-            image = axes.imshow(each, vmin=0, vmax=highest)
+            image = axes.imshow(each.numpy(), vmin=0, vmax=highest)
             axes.set_title(f"{letter}-{letter}, layer {layer} of {side}", fontsize=9)
             axes.set_xticks(range(len(tokens)), tokens, rotation=90, fontsize=7)
             axes.set_yticks(range(len(tokens)), tokens, fontsize=7)

@@ -1,0 +1,318 @@
+"""Fine-tuning: it learns, only its settings decide the result, and nothing is done twice."""
+
+import copy
+import random
+from dataclasses import asdict, replace
+
+import numpy as np
+import pytest
+import torch
+from conftest import WORDS, tiny_config, tiny_encoder, tiny_tokenizer
+
+from minitransformer import finetune
+from minitransformer.config import UserError
+from minitransformer.finetune import (
+    CHOOSE,
+    Cell,
+    Classifier,
+    Examples,
+    Grid,
+    Recipe,
+    Tuner,
+    fingerprint,
+)
+from minitransformer.tasks import Split, Task
+
+TYPES = ("bert", "roberta", "xlm-roberta")
+RECIPE = Recipe(batch_size=8)
+
+
+def make_task(size=64, pairs=False, numbers=False, seed=0, **changes):
+    """Sentences of many lengths; the label says whether, or how often, `model` is in them."""
+
+    def split(n, seed):
+        chance = random.Random(seed)
+        texts = [chance.choices([*WORDS[:8], "model"], k=chance.randint(1, 14)) for _ in range(n)]
+        labels = [text.count("model") / 4 if numbers else int("model" in text) for text in texts]
+        others = [" ".join(chance.choices(WORDS[:8], k=3)) for _ in texts] if pairs else None
+        return Split([" ".join(text) for text in texts], others, labels)
+
+    classes, metrics = ((), ("pearson",)) if numbers else (("no", "yes"), ("accuracy",))
+    task = Task("toy", split(size, seed), {"dev": split(40, seed + 1)}, classes, metrics)
+    return replace(task, **changes)
+
+
+def make_model(model_type="bert", seed=0):
+    encoder = tiny_encoder(tiny_config(model_type), mlm_head=False, seed=seed)
+    encoder.reset_parameters(torch.Generator().manual_seed(seed))
+    return encoder, tiny_tokenizer(model_type)
+
+
+def grid(model, task, cache, lrs=(1e-3,), epochs=(1,), seeds=2, recipe=RECIPE):
+    return Grid(fingerprint(*model), task, recipe, lrs, epochs, seeds, cache)
+
+
+# ---- learning ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("model_type", TYPES)
+@pytest.mark.parametrize("pairs", [False, True])
+def test_it_learns_classes(model_type, pairs):
+    scores = Tuner(*make_model(model_type), make_task(200, pairs), RECIPE).train(3e-3, 4, 0)
+    assert scores["dev"]["accuracy"] >= 0.8  # guessing: 0.55
+
+
+def test_it_learns_numbers_of_any_size():
+    task = make_task(200, numbers=True)
+    large = Split(task.train.texts, None, [1000 * n + 70_000 for n in task.train.labels])
+    for train in (task.train, large):  # labels are scaled, so their unit is irrelevant
+        scores = Tuner(*make_model(), replace(task, train=train), RECIPE).train(3e-3, 4, 0)
+        assert scores["dev"]["pearson"] >= 0.9
+
+
+def test_equal_numbers_are_no_crash():
+    task = make_task(20, numbers=True)
+    same = Split(task.train.texts, None, [2.5] * 20)
+    scores = Tuner(*make_model(), replace(task, train=same), RECIPE).train(1e-3, 1, 0)
+    assert np.isfinite(scores["dev"]["pearson"])
+
+
+def test_bfloat16_autocast_learns_too():
+    recipe = replace(RECIPE, precision="bf16")
+    scores = Tuner(*make_model(), make_task(200), recipe).train(3e-3, 4, 0)
+    assert scores["dev"]["accuracy"] >= 0.8
+
+
+def test_all_layers_and_the_words_read_are_trained():
+    """A student of MHA has a last block that never learned; fine-tuning must reach it."""
+    encoder, tokenizer = make_model()
+    encoder.requires_grad_(False)  # as train.py leaves what its method does not reach
+    tuner = Tuner(encoder, tokenizer, make_task(8), RECIPE)
+    model = Classifier(encoder, tuner.used_ids, 2, torch.Generator().manual_seed(0))
+    tuner.loss(model, np.arange(8)).backward()
+    without = {name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()}
+    assert without <= {f"encoder.blocks.{i}.key.bias" for i in range(3)}  # softmax cancels it
+
+
+def test_the_encoder_given_stays_as_it_is():
+    encoder, tokenizer = make_model()
+    before = copy.deepcopy(encoder.state_dict())
+    Tuner(encoder, tokenizer, make_task(), RECIPE).train(1e-2, 1, 0)
+    assert all(torch.equal(before[name], value) for name, value in encoder.state_dict().items())
+
+
+# ---- nothing but the settings decides ------------------------------------------------------------
+
+
+def final_weights(model, task, monkeypatch, recipe=RECIPE, seed=0):
+    """The weights after training, and the scores."""
+    made = []
+
+    class Kept(Classifier):
+        def __init__(self, *args):
+            super().__init__(*args)
+            made.append(self)
+
+    monkeypatch.setattr(finetune, "Classifier", Kept)
+    scores = Tuner(*model, task, recipe).train(1e-3, 2, seed)
+    return torch.cat([p.detach().flatten() for p in made[-1].parameters()]), scores
+
+
+def test_same_seed_same_result_bit_for_bit(monkeypatch):
+    task = make_task()
+    weights, scores = final_weights(make_model(), task, monkeypatch)
+    torch.rand(7)  # the global generator is nobody's
+    again, same = final_weights(make_model(), task, monkeypatch)
+    other, _ = final_weights(make_model(), task, monkeypatch, seed=1)
+    assert torch.equal(weights, again)
+    assert scores == same
+    assert not torch.equal(weights, other)
+
+
+@pytest.mark.parametrize("model_type", TYPES)
+def test_unread_words_change_nothing(model_type, monkeypatch):
+    """Training with the whole table of word embeddings gives the same weights and scores."""
+    task = make_task()
+    small, scores = final_weights(make_model(model_type), task, monkeypatch)
+
+    def keep_all(self):
+        self.used_ids = np.arange(300)
+
+    monkeypatch.setattr(Tuner, "_keep_used_ids", keep_all)
+    whole, same = final_weights(make_model(model_type), task, monkeypatch)
+    assert len(whole) - len(small) > 32 * 100  # so many rows were left out
+    rest = len(whole) - 32 * 300  # everything but the words
+    assert scores == same
+    assert torch.allclose(small[-rest:], whole[-rest:], atol=1e-6)
+
+
+@pytest.mark.parametrize("model_type", TYPES)
+def test_padding_changes_no_output(model_type):
+    model = make_model(model_type)
+    tuner = Tuner(*model, make_task(30, pairs=model_type == "bert"), RECIPE)
+    classifier = Classifier(model[0], tuner.used_ids, 2, torch.Generator().manual_seed(0)).eval()
+    examples = tuner.splits["train"]
+    with torch.inference_mode():
+        together = tuner.outputs(classifier, examples, np.arange(30))
+        alone = torch.cat([tuner.outputs(classifier, examples, np.array([i])) for i in range(30)])
+    assert len(set(examples.lengths)) > 5
+    assert torch.allclose(together, alone, atol=1e-5)
+
+
+def test_the_vector_is_the_mean_over_real_tokens():
+    encoder, tokenizer = make_model()
+    tuner = Tuner(encoder, tokenizer, make_task(4, pairs=True), RECIPE)
+    model = Classifier(encoder, tuner.used_ids, 2, torch.Generator().manual_seed(0)).eval()
+    split = tuner.task.train
+    ids, types = tokenizer.encode_pairs(split.texts, split.text_pairs, max_tokens=40)[0]
+    with torch.inference_mode():
+        hidden = encoder(torch.tensor([ids]), None, torch.tensor([types])).hidden[-1]
+        expected = model.head(hidden.mean(dim=1))
+        found = tuner.outputs(model, tuner.splits["train"], np.array([0]))
+    assert torch.allclose(found, expected, atol=1e-6)
+
+
+def test_batches_hold_every_row_once_and_like_lengths():
+    examples = Examples(make_task(500).train, tiny_tokenizer(), 40)
+    batches = examples.shuffled(16, torch.Generator().manual_seed(0))
+    assert sorted(np.concatenate(batches)) == list(range(500))
+    padded = sum(len(rows) * examples.lengths[rows].max() for rows in batches)
+    assert padded <= 1.1 * examples.lengths.sum()
+    again = examples.shuffled(16, torch.Generator().manual_seed(0))
+    other = examples.shuffled(16, torch.Generator().manual_seed(1))
+    assert all(map(np.array_equal, batches, again))
+    assert not all(map(np.array_equal, batches, other))
+
+
+def test_long_inputs_are_cut_to_what_fits():
+    task = make_task(8)
+    long = Split([" ".join(WORDS * 9)] * 8, None, task.train.labels)
+    tuner = Tuner(*make_model(), replace(task, train=long), RECIPE)
+    assert set(tuner.splits["train"].lengths) == {40}  # the positions of the tiny encoder
+    tuner = Tuner(*make_model(), replace(task, train=long), replace(RECIPE, max_tokens=16))
+    assert set(tuner.splits["train"].lengths) == {16}
+
+
+# ---- grid and cache ------------------------------------------------------------------------------
+
+
+def test_what_was_computed_is_not_computed_again(tmp_path, monkeypatch):
+    model, task = make_model(), make_task(16)
+    first = grid(model, task, tmp_path, lrs=(1e-3, 1e-2))
+    assert sum(first.steps(*point) for point in first.missing()) == 4 * 2
+    trained = []
+    first.compute(*model, lambda: trained.append(1))
+    assert len(trained) == 4 * 2
+    cells = first.cells()
+
+    monkeypatch.setattr(Tuner, "train", None)  # whoever calls it fails
+    again = grid(make_model(), make_task(16), tmp_path, lrs=(1e-2, 1e-3))  # in another order
+    again.compute(*model)
+    assert again.cells() == cells[::-1]
+    assert again.missing() == []
+
+
+def test_a_killed_grid_goes_on(tmp_path, monkeypatch):
+    model, task, done = make_model(), make_task(16), []
+    whole = grid(model, task, tmp_path / "whole", seeds=3)
+    (tmp_path / "whole").mkdir()
+    whole.compute(*model)
+
+    def killed():
+        done.append(1)
+        if len(done) == 3:  # in the middle of the second seed
+            raise KeyboardInterrupt
+
+    (tmp_path / "killed").mkdir()
+    killed_grid = grid(model, task, tmp_path / "killed", seeds=3)
+    with pytest.raises(KeyboardInterrupt):
+        killed_grid.compute(*model, killed)
+    assert killed_grid.missing() == [(1e-3, 1, 1), (1e-3, 1, 2)]
+    killed_grid.compute(*model)
+    assert killed_grid.cells() == whole.cells()
+
+
+def test_a_damaged_result_is_computed_again(tmp_path):
+    model, task = make_model(), make_task(16)
+    of = grid(model, task, tmp_path)
+    of.compute(*model)
+    cells = of.cells()
+    of.file(1e-3, 1, 1).write_text('{"scores": {"dev"')
+    assert of.missing() == [(1e-3, 1, 1)]
+    of.compute(*model)
+    assert of.cells() == cells
+
+
+def test_whatever_a_score_depends_on_has_another_file(tmp_path):
+    model, task = make_model(), make_task(16)
+
+    def file(model=model, task=task, recipe=RECIPE, point=(1e-3, 1, 0)):
+        return grid(model, task, tmp_path, recipe=recipe).file(*point)
+
+    heads = copy.deepcopy(model[0])
+    heads.config = tiny_config(num_attention_heads=2)  # the same weights, read otherwise
+    files = [
+        file(),
+        file(model=make_model(seed=1)),
+        file(model=(heads, model[1])),
+        file(model=(model[0], tiny_tokenizer("roberta"))),
+        file(task=make_task(16, seed=5)),
+        file(task=replace(task, metrics=("matthews",))),
+        *(file(point=point) for point in ((2e-3, 1, 0), (1e-3, 2, 0), (1e-3, 1, 1))),
+    ]
+    other = {"batch_size": 4, "max_tokens": 12, "precision": "bf16", "device": "cuda:0"}
+    other |= {"weight_decay": 0.0, "warmup": 0.5, "clip": 2.0}
+    assert other.keys() == asdict(RECIPE).keys()
+    files += [file(recipe=replace(RECIPE, **{name: value})) for name, value in other.items()]
+    assert len(set(files)) == len(files)
+    assert file() == file(model=make_model(), task=make_task(16))
+
+
+def cells_of(monkeypatch, scores, **changes):
+    """A grid whose cells have these scores: {lr: [{split: score} for each seed]}."""
+    of = grid(make_model(), make_task(8, **changes), None, lrs=list(scores))
+    made = [
+        Cell(lr, 1, [s and {k: {"accuracy": v} for k, v in s.items()} for s in seeds])
+        for lr, seeds in scores.items()
+    ]
+    monkeypatch.setattr(of, "cells", lambda: made)
+    return of
+
+
+def test_best_is_the_mean_over_seeds_and_splits(monkeypatch):
+    def both(a, b):
+        return {"m": a, "mm": b}
+
+    dev = make_task(8).scored["dev"]
+    scores = {1.0: [both(0.9, 0.1), both(0.5, 0.5)], 2.0: [both(0.5, 0.6), both(0.5, 0.5)],
+              3.0: [both(1.0, 1.0), None], 4.0: [both(0.5, 0.6), both(0.5, 0.5)]}  # fmt: skip
+    best = cells_of(monkeypatch, scores, scored={"m": dev, "mm": dev}).best()
+    assert best.lr == 2.0  # the first of equals; a seed that diverged rules its cell out
+    assert best.values("accuracy", ["m", "mm"]) == pytest.approx([0.55, 0.5])
+
+
+def test_xnli_chooses_on_english_not_on_the_test(monkeypatch):
+    scores = {1.0: [{"sw": 0.9, CHOOSE: 0.1}], 2.0: [{"sw": 0.2, CHOOSE: 0.3}]}
+    dev = make_task(8).scored["dev"]
+    of = cells_of(monkeypatch, scores, scored={"sw": dev}, chosen_on=dev)
+    assert of.best().lr == 2.0
+
+
+def test_chosen_on_is_scored_and_never_trained_on(tmp_path):
+    task = make_task(16)
+    task = replace(task, chosen_on=make_task(30, seed=9).train)
+    scores = Tuner(*make_model(), task, RECIPE).train(1e-3, 1, 0)
+    assert set(scores) == {"dev", CHOOSE}
+
+
+def test_a_rate_that_diverges_is_named(tmp_path):
+    model, task = make_model(), make_task(16)
+    of = grid(model, task, tmp_path, lrs=(1e30,), epochs=(2,), seeds=1)
+    of.compute(*model)
+    assert of.cells()[0].scores == [None]
+    assert of.missing() == []
+    with pytest.raises(UserError, match=r"toy: the loss diverged at every rate; --lrs below 1e"):
+        of.best()
+    both = grid(model, task, tmp_path, lrs=(1e30, 1e-3), epochs=(2,), seeds=1)
+    both.compute(*model)
+    assert both.best().lr == 1e-3
