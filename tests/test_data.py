@@ -245,6 +245,18 @@ def test_masking_is_80_10_10_of_15_percent_and_spares_special_tokens():
     assert not (mask_tokens(row, tokenizer, [8, 1999])[0] == masked).all()
 
 
+def test_masks_are_drawn_anew_in_every_pass(folder):
+    text = Text([numbers(folder, "c", 400)], CountingTokenizer(), 10)
+    masks = {}
+    for _ in range(5):
+        (batch,) = text.step(49, 1, masked=True)
+        for ids, chosen in zip(batch.ids, batch.chosen, strict=True):
+            masks.setdefault(tuple(ids.tolist()), []).append(tuple(chosen.tolist()))
+    assert {len(of_row) for of_row in masks.values()} == {5}
+    assert sum(len(set(of_row)) == 1 for of_row in masks.values()) < 10
+    assert len({of_row[0] for of_row in masks.values()}) > 5  # nor the same for all rows
+
+
 def test_masking_of_very_little_and_of_nothing():
     tokenizer = CountingTokenizer()
     masked, chosen = mask_tokens(np.array([1, 2, 2]), tokenizer, [0, 0])

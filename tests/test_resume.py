@@ -346,6 +346,20 @@ def test_too_many_such_steps_stop_the_run_and_leave_what_was_good(
     assert records(new)[-1]["skipped_steps"] == 0
 
 
+def test_steps_in_a_row_are_counted_across_an_interruption(flags, new):
+    """Five, a signal, five more: the streak is part of the state, so the end is the same."""
+    with pytest.MonkeyPatch.context() as patch:
+        spoil(patch, range(4, 30), "loss")
+        at_step(patch, 8, lambda: signal.raise_signal(signal.SIGTERM) or os.truncate(
+            new / "log.jsonl", (new / "log.jsonl").read_bytes().rindex(b"\n") + 1))
+        assert train.main([*flags, "--steps", "30", "--out", str(new)]) == 143
+    assert Run(new).newest()["bad"] == 6
+    with pytest.MonkeyPatch.context() as patch:
+        spoil(patch, range(1, 30), "loss")
+        with pytest.raises(UserError, match=r"10 steps in a row .* step 13;"):
+            train.main(["--out", str(new), "--resume"])
+
+
 def test_an_absurd_learning_rate_ends_in_one_line(flags, new):
     with pytest.raises(UserError, match=r"10 steps in a row had no finite loss or gradient"):
         train.main([*flags, "--steps", "40", "--lr", "1e14", "--clip", "0", "--out", str(new)])
