@@ -39,7 +39,7 @@ def call(*words: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=150, help="of each student")
+    parser.add_argument("--steps", type=int, default=100, help="of each student")
     parser.add_argument("--teacher-steps", type=int, default=150, help="that train the MLM head")
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--layers", type=int, default=3)
@@ -51,7 +51,8 @@ def main() -> None:
     train(teacher, "--method", "mlm", "--init", "embedded", "--lr", "2e-4",
           "--steps", str(settings.teacher_steps), "--save-every", "50")
     shape = ["--student-layers", str(settings.layers), "--student-hidden", str(settings.hidden),
-             "--teacher", str(teacher), "--init", "embeddings", "--save-every", "50"]
+             "--teacher", str(teacher), "--init", "embeddings", "--save-every", "50",
+             "--eval-every", str(settings.steps)]
     groups: dict[str, list[str]] = {"teacher": [str(teacher)]}
     for seed in range(settings.seeds):
         seeded = [*shape, "--seed", str(seed)]
