@@ -105,7 +105,7 @@ def table(case, precision, results):
         cpu = statistics.median(cpu for each in rounds for cpu in each["cpus"])
         peak, floor = (statistics.median(each[key] for each in rounds) for key in ("peak", "floor"))
         seconds = statistics.median(walls)
-        ours = ours or (seconds, peak)
+        ours = ours or (seconds, max(peak, 1))
         yield (f"| {case} | {precision} | {contender} | {seconds:.3f} ({min(walls):.3f}-"
                f"{max(walls):.3f}) | {cpu:.2f} | {batch * length / seconds:,.0f} |"
                f" {peak / 2**20:,.0f} | {seconds / ours[0]:.2f}x | {peak / ours[1]:.2f}x |"

@@ -84,7 +84,7 @@ def this_project(case, contender, batch, device):
     if method == "infer":
         return [], lambda: student(batch.ids, batch.mask).hidden[-1]
     teacher.requires_grad_(False)
-    loss = build_method(method, student.config, teacher.config).to(device)
+    loss = build_method(method, student.config, teacher.config, relation_heads=R).to(device)
 
     def step():
         total, count = loss(student, teacher, batch)

@@ -1,0 +1,99 @@
+"""The benchmark compares like with like: given the same weights, every contender's loss is ours."""
+
+import importlib.util
+import json
+import sys
+
+import bench
+import bench_contenders as contenders
+import pytest
+import torch
+from bench_contenders import ALL, MASKED, OURS, PEER, TEXTBOOK
+
+from minitransformer.config import EncoderConfig
+from minitransformer.convert import to_hugging_face
+from minitransformer.model import Encoder
+
+TINY = {
+    "mha": ("mha", 2, 3, 4, 8, 90, (OURS, PEER, TEXTBOOK)),
+    "hs": ("hs", 2, 4, 4, 8, 90, (OURS, TEXTBOOK)),
+    "direct": ("direct-minilm", 2, 3, 4, 8, 90, (OURS, TEXTBOOK)),
+    "od": ("od", 1, 1, 4, 8, 95, (OURS, MASKED)),
+    "infer": ("infer", 2, 2, 4, 8, 90, (OURS, TEXTBOOK)),
+}
+
+
+@pytest.fixture(autouse=True)
+def tiny(monkeypatch):
+    for name, value in {"CASES": TINY, "WIDTH": 24, "HEADS": 4, "R": 6, "XLMR": 95}.items():
+        monkeypatch.setattr(contenders, name, value)
+    monkeypatch.setattr(bench, "CASES", TINY)
+
+
+def give_same_weights(monkeypatch, case):
+    """transformers' models with the weights that this project's get, and no dropout."""
+    original = contenders.transformers_models
+
+    def patched(case, device):
+        student, teacher = original(case, device)
+        torch.manual_seed(0)
+        method, L_s, L_t, *_, V, _ = TINY[case]
+        model_type = {"model_type": "xlm-roberta" if V == 95 else "bert"}
+        for model, layers in ((student, L_s), (teacher, L_t)):
+            config = EncoderConfig.from_dict(contenders.settings(case, layers) | model_type)
+            weights = to_hugging_face(Encoder(config, mlm_head=method == "od"))
+            own = set(model.state_dict())
+            prefix = "" if own & set(weights) else next(iter(weights)).split(".")[0] + "."
+            weights = {key.removeprefix(prefix): value for key, value in weights.items()}
+            missing = model.load_state_dict(weights, strict=False).missing_keys
+            assert all("decoder" in key or "position_ids" in key for key in missing)
+        return student.eval(), teacher
+
+    monkeypatch.setattr(contenders, "transformers_models", patched)
+
+
+@pytest.mark.parametrize("case", TINY)
+def test_contenders_compute_the_same(case, monkeypatch):
+    give_same_weights(monkeypatch, case)
+    batch, results = contenders.make_batch(case, "cpu"), []
+    for contender in TINY[case][-1]:
+        if contender == PEER and importlib.util.find_spec("bertdistiller") is None:
+            continue
+        torch.manual_seed(0)
+        _, step = contenders.build(case, contender, batch, "cpu")
+        results.append(step())
+    for other in results[1:]:
+        assert torch.allclose(other, results[0], rtol=5e-4, atol=1e-6)
+
+
+def test_all_positions_count_more_than_the_masked(monkeypatch):
+    give_same_weights(monkeypatch, "od")
+    batch = contenders.make_batch("od", "cpu")
+    one, other = (contenders.build("od", who, batch, "cpu")[1]() for who in (MASKED, ALL))
+    assert one.isfinite()
+    assert other.isfinite()
+    assert one != other
+
+
+@pytest.mark.parametrize("case", ["hs", "infer"])
+def test_record_and_table(case):
+    records = {who: [bench.measure(case, who, "fp32", 1, 1, "cpu")] for who in (OURS, TEXTBOOK)}
+    assert json.loads(json.dumps(records[OURS][0]))["floor"] > 0
+    lines = list(bench.table(case, "fp32", records))
+    assert [line.count("|") for line in lines] == [11, 11]
+    assert "| 1.00x |" in lines[0]
+
+
+def test_floor_by_hand(monkeypatch):
+    # 1 layer of each, B N = 32 tokens, D = 24. Vocabulary: 4 products of 2 * 10 * 95 * 24.
+    # A layer: 32 * (24 * 576 + 4 * 8 * 24) = 466,944; student three times, teacher once.
+    assert contenders.arithmetic("od", 10) == 4 * 466_944 + 4 * 2 * 10 * 95 * 24
+    # mha, 2 of 3 layers: one layer and Q, K, V (32 * 6 * 576 = 110,592) on both sides;
+    # relations 3 * 3 * 2 * 32 * 8 * 24 = 110,592.
+    assert contenders.arithmetic("mha", 0) == 4 * (466_944 + 110_592) + 110_592
+
+
+def test_command_line(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["bench.py", "--worker", "infer", OURS, "--precision=fp32"])
+    bench.main()
+    assert set(json.loads(capsys.readouterr().out)) == {"walls", "cpus", "peak", "rate", "floor"}
