@@ -53,8 +53,7 @@ def od_loss(student_logits, teacher_logits, temperature=1.0):
 
 def od_loss_fused(student_features, student_weight, student_bias,
                   teacher_features, teacher_weight, teacher_bias, temperature=1.0):
-    """od_loss of student_features @ student_weight.T + student_bias and the teacher's, a few
-    positions at a time.
+    """od_loss of features @ weight.T + bias of both models, a few positions at a time.
 
     Features (M, D_s) and (M, D_t), weights (V, D_s) and (V, D_t), biases (V,). Under autocast the
     products run in its precision, the distributions are float32 as in od_loss. Gradient to the
