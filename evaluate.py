@@ -232,49 +232,48 @@ def on_held_out_text(model: Model, batches, autocast, device) -> dict:
 # ---- cost ----------------------------------------------------------------------------------------
 
 
-def costs(models: dict[str, Model], device) -> list[dict]:
+def costs(models: dict[str, Model], tasks: list[Task], device) -> list[dict]:
     """What each model takes; in everything that is timed the models take turns."""
     encoders = [model.encoder for model in models.values()]
     length = min(LENGTH, *(encoder.config.max_tokens for encoder in encoders))
     found = []
     for encoder in encoders:
         total, embeddings = cost.parameter_counts(encoder)
-        found.append(
-            {
-                "layers": encoder.config.num_hidden_layers,
-                "hidden": encoder.config.hidden_size,
-                "parameters": total,
-                "parameters_without_embeddings": total - embeddings,
-                "megabytes": cost.megabytes(encoder),
-                "flops_per_token": cost.flops_per_token(encoder, length),
-                "latency_ms": {},
-            }
-        )
+        found.append({
+            "layers": encoder.config.num_hidden_layers,
+            "hidden": encoder.config.hidden_size,
+            "parameters": total,
+            "parameters_without_embeddings": total - embeddings,
+            "megabytes": cost.megabytes(encoder),
+            "flops_per_token": cost.flops_per_token(encoder, length),
+            "latency_ms": {},
+        })
     for batch in (1, 32):
         for row, seconds in zip(found, cost.latencies(encoders, batch, length), strict=True):
             times = {"median": statistics.median(seconds), "p95": cost.percentile(seconds, 0.95)}
-            times = {name: 1e3 * value for name, value in times.items()}
-            row["latency_ms"][f"{batch} x {length}"] = times
-    for row, rate in zip(found, sentence_rates(models, device), strict=True):
-        row["sentences_per_s"] = rate
+            row["latency_ms"][f"{batch} x {length}"] = {n: 1e3 * s for n, s in times.items()}
+    rates = sentence_rates(models, tasks[0], device) if tasks else [None] * len(found)
+    for row, rate in zip(found, rates, strict=True):
+        row["inputs_per_s"] = rate
     return found
 
 
 @torch.inference_mode()
-def sentence_rates(models: dict[str, Model], device) -> list[float]:
-    """Sentences/s on the dev split of docs-library, 32 of like length at a time."""
-    split = docs_library().scored["dev"]
+def sentence_rates(models: dict[str, Model], task: Task, device) -> list[float]:
+    """Inputs/s of the task's scored split (640 at most), 32 of like length at a time."""
+    split = next(iter(task.scored.values()))
+    size = min(640, len(split.texts))
     inputs = [Examples(split, m.tokenizer, m.encoder.config.max_tokens) for m in models.values()]
     seconds = [[] for _ in models]
     for turn in range(4):
         for model, examples, times in zip(models.values(), inputs, seconds, strict=True):
             start = time.perf_counter()
-            for rows in examples.by_length(np.arange(len(split.texts)), 32):
+            for rows in examples.by_length(np.arange(size), 32):
                 batch = examples.batch(rows, model.encoder.config.pad_token_id)
                 model.encoder(*(part.to(device) for part in batch)).hidden[-1].cpu()
             if turn:  # the first round warms up
                 times.append(time.perf_counter() - start)
-    return [len(split.texts) / statistics.median(times) for times in seconds]
+    return [size / statistics.median(times) for times in seconds]
 
 
 # ---- tasks ---------------------------------------------------------------------------------------
@@ -367,13 +366,13 @@ def draw(models, facts, batches, records, headlines, config, device) -> list[Pat
 def main(argv: list[str] | None = None) -> int:
     config = parse_config(argv)
     if config.out:
-        make_folder(config.out)
+        check_folder(config.out)
     device = cli.choose_device(config.device)
     if config.threads:
         torch.set_num_threads(config.threads)
-    bf16 = config.precision == "bf16" or (
-        config.precision == "auto" and cli.native_bfloat16(device)
-    )
+    bf16 = config.precision == "bf16"
+    if config.precision == "auto":
+        bf16 = cli.native_bfloat16(device)
 
     def autocast():
         return torch.autocast(device.type, torch.bfloat16, enabled=bf16)
@@ -397,9 +396,10 @@ def main(argv: list[str] | None = None) -> int:
     held_out = [on_held_out_text(m, batches[m.name], autocast, device) for m in models.values()]
     grids = fine_tune_all(models, tasks, config, recipe)
     records = result_records(grids, tasks, models)
+    spent = costs(models, tasks, device)
     facts = [
-        {"model": m.name, "teacher": m.teacher and m.teacher.name, **spent, **losses}
-        for m, spent, losses in zip(models.values(), costs(models, device), held_out, strict=True)
+        {"model": m.name, "teacher": m.teacher and m.teacher.name, **taken, **losses}
+        for m, taken, losses in zip(models.values(), spent, held_out, strict=True)
     ]
     headlines = {task.name: task.metrics[0] for task in tasks} | {"glue": "average"}
     lines = table(facts, records, headlines)
@@ -429,19 +429,21 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def make_folder(folder: Path) -> None:
-    """An earlier call's results in it are replaced, by files that are always whole."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        write(folder / "results.md", "unfinished\n")
-    except OSError as error:
-        raise UserError(f"--out {folder}: cannot be written to ({error.strerror})") from None
+def check_folder(folder: Path) -> None:
+    """Before hours of work: can its results be written? Those of an earlier call are replaced."""
+    above = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+        raise UserError(f"--out {folder}: nothing can be written to {above}")
 
 
 def write(file: Path, text: str) -> None:
     unfinished = file.with_suffix(".tmp")
-    unfinished.write_text(text, "utf-8")
-    os.replace(unfinished, file)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        unfinished.write_text(text, "utf-8")
+        os.replace(unfinished, file)
+    except OSError as error:
+        raise UserError(f"{file}: cannot be written ({error.strerror})") from None
 
 
 if __name__ == "__main__":

@@ -72,7 +72,7 @@ def table(models: list[dict], records: list[dict], headlines: dict[str, str]) ->
         times = [m["latency_ms"][shape] for m in models]
         cells = [f"{t['median']:.1f} ({t['p95']:.1f})" for t in times]
         lines.append([f"latency {shape}, ms (p95)", *cells])
-    add("sentences/s", "{:.0f}", "sentences_per_s")
+    add(f"inputs/s, {next(iter(headlines), None)}", "{:.0f}", "inputs_per_s")
     add("method", "{}", "method")
     add("its held-out loss", "{:.4f}", "loss")
     add("MLM perplexity", "{:.1f}", "perplexity")

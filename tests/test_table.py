@@ -36,7 +36,7 @@ def make_model(name, teacher=None, **more):
     times = {"median": 1.25, "p95": 2.5}
     return {"model": name, "teacher": teacher, "layers": 2, "hidden": 8, "parameters": 1_500_000,
             "parameters_without_embeddings": 400_000, "megabytes": 6.0, "flops_per_token": 800_000,
-            "sentences_per_s": 99.6, "latency_ms": {"1 x 128": times}, **more}
+            "inputs_per_s": 99.6, "latency_ms": {"1 x 128": times}, **more}
 
 
 def test_record():
@@ -108,6 +108,7 @@ def test_a_teacher_that_scores_nothing_leaves_no_share():
 
 def test_many_models_stand_below_each_other():
     models = [make_model(f"m{i}") for i in range(5)]
-    wide, tall = table(models[:4], [], {}), table(models, [], {})
+    wide, tall = table(models[:4], [], {"t": "f1"}), table(models, [], {"t": "f1"})
+    assert "inputs/s, t" in tall[0]
     assert wide[0] == ["", "m0", "m1", "m2", "m3"]
     assert [line[0] for line in tall] == ["", "m0", "m1", "m2", "m3", "m4"]
