@@ -38,7 +38,7 @@ from distill.run import Run
 from minitransformer import cli, cost
 from minitransformer.config import UserError
 from minitransformer.data import Batch, Text
-from minitransformer.docs_tasks import docs_library, docs_next
+from minitransformer.docs_tasks import DOCS
 from minitransformer.finetune import Examples, Grid, Recipe, fingerprint
 from minitransformer.glue import GLUE, glue_task, xnli_task
 from minitransformer.model import Encoder
@@ -47,7 +47,6 @@ from minitransformer.table import cell_records, markdown, plain, result_records,
 from minitransformer.tasks import Task, folder_task
 from minitransformer.tokenizer import Tokenizer
 
-DOCS = {"docs-library": docs_library, "docs-next": docs_next}
 DOCS_RATES, RATES = (2e-4,), (3e-5, 1e-4, 3e-4)  # learning rates unless --lrs says otherwise
 LENGTH = 128  # tokens, of the latencies
 SENTENCE = "The bank refused the loan because it had lent too much money already."

@@ -4,10 +4,10 @@ import pytest
 
 from minitransformer import docs_tasks
 from minitransformer.config import UserError
-from minitransformer.docs_tasks import docs_library, docs_next
+from minitransformer.docs_tasks import DOCS, docs_library, docs_next, docs_order, swappable
 
 
-@pytest.mark.parametrize("make", [docs_library, docs_next])
+@pytest.mark.parametrize("make", DOCS.values())
 def test_docs_tasks_are_whole_balanced_and_do_not_leak(make):
     task = make()
     train, dev = task.train, task.scored["dev"]
@@ -37,6 +37,17 @@ def test_docs_library_names_no_library():
             assert not any(name in text.lower() for name in ("numpy", "pandas", "python", "sympy"))
 
 
+def test_docs_order_swaps_two_neighbours():
+    paragraphs = docs_tasks.docs_paragraphs()
+    written = {sentence for _, _, paragraph in paragraphs for sentence in paragraph}
+    bags = {tuple(sorted(sentence.split())) for sentence in written}
+    split = docs_order().train
+    for text, label in zip(split.texts, split.labels, strict=True):
+        assert (text in written) == (label == 1)
+        assert tuple(sorted(text.split())) in bags  # no bag of words can tell
+    assert swappable(["A", "cat", "sat", "on", "on", "`x`", "mats", "here."]) == [1, 2]
+
+
 def test_docs_next_cannot_be_told_from_one_sentence():
     """Most second sentences of wrong pairs are also those of right ones."""
     train = docs_next().train
@@ -48,6 +59,6 @@ def test_docs_next_cannot_be_told_from_one_sentence():
 
 def test_too_few_docstrings_are_one_line(monkeypatch):
     monkeypatch.setattr(docs_tasks, "docs_documents", lambda: [("numpy.a", "Too short.")])
-    for make in (docs_library, docs_next):
+    for make in DOCS.values():
         with pytest.raises(UserError, match="too few docstrings"):
             make()
