@@ -48,6 +48,9 @@ def run(main: Callable[[], int]) -> NoReturn:
         leave(str(error), 2)
     except KeyboardInterrupt:
         leave("interrupted", 130)
+    except BrokenPipeError:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - else Python complains once more
+        leave("nobody reads the output any more (a closed pipe)", 1)
     except (MemoryError, RuntimeError) as error:
         text = str(error)
         if isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in text:

@@ -7,6 +7,7 @@ import json
 import pickle
 import re
 import shutil
+import sys
 
 import pytest
 import torch
@@ -319,11 +320,18 @@ def test_out_of_memory_and_ctrl_c_are_one_line_too(monkeypatch, capsys):
     def interrupted():
         raise KeyboardInterrupt
 
+    def unread():
+        raise BrokenPipeError
+
     for main, status, message in ((enough, 2, "out of memory"), (interrupted, 130, "interrupted")):
         with pytest.raises(SystemExit) as ended:
             cli.run(main)
         complaint = capsys.readouterr().err
         assert (ended.value.code, complaint.count("\n")) == (status, 1)
         assert message in complaint
+    monkeypatch.setattr("sys.stdout", sys.stdout)  # which it replaces, as nobody reads it
+    with pytest.raises(SystemExit):
+        cli.run(unread)
+    assert "nobody reads the output" in capsys.readouterr().err
     with pytest.raises(ZeroDivisionError):  # a defect of ours keeps its traceback
         cli.run(lambda: 1 // 0)

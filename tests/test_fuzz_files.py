@@ -20,7 +20,7 @@ from minitransformer import Encoder, load_pretrained, save_pretrained
 from minitransformer.config import UserError
 
 pytestmark = pytest.mark.timeout(120)  # a hang is a failure
-quick = settings(max_examples=120, deadline=5000, derandomize=True, print_blob=True,
+quick = settings(max_examples=80, deadline=5000, derandomize=True, print_blob=True,
                  suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 
 anything = st.recursive(
@@ -248,7 +248,7 @@ def test_no_pickle_calls_what_it_names(outcome, bin_file, call, arguments, opcod
 # ---- tokenizer -----------------------------------------------------------------------------------
 
 
-@quick
+@settings(quick, max_examples=25)  # each builds a tokenizer or two
 @given(data=st.data())
 def test_a_tokenizer_with_damaged_bytes(outcome, good, data):
     name = data.draw(st.sampled_from(
@@ -258,7 +258,7 @@ def test_a_tokenizer_with_damaged_bytes(outcome, good, data):
     outcome(**without, **{name: data.draw(st.binary(max_size=100))})
 
 
-@quick
+@settings(quick, max_examples=25)  # each builds a tokenizer or two
 @given(data=st.data())
 def test_a_tokenizer_with_anything_in_its_places(outcome, good, data):
     name = data.draw(st.sampled_from(

@@ -4,8 +4,8 @@
     python tests/torture.py --gigabytes 2   a text larger than it may hold in memory: time to the
                                             first step, and anonymous memory from then on
 
-`make_inputs`, `start`, `kill`, `differences` are what tests/test_resume.py does the same with,
-in little.
+The functions are what tests/test_resume.py and tests/test_distributed.py do the same with, in
+little.
 """
 
 import argparse
@@ -39,11 +39,17 @@ def make_inputs(folder: Path, **sizes) -> list[str]:
             "--seq-len", "16", "--batch-size", "4", "--precision", "fp32", "--device", "cpu"]
 
 
+def without_figures(patch) -> None:
+    """Training in a test's own process without what is slow at its end, and not the question."""
+    patch.setattr("distill.report.plot_loss", lambda *figure: None)
+    patch.setattr("minitransformer.cost.latencies", lambda models, *shape: [[1.0] for _ in models])
+
+
 def environment(folder: Path) -> dict:
     """For programs on one thread each, with a cache of their own, offline."""
     return os.environ | {
-        "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive", "TOKENIZERS_PARALLELISM": "false",
-        "HF_HUB_OFFLINE": "1", "XDG_CACHE_HOME": str(folder / "cache")}
+        "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive", "HF_HUB_OFFLINE": "1",
+        "XDG_CACHE_HOME": str(folder / "cache")}
 
 
 def start(folder: Path, *flags, processes=None, script=ROOT / "train.py") -> subprocess.Popen:
@@ -130,7 +136,7 @@ def torture(folder: Path, kills: int, seed: int) -> None:
             met = wait_for(process, amid_a_save(run))
             time.sleep(chance.uniform(0, 0.03))
         else:
-            time.sleep(chance.uniform(0, 3 + longest))
+            time.sleep(chance.uniform(2, 6 + longest))  # loading takes the first seconds
         ended = process.poll() is not None
         kill(process)
         if ended:
@@ -155,6 +161,7 @@ def rss_anon(pid: int) -> int:
 
 
 def large_text(folder: Path, gigabytes: float, minutes: float) -> None:
+    os.environ["TOKENIZERS_PARALLELISM"] = "true"  # as it is for a user
     flags = make_inputs(folder)
     chance = random.Random(0)
     page = "\n\n".join(" ".join(chance.choices(WORDS, k=120)) for _ in range(2000))
