@@ -4,8 +4,7 @@ import math
 import statistics
 from pathlib import Path
 
-from safetensors.torch import save_file
-
+from distill.run import write_tensors
 from minitransformer import cost
 from minitransformer.model import Encoder
 from minitransformer.pretrained import save_pretrained
@@ -20,9 +19,9 @@ def describe_encoder(encoder: Encoder) -> str:
 def finish(config, run, teacher, student, method, tokenizer, text) -> None:
     """Export, loss.png, summary, table. The checkpoints go last: a kill in here loses nothing."""
     student.eval()
+    if maps := dict(method.named_parameters()):
+        write_tensors(run.folder / "projections.safetensors", maps)
     save_pretrained(run.folder, student, tokenizer)
-    if maps := {name: p.detach().cpu().contiguous() for name, p in method.named_parameters()}:
-        save_file(maps, run.folder / "projections.safetensors")
     records = run.records()
     steps = [r for r in records if r["event"] == "step"]
     evals = [r for r in records if r["event"] == "eval"]

@@ -3,6 +3,7 @@ figure was measured.
 """
 
 import argparse
+import errno
 import importlib.metadata
 import importlib.util
 import os
@@ -51,6 +52,10 @@ def run(main: Callable[[], int]) -> NoReturn:
     except BrokenPipeError:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - else Python complains once more
         leave("nobody reads the output any more (a closed pipe)", 1)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO):
+            raise  # not the disk's state but a defect
+        leave(f"{error.filename or 'a file'}: {error.strerror}", 2)
     except (MemoryError, RuntimeError) as error:
         text = str(error)
         if isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in text:

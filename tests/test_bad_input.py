@@ -3,7 +3,9 @@
 Both programs run in this process, through the same cli.run that their __main__ calls.
 """
 
+import errno
 import json
+import os
 import pickle
 import re
 import shutil
@@ -320,6 +322,9 @@ def test_out_of_memory_and_ctrl_c_are_one_line_too(monkeypatch, capsys):
     def interrupted():
         raise KeyboardInterrupt
 
+    def full():
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "loss.png")
+
     def unread():
         raise BrokenPipeError
 
@@ -333,5 +338,10 @@ def test_out_of_memory_and_ctrl_c_are_one_line_too(monkeypatch, capsys):
     with pytest.raises(SystemExit):
         cli.run(unread)
     assert "nobody reads the output" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        cli.run(full)
+    assert capsys.readouterr().err.endswith(": loss.png: No space left on device\n")
+    with pytest.raises(FileNotFoundError):
+        cli.run(lambda: open("nowhere"))
     with pytest.raises(ZeroDivisionError):  # a defect of ours keeps its traceback
         cli.run(lambda: 1 // 0)
