@@ -342,6 +342,6 @@ def test_out_of_memory_and_ctrl_c_are_one_line_too(monkeypatch, capsys):
         cli.run(full)
     assert capsys.readouterr().err.endswith(": loss.png: No space left on device\n")
     with pytest.raises(FileNotFoundError):
-        cli.run(lambda: open("nowhere"))
+        cli.run(lambda: os.stat("nowhere"))
     with pytest.raises(ZeroDivisionError):  # a defect of ours keeps its traceback
         cli.run(lambda: 1 // 0)
