@@ -1,11 +1,13 @@
 """Several processes under torchrun: the same result as one, one voice, one end."""
 
+import contextlib
 import json
 import os
 import signal
 import socket
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import safetensors.torch
@@ -32,12 +34,28 @@ LONG = ["--steps", "40", "--save-every", "5", "--accumulate", "8"]  # time enoug
 METHOD_FLAGS = {"hs": ["--student-hidden", "16"], "direct-minilm": ["--student-hidden", "16"]}
 
 # Two ranks without torchrun: they share one import, which takes longer than all they train.
-FORKED = """
+FORKED = '''
 import json, os, sys
 sys.path.insert(0, {root!r})
 import torch.distributed as dist
 import train
 from minitransformer import cli
+from distill import METHODS
+
+def spoiled(rank, argv):
+    """If told so, one rank has no finite loss in step 4; the first call is no step."""
+    whole, turn = METHODS["mha"].forward, []
+    def forward(self, *models_and_batch):
+        total, count = whole(self, *models_and_batch)
+        turn.extend([0] * total.requires_grad)
+        return total * (float("nan") if len(turn) == 5 and rank == 1 else 1), count
+    if argv[0] == "spoil":
+        METHODS["mha"].forward = forward
+    try:
+        return train.main([word for word in argv if word != "spoil"])
+    finally:
+        METHODS["mha"].forward = whole
+
 port, *runs = sys.argv[1:]
 ranks = []
 for rank in range(2):
@@ -48,11 +66,11 @@ for rank in range(2):
         dist.init_process_group("gloo")  # once for all the runs
         dist.init_process_group = lambda backend: None
         dist.destroy_process_group = lambda: None
-        cli.run(lambda: [train.main(json.loads(run)) for run in runs][-1])
+        cli.run(lambda: [spoiled(rank, json.loads(run)) for run in runs][-1])
 with open("ranks.json", "w") as file:
     json.dump(ranks, file)
 print("ended with", *(os.waitstatus_to_exitcode(os.waitpid(rank, 0)[1]) for rank in ranks))
-"""
+'''
 # A rank that meets an error of its own in the third step.
 FAILING = """
 import sys
@@ -106,12 +124,13 @@ def two_ranks(folder, flags):
     runs = {method: [*flags, *TEN, "--method", method, *METHOD_FLAGS.get(method, []),
                      "--batch-size", "8"] for method in METHODS}
     runs["long"] = [*flags, *LONG]
+    runs["spoiled"] = ["spoil", *runs["mha"]]
     runs = {name: [*argv, "--out", str(folder / f"two-{name}")] for name, argv in runs.items()}
     process = start_forked(folder, *runs.values())
     printed, complaint = process.communicate()
     assert "ended with 0 0" in printed, complaint
     for method in METHODS:  # one voice
-        assert printed.count(f"{method}: ") == 1 + (method == "mha")
+        assert printed.count(f"{method}: ") == (3 if method == "mha" else 1)
     return {name: folder / f"two-{name}" for name in runs}
 
 
@@ -242,18 +261,46 @@ def test_a_failing_rank_ends_all_with_its_own_error_shown(folder, flags):
     assert Run(folder / "failing").checkpoints() == []
 
 
-def test_non_finite_on_one_rank_is_skipped_on_all(monkeypatch):
-    """The decision is made from what all ranks have summed, so all make the same."""
-    monkeypatch.setattr(train, "all_reduced", lambda *numbers: [float("nan"), 4.0, 0.0])
-    weight = torch.nn.Parameter(torch.ones(2))
-    optimizer = torch.optim.AdamW([weight], lr=1.0)
+def test_a_step_not_finite_on_one_rank_is_skipped_on_all(flags, folder, two_ranks, monkeypatch):
+    """As one process skips it: had only one of the ranks done so, they would have parted ways."""
+    whole, turn = METHODS["mha"].forward, []
 
-    def healthy(teacher, batch):
-        return weight.sum(), torch.tensor(2.0)
+    def forward(self, *models_and_batch):
+        total, count = whole(self, *models_and_batch)
+        turn.extend([0] * total.requires_grad)
+        return total * (float("nan") if len(turn) == 5 else 1), count
 
-    before = weight.detach().clone()
-    config = type("Config", (), {"clip": 1.0})
-    _, finite, _ = train.train_step(
-        config, healthy, None, optimizer, [None], lambda: torch.autocast("cpu", enabled=False), 0)
-    assert not finite
-    assert torch.equal(weight, before)
+    monkeypatch.setattr(METHODS["mha"], "forward", forward)
+    run = folder / "one-spoiled"
+    assert train.main([*flags, *TEN, "--batch-size", "16", "--out", str(run)]) == 0
+    ours, theirs = ([r["loss"] for r in records(each) if r["event"] == "step"]
+                    for each in (two_ranks["spoiled"], run))
+    assert [i for i, loss in enumerate(ours, 1) if loss is None] == [4]
+    assert [i for i, loss in enumerate(theirs, 1) if loss is None] == [4]
+    del ours[3], theirs[3]
+    assert ours == pytest.approx(theirs, rel=1e-6)
+
+
+def test_gradients_are_exchanged_once_in_a_step(monkeypatch):
+    """With the last micro-batch: the others are summed up on their own rank."""
+    held_back, seen = [False], []
+
+    class Wrapped(torch.nn.Module):
+        weight = torch.nn.Parameter(torch.ones(2))
+
+        @contextlib.contextmanager
+        def no_sync(self):
+            held_back[0] = True
+            yield
+            held_back[0] = False
+
+        def forward(self, teacher, batch):
+            total = self.weight.sum()
+            total.register_hook(lambda gradient: seen.append(held_back[0]))
+            return total, torch.tensor(2.0)
+
+    monkeypatch.setattr(train, "DistributedDataParallel", Wrapped)
+    wrapped = Wrapped()
+    train.train_step(SimpleNamespace(clip=1.0), wrapped, None, torch.optim.AdamW([wrapped.weight]),
+                     [None] * 3, lambda: torch.autocast("cpu", enabled=False), 0)
+    assert seen == [True, True, False]
