@@ -137,6 +137,17 @@ def test_killed_at_any_moment_of_a_save(run, moment, monkeypatch):
     assert not list(run.folder.glob("*.tmp"))
 
 
+def test_all_is_on_the_disk_before_it_has_its_name(run, monkeypatch):
+    """A power cut, too, finds the old checkpoint or the new one, and the log that belongs to it."""
+    seen, fsync, replace = [], os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda handle: (
+        seen.append(Path(os.readlink(f"/proc/self/fd/{handle}")).name), fsync(handle)))
+    monkeypatch.setattr(os, "replace", lambda a, b: (seen.append("renamed"), replace(a, b)))
+    run.save(5, state(5))
+    assert seen == ["log.jsonl", "state.pt", "state.sha256", "checkpoint-000000005.tmp", "renamed",
+                    "run"]
+
+
 def test_a_failed_write_leaves_the_last_good_one(run, monkeypatch):
     run.save(5, state(5))
 
