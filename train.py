@@ -343,7 +343,7 @@ def main(argv: list[str] | None = None) -> int:
     signals, told = cli.Signals(), False
     tokens = facts["sequences_a_step"] * config.seq_len
     progress = tqdm(total=config.steps, initial=start, unit="step", disable=rank() > 0 or None)
-    began = spoke = time.monotonic()
+    spoke = time.monotonic()
     for step in range(start, config.steps + 1):
         # amid non-finite steps the good checkpoints stay; the last step's is for a failing export
         due = (step % config.save_every == 0 and not bad) or step == config.steps
@@ -389,7 +389,7 @@ def main(argv: list[str] | None = None) -> int:
         progress.update()
         if progress.disable and (step == start or time.monotonic() - spoke >= 10):
             spoke = time.monotonic()
-            left = (spoke - began) / (step + 1 - start) * (config.steps - step - 1)
+            left = tokens / speed * (config.steps - step - 1)
             print(f"step {step + 1:>6}/{config.steps}  loss {loss:.4f}  lr {lr:.1e}"
                   f"  {speed:,.0f} tokens/s  {tqdm.format_interval(left)} left", flush=True)
     progress.close()

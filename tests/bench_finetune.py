@@ -1,4 +1,4 @@
-"""Fine-tuning throughput on sentence pairs of real length: ours against transformers padding to 128.
+"""Fine-tuning throughput on real-length pairs, against padding to 128 with transformers.
 
     python tests/bench_finetune.py [PAIRS]                  (512, all of them; 3 minutes)
 
