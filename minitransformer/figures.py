@@ -6,6 +6,7 @@ frontier     score against latency for all models, with the best trade-offs join
 """
 
 import statistics
+import textwrap
 from pathlib import Path
 
 import matplotlib
@@ -129,7 +130,8 @@ def draw_frontier(file: Path, models: list[dict], records: list[dict], headlines
         axes.errorbar(x, y, spread, label=model["model"], **form)
     named = ", ".join(f"{task} {metric}" for task, metric in headlines.items())
     named = named if len(headlines) < 4 else f"the headline metrics of {len(headlines)} tasks"
-    axes.set_ylabel(named if len(headlines) < 2 else f"mean of {named}")
+    named = named if len(headlines) < 2 else f"mean of {named}"
+    axes.set_ylabel(textwrap.fill(named, 45))  # a longer line does not fit beside the axis
     axes.set_xlabel(f"latency of a batch of {shape} tokens, median (ms)")
     axes.set_title(f"Score and time on {cli.machine()}", fontsize=10)
     axes.margins(0.1)
