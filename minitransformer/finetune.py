@@ -113,7 +113,6 @@ class Classifier(nn.Module):
         state[words] = state[words][torch.from_numpy(used_ids).to(state[words].device)]
         state = {name: tensor.detach().clone() for name, tensor in state.items()}
         self.encoder.load_state_dict(state, assign=True)
-        self.encoder.requires_grad_(True)
         self.head = nn.Linear(config.hidden_size, outputs)
         nn.init.normal_(self.head.weight, 0.0, 0.02, generator=generator)
         nn.init.zeros_(self.head.bias)

@@ -9,12 +9,14 @@ from minitransformer.tasks import Task
 
 
 class FakeGrid:
-    """Two cells, the second the better one; a score for each metric, split and seed."""
+    """Two cells, the second the better one. In it the first metric is `base` on the first split
+    with seed 0; each further metric, split and seed adds something."""
 
     def __init__(self, task, base):
         def scores(shift):
             return [
-                {split: {metric: base + shift + seed / 100 + n / 10 for metric in task.metrics}
+                {split: {metric: base + shift + seed / 100 + n / 10 + m
+                         for m, metric in enumerate(task.metrics)}
                  for n, split in enumerate(task.scored)}
                 for seed in range(2)
             ]
@@ -51,10 +53,10 @@ def test_records_are_of_the_best_cell():
     grids = {("m", "t"): FakeGrid(task, 0.5)}
     rows = result_records(grids, [task], ["m"])
     assert [(r["metric"], r["values"]) for r in rows] == [
-        ("f1", [0.5, 0.51]), ("accuracy", [0.5, 0.51])]
+        ("f1", [0.5, 0.51]), ("accuracy", [1.5, 1.51])]
     cells = cell_records(grids)
     assert [(c["lr"], c["epochs"], c["best"]) for c in cells] == [(1e-5, 3, False), (1e-4, 3, True)]
-    assert cells[0]["scores"][0] == {"dev": {"f1": 0.4, "accuracy": 0.4}}
+    assert cells[0]["scores"][0] == {"dev": {"f1": 0.4, "accuracy": 1.4}}
 
 
 def test_several_splits_are_averaged_and_kept():
@@ -71,6 +73,7 @@ def test_glue_average_is_one_number_a_task():
         scored = ("matched", "mismatched") if name == "mnli" else ("dev",)
         tasks.append(make_task(name, form.metrics, scored))
         expected += 0.1 * n + (0.05 if name == "mnli" else 0.0)
+    tasks.append(make_task("mine"))  # is no part of it
     grids = {("m", t.name): FakeGrid(t, 0.1 * n) for n, t in enumerate(tasks)}
     average = result_records(grids, tasks, ["m"])[-1]
     assert (average["task"], average["metric"]) == ("glue", "average")
