@@ -80,8 +80,16 @@ def steps_of(run: Path) -> int:
 
 def amid_a_save(run: Path):
     """True once a new checkpoint is being written (of the files that an earlier kill left, not)."""
-    before = {path.stat().st_ino for path in run.glob("checkpoint-*.tmp")}
-    return lambda: any(path.stat().st_ino not in before for path in run.glob("checkpoint-*.tmp"))
+    before = unfinished(run)
+    return lambda: not unfinished(run) <= before
+
+
+def unfinished(run: Path) -> set[int]:
+    """Inodes of the checkpoints not yet renamed; from the folder alone, since they come and go."""
+    if not run.is_dir():
+        return set()
+    names = [e for e in os.scandir(run) if e.name.startswith("checkpoint-")]
+    return {e.inode() for e in names if e.name.endswith(".tmp")}
 
 
 def kill(process: subprocess.Popen) -> int:
