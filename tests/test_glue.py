@@ -97,6 +97,16 @@ def test_glue_headlines_are_those_of_its_average():
     }  # fmt: skip
 
 
+def test_class_numbers_are_the_hubs():
+    """As nyu-mll/glue's dataset card has them; written here once more, because they are data."""
+    assert {name: form.classes for name, form in GLUE.items()} == {
+        "cola": ("unacceptable", "acceptable"), "sst2": ("negative", "positive"),
+        "mrpc": ("not_equivalent", "equivalent"), "stsb": (),
+        "qqp": ("not_duplicate", "duplicate"), "mnli": ("entailment", "neutral", "contradiction"),
+        "qnli": ("entailment", "not_entailment"), "rte": ("entailment", "not_entailment"),
+    }  # fmt: skip
+
+
 def write_xnli(folder):
     for language in LANGUAGES:
         splits = ["train", "validation", "test"] if language == "en" else ["test"]
