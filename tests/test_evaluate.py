@@ -4,10 +4,11 @@ import json
 import math
 import random
 import shutil
+from contextlib import nullcontext
 
 import pytest
 import torch
-from conftest import WORDS, tiny_config, tiny_encoder, tiny_tokenizer
+from conftest import WORDS, tiny_config, tiny_encoder, tiny_tokenizer, tokens
 from test_glue import GLUE_FORMS, write_glue, write_xnli
 from test_tasks import own
 from torture import environment, make_inputs
@@ -15,6 +16,7 @@ from torture import environment, make_inputs
 import evaluate
 import train
 from minitransformer import load_pretrained, save_pretrained
+from minitransformer.data import Batch
 from minitransformer.finetune import Tuner
 
 RUNS = {
@@ -136,6 +138,23 @@ def test_a_copy_of_the_teacher_keeps_everything(here, run, tmp_path):
     values = {r["model"]: r["values"] for r in results["rows"] if r["metric"] == "accuracy"}
     assert values["teacher"] == values[str(tmp_path / "copy")]
     assert "100 %" in (tmp_path / "out" / "results.md").read_text()
+
+
+def test_agreement_is_on_masked_text_at_the_masked_places():
+    """Against a loop over places; on clean text or at all places it would be another number."""
+    sides = tiny_encoder(), tiny_encoder(seed=1)
+    sides[1].load_state_dict({n: p + 0.04 * torch.sign(p) for n, p in sides[0].state_dict().items()})
+    ids, mask = tokens(sides[0].config, [20] * 16)
+    chosen = torch.rand(ids.shape, generator=torch.Generator().manual_seed(0)) < 0.3
+    masked = ids.masked_fill(chosen, 4)
+    with torch.inference_mode():
+        guesses = [side.mlm_logits(side(masked, mask).hidden[-1]).argmax(-1) for side in sides]
+        clean = [side.mlm_logits(side(ids, mask).hidden[-1]).argmax(-1) for side in sides]
+    same = [guesses[0][i, j] == guesses[1][i, j] for i, j in chosen.nonzero().tolist()]
+    found = evaluate.agreement(*sides, [Batch(ids, mask, masked, chosen)], nullcontext)
+    assert found == pytest.approx(sum(map(float, same)) / len(same))
+    assert found != pytest.approx(float((clean[0] == clean[1])[chosen].float().mean()))
+    assert found != pytest.approx(float((guesses[0] == guesses[1]).float().mean()))
 
 
 def test_another_teacher_is_said(here, run, tmp_path, capsys):
