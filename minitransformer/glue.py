@@ -30,23 +30,7 @@ from minitransformer.tasks import (
 )
 
 GLUE_HUB, XNLI_HUB = "nyu-mll/glue", "facebook/xnli"
-LANGUAGES = (
-    "ar",
-    "bg",
-    "de",
-    "el",
-    "en",
-    "es",
-    "fr",
-    "hi",
-    "ru",
-    "sw",
-    "th",
-    "tr",
-    "ur",
-    "vi",
-    "zh",
-)
+LANGUAGES = tuple("ar bg de el en es fr hi ru sw th tr ur vi zh".split())
 NLI = ("entailment", "neutral", "contradiction")
 ENTAILED = ("entailment", "not_entailment")
 
@@ -65,30 +49,18 @@ class Form:
 
 
 ONE, TWO, ASKED = ("sentence",), ("sentence1", "sentence2"), ("question1", "question2")
+PARAPHRASE, DUPLICATE = ("not_equivalent", "equivalent"), ("not_duplicate", "duplicate")
 GLUE = {
-    "cola": Form(
-        ONE, (*ONE, "label"), "CoLA", ("unacceptable", "acceptable"), ("matthews", "accuracy")
-    ),
+    "cola": Form(ONE, (*ONE, "label"), "CoLA", ("unacceptable", "acceptable"),
+                 ("matthews", "accuracy")),
     "sst2": Form(ONE, (*ONE, "label"), "SST-2", ("negative", "positive"), ("accuracy",)),
-    "mrpc": Form(
-        TWO,
-        ("#1 String", "#2 String", "Quality"),
-        "MRPC",
-        ("not_equivalent", "equivalent"),
-        ("f1", "accuracy"),
-    ),
+    "mrpc": Form(TWO, ("#1 String", "#2 String", "Quality"), "MRPC", PARAPHRASE,
+                 ("f1", "accuracy")),
     "stsb": Form(TWO, (*TWO, "score"), "STS-B", (), ("spearman", "pearson")),
-    "qqp": Form(
-        ASKED,
-        (*ASKED, "is_duplicate"),
-        "QQP",
-        ("not_duplicate", "duplicate"),
-        ("f1", "accuracy"),
-    ),
+    "qqp": Form(ASKED, (*ASKED, "is_duplicate"), "QQP", DUPLICATE, ("f1", "accuracy")),
     "mnli": Form(("premise", "hypothesis"), (*TWO, "gold_label"), "MNLI", NLI, ("accuracy",)),
-    "qnli": Form(
-        ("question", "sentence"), ("question", "sentence", "label"), "QNLI", ENTAILED, ("accuracy",)
-    ),
+    "qnli": Form(("question", "sentence"), ("question", "sentence", "label"), "QNLI", ENTAILED,
+                 ("accuracy",)),
     "rte": Form(TWO, (*TWO, "label"), "RTE", ENTAILED, ("accuracy",)),
 }
 XNLI = Form(("premise", "hypothesis"), (), "XNLI", NLI, ("accuracy",))

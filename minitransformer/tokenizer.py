@@ -26,20 +26,9 @@ FILES = (
     "sentencepiece.bpe.model",
 )
 # What the special tokens are called where no file says so.
-BERT_NAMES = {
-    "cls_token": "[CLS]",
-    "sep_token": "[SEP]",
-    "pad_token": "[PAD]",
-    "mask_token": "[MASK]",
-    "unk_token": "[UNK]",
-}
-ROBERTA_NAMES = {
-    "cls_token": "<s>",
-    "sep_token": "</s>",
-    "pad_token": "<pad>",
-    "mask_token": "<mask>",
-    "unk_token": "<unk>",
-}
+KINDS = ("cls_token", "sep_token", "pad_token", "mask_token", "unk_token")
+BERT_NAMES = dict(zip(KINDS, ("[CLS]", "[SEP]", "[PAD]", "[MASK]", "[UNK]"), strict=True))
+ROBERTA_NAMES = dict(zip(KINDS, ("<s>", "</s>", "<pad>", "<mask>", "<unk>"), strict=True))
 
 
 class Tokenizer:
@@ -97,6 +86,7 @@ def load_tokenizer(folder, config):
         named = settings | json.loads(files.get("special_tokens_map.json", b"{}"))
         named = {kind: name_of(named[kind]) for kind in BERT_NAMES if named.get(kind)}
         pipeline, names = read_pipeline(files, settings, named)
+        pipeline.encode("\u2603", add_special_tokens=False)  # needs an unknown token: fail now
     except UserError:
         raise
     except Exception as error:  # the library raises bare Exceptions, and JSON may hold anything

@@ -5,12 +5,14 @@
 
 1. The embedded teacher has no MLM head, which OD needs: `--method mlm --init embedded` trains one.
    The result is the teacher of all methods.
-2. Each method trains one student a seed, from the teacher's embeddings and random blocks.
+2. Each method trains one student a seed, all from the same start: by default every other layer of
+   the teacher, because from random blocks no hundred steps lift a student above chance.
 3. evaluate.py puts teacher, students and the untrained start into one table, results/compare/.
 """
 
 import argparse
 import json
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -43,7 +45,8 @@ def main() -> None:
     parser.add_argument("--teacher-steps", type=int, default=150, help="that train the MLM head")
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--layers", type=int, default=3)
-    parser.add_argument("--hidden", type=int, default=192)
+    parser.add_argument("--hidden", type=int, default=384)
+    parser.add_argument("--init", default="uniform", help="start of all students, as in train.py")
     parser.add_argument("--folder", type=Path, default=Path("runs/compare"))
     settings = parser.parse_args()
 
@@ -51,7 +54,7 @@ def main() -> None:
     train(teacher, "--method", "mlm", "--init", "embedded", "--lr", "2e-4",
           "--steps", str(settings.teacher_steps), "--save-every", "50")
     shape = ["--student-layers", str(settings.layers), "--student-hidden", str(settings.hidden),
-             "--teacher", str(teacher), "--init", "embeddings", "--save-every", "50",
+             "--teacher", str(teacher), "--init", settings.init, "--save-every", "50",
              "--eval-every", str(settings.steps)]
     groups: dict[str, list[str]] = {"teacher": [str(teacher)]}
     for seed in range(settings.seeds):
@@ -71,18 +74,17 @@ def main() -> None:
 
 
 def summarise(results: dict, groups: dict[str, list[str]]) -> None:
-    """Mean over the students of a method, ± half the range between them."""
+    """Mean and standard deviation over all fine-tuned models of a method: students x seeds."""
     tasks = sorted({(row["task"], row["metric"]) for row in results["rows"]})
-    print("| method | " + " | ".join(f"{task} {metric}" for task, metric in tasks) + " |")
-    print("| --- " * (len(tasks) + 1) + "|")
+    print("| method | " + " | ".join(f"{task} {metric}" for task, metric in tasks)
+          + " | mean of the tasks |\n" + "| --- " * (len(tasks) + 2) + "|")
     for name, runs in groups.items():
-        cells = []
-        for key in tasks:
-            scores = [row["mean"] for row in results["rows"]
-                      if row["model"] in runs and (row["task"], row["metric"]) == key]
-            middle = sum(scores) / len(scores) if scores else float("nan")
-            spread = f" ± {(max(scores) - min(scores)) / 2:.3f}" if len(scores) > 1 else ""
-            cells.append(f"{middle:.3f}{spread}" if scores else "")
+        columns = [[score for row in results["rows"] for score in row["values"]
+                    if row["model"] in runs and (row["task"], row["metric"]) == key]
+                   for key in tasks]
+        columns.append([statistics.fmean(scores) for scores in zip(*columns, strict=True)])
+        cells = [f"{statistics.fmean(scores):.3f} ± {statistics.stdev(scores):.3f}"
+                 for scores in columns]
         print(f"| {name} | " + " | ".join(cells) + " |")
 
 

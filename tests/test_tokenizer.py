@@ -158,6 +158,14 @@ def test_a_special_token_that_the_vocabulary_lacks(tmp_path):
     assert "vocabulary lacks '[SEP]', '[MASK]'" in refusal(tmp_path)
 
 
+def test_a_vocabulary_without_its_unknown_token(tmp_path):
+    tiny_tokenizer("bert").save(tmp_path)
+    text = (tmp_path / "tokenizer.json").read_text()
+    (tmp_path / "tokenizer.json").write_text(
+        text.replace('"unk_token":"[UNK]"', '"unk_token":"[NONE]"'))
+    assert "[UNK]" in refusal(tmp_path)  # what the library calls it, whatever its name
+
+
 def test_special_tokens_may_have_other_names(tmp_path):
     write_tokenizer(tmp_path, "bert")
     text = (tmp_path / "vocab.txt").read_text()
