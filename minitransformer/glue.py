@@ -30,7 +30,8 @@ from minitransformer.tasks import (
 )
 
 GLUE_HUB, XNLI_HUB = "nyu-mll/glue", "facebook/xnli"
-LANGUAGES = tuple("ar bg de el en es fr hi ru sw th tr ur vi zh".split())
+LANGUAGES = ("ar", "bg", "de", "el", "en", "es", "fr", "hi", "ru", "sw", "th", "tr", "ur", "vi",
+             "zh")
 NLI = ("entailment", "neutral", "contradiction")
 ENTAILED = ("entailment", "not_entailment")
 

@@ -143,7 +143,8 @@ def test_a_copy_of_the_teacher_keeps_everything(here, run, tmp_path):
 def test_agreement_is_on_masked_text_at_the_masked_places():
     """Against a loop over places; on clean text or at all places it would be another number."""
     sides = tiny_encoder(), tiny_encoder(seed=1)
-    sides[1].load_state_dict({n: p + 0.04 * torch.sign(p) for n, p in sides[0].state_dict().items()})
+    moved = {name: p + 0.04 * torch.sign(p) for name, p in sides[0].state_dict().items()}
+    sides[1].load_state_dict(moved)
     ids, mask = tokens(sides[0].config, [20] * 16)
     chosen = torch.rand(ids.shape, generator=torch.Generator().manual_seed(0)) < 0.3
     masked = ids.masked_fill(chosen, 4)
