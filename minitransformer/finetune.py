@@ -234,10 +234,8 @@ class Grid:
 
     def file(self, lr: float, epochs: int, seed: int) -> Path:
         key = {**self.key, "lr": lr, "epochs": epochs, "seed": seed}
-        return (
-            self.cache
-            / f"{hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()}.json"
-        )
+        digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
+        return self.cache / f"{digest}.json"
 
     def read(self, *point) -> dict | None:
         """The cached result of (lr, epochs, seed), or None where there is none that can be read."""
