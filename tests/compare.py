@@ -60,7 +60,7 @@ def main() -> None:
     groups: dict[str, list[str]] = {"teacher": [str(teacher)]}
     for seed in range(settings.seeds):
         seeded = [*shape, "--seed", str(seed)]
-        if seed == 0 or settings.init in ("random", "embeddings"):  # a copied start has no chance
+        if seed == 0 or settings.init in ("random", "embeddings"):  # others draw nothing
             # a learning rate of nearly nothing: the start itself, exported like the others
             start = settings.folder / f"start-{seed}"
             train(start, *seeded, "--method", "mha", "--steps", "1", "--lr", "1e-12")
