@@ -190,6 +190,8 @@ def test_sigterm_and_ctrl_c_finish_the_step_save_and_say_how_to_go_on(
 
 
 def test_signals_end_at_once_only_when_they_come_again_later(monkeypatch):
+    # a shell starts what it puts in the background, perhaps this suite, with Ctrl-C ignored
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     signals = cli.Signals()
     signal.raise_signal(signal.SIGTERM)
     signal.raise_signal(signal.SIGINT)
