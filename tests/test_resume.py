@@ -210,9 +210,10 @@ def test_what_nohup_ignores_stays_ignored():
     assert not signals.received
 
 
-def test_a_signal_in_the_last_step_lets_the_run_finish(flags, unbroken, new, monkeypatch):
+@pytest.mark.parametrize("logged", [11, 12], ids=["before its computing", "after it"])
+def test_a_signal_in_the_last_step_lets_the_run_finish(logged, flags, unbroken, new, monkeypatch):
     whole = unbroken()
-    at_step(monkeypatch, 12, lambda: signal.raise_signal(signal.SIGTERM) or os.truncate(
+    at_step(monkeypatch, logged, lambda: signal.raise_signal(signal.SIGTERM) or os.truncate(
         new / "log.jsonl", (new / "log.jsonl").read_bytes().rindex(b"\n") + 1))
     assert train.main([*flags, "--out", str(new)]) == 0
     assert differences(new, whole) == []
