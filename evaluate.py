@@ -207,7 +207,7 @@ def agreement(student: Encoder, teacher: Encoder, batches, autocast) -> float:
         guesses = []
         for encoder in (student, teacher):
             with autocast():
-                hidden = encoder(batch.masked_ids, batch.mask).hidden[-1][batch.chosen]
+                hidden = encoder(batch.masked_ids, batch.mask, keep="last").hidden[-1][batch.chosen]
                 guesses.append(encoder.mlm_logits(hidden).argmax(dim=-1))
         same, count = same + int((guesses[0] == guesses[1]).sum()), count + len(guesses[0])
     return same / count

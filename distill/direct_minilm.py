@@ -26,8 +26,8 @@ from distill.method import (
     choose_teacher_layer,
     exact,
     initial_map,
-    last_qkv,
     no_autocast,
+    qkv_of,
 )
 from minitransformer.config import UserError
 
@@ -82,8 +82,8 @@ class DirectMiniLM(Method):
 
     def forward(self, student, teacher, batch):
         with torch.no_grad():
-            targets = last_qkv(teacher(batch.ids, batch.mask, stop=(self.teacher_layer, "qkv")))
-        states = last_qkv(student(batch.ids, batch.mask, stop=(self.student_layer, "qkv")))
+            targets = qkv_of(teacher, batch, self.teacher_layer)
+        states = qkv_of(student, batch, self.student_layer)
         weights = self.query, self.key, self.value
         parts = [direct_loss(x_s, x_t, batch.mask, weight)
                  for x_s, x_t, weight in zip(states, targets, weights, strict=True)]

@@ -91,6 +91,11 @@ def hs_loss(student_hidden, teacher_hidden, mask, projection=None):
     return total, mask.sum().to(total.dtype)
 
 
+def hidden_to(encoder, batch, layer):
+    """Hidden states 0 to `layer`, (B, N, D) each."""
+    return encoder(batch.ids, batch.mask, stop=(layer, "hidden"), keep="hidden").hidden
+
+
 class HS(Method):
     """hs_loss summed over the pairs of a layer map."""
 
@@ -112,8 +117,8 @@ class HS(Method):
 
     def forward(self, student, teacher, batch):
         with torch.no_grad():
-            targets = teacher(batch.ids, batch.mask, stop=(self.teacher_layer, "hidden")).hidden
-        hidden = student(batch.ids, batch.mask, stop=(self.student_layer, "hidden")).hidden
+            targets = hidden_to(teacher, batch, self.teacher_layer)
+        hidden = hidden_to(student, batch, self.student_layer)
         maps = [None] * len(self.pairs) if self.maps is None else self.maps
         parts = [hs_loss(hidden[i], targets[j], batch.mask, w)
                  for (i, j), w in zip(self.pairs, maps, strict=True)]

@@ -91,8 +91,9 @@ def initial_map(count, student_width, teacher_width):
     return maps
 
 
-def last_qkv(output):
-    """Q, K, V of the layer that an encoder stopped at; what else it held is free to go."""
+def qkv_of(encoder, batch, layer):
+    """Q, K, V of that layer, (B, N, D) each: nothing above it is computed, nothing below kept."""
+    output = encoder(batch.ids, batch.mask, stop=(layer, "qkv"), keep="last")
     return output.queries[-1], output.keys[-1], output.values[-1]
 
 

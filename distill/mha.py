@@ -29,13 +29,13 @@ from distill.method import (
     choose_heads,
     choose_teacher_layer,
     exact,
-    last_qkv,
     no_autocast,
+    qkv_of,
 )
 
 BLOCK = {"cpu": 2**20}  # numbers in one table of relations, so that it stays in the cache
 GPU_BLOCK = 2**26
-SAFE = 90.0  # bits: 2^90 and its inverse, and sums of N of them, are well inside float32's range
+SAFE = 90.0  # bits: 2^90 and its inverse, and sums of N of them, are well inside float32
 
 
 def relation_loss_plain(student, teacher, mask, relation_heads):
@@ -84,10 +84,43 @@ def relation_loss(student, teacher, mask, relation_heads):
 
 
 class _RelationLoss(torch.autograd.Function):
-    """Value and gradient of relation_loss together, some heads at a time, tables in the cache.
+    """Value and gradient of relation_loss together, some heads at a time, tables in the cache."""
 
-    S, T: the states of one head, (d, N) each, scaled so that the scores S^T S are in bits.
-    E = 2^scores is symmetric; with its row sums z the relations are P = E / z, row by row:
+    @staticmethod
+    def forward(ctx, student, teacher, mask, R):
+        (B, N, _), gradient = student.shape, torch.empty_like(student)
+        S, T, slopes = (  # (B, R, d, N), three views
+            x.unflatten(-1, (R, -1)).permute(0, 2, 3, 1) for x in (student, teacher, gradient))
+        real = exact(mask.to(student.dtype))[:, None, None]  # (B, 1, 1, N)
+        weight = math.log(2) / (R * real.sum(-1, keepdim=True).clamp(min=1))  # bits to nats; mean
+        total = real.new_zeros(())
+        with no_autocast(student):
+            heads = min(B * R, max(1, BLOCK.get(student.device.type, GPU_BLOCK) // N**2))
+            table = real.new_empty(heads, N, N)
+            for part in chunks(B, max(1, heads // R)):
+                rows, slope = sequences_loss(S[part], T[part], real[part], table)
+                total += (rows * weight[part]).sum()
+                slopes[part] = slope.mul_(weight[part])
+        ctx.save_for_backward(gradient)
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, upstream):
+        gradient, = ctx.saved_tensors
+        return gradient * upstream, None, None, None
+
+
+def chunks(whole, size):
+    return [slice(start, min(start + size, whole)) for start in range(0, whole, size)]
+
+
+def sequences_loss(S, T, real, table):
+    """S (b, R, d_s, N), T (b, R, d_t, N), real (b, 1, 1, N) -> row losses in bits (b, R, 1, N) and
+    their gradient for S.
+
+    With S and T scaled so that the scores S^T S are in bits, E = 2^scores is symmetric. With its
+    row sums z the relations are P = E / z, row by row:
 
         row loss    log2 z_s - log2 z_t + <T, P_t T> - <S, P_t S>        <,>: token by token, bits
         gradient    (P_s + P_s^T - P_t - P_t^T) S                        P^T S = E (S / z)
@@ -96,64 +129,36 @@ class _RelationLoss(torch.autograd.Function):
     States stand as (d, N) because a wide product is three times as fast as a tall one. Padding:
     zero columns in S, T and in the row of ones drop out of every sum.
     """
+    (b, R, d_s, N), d_t = S.shape, T.shape[2]
+    states = real.new_empty(b, R, d_t + 2 * d_s, N)  # T, S and S / z: together in one product
+    unit_s, unit_t = (math.sqrt(math.log2(math.e) / math.sqrt(d)) for d in (d_s, d_t))
+    states[:, :, :d_t].copy_(T).mul_(real * unit_t)
+    states[:, :, d_t:-d_s].copy_(S).mul_(real * unit_s)
+    states, real = states.flatten(0, 1), real.expand(b, R, 1, N).flatten(0, 1)  # (b R, ·, N)
+    T, S, S_z = states.split((d_t, d_s, d_s), 1)
 
-    @staticmethod
-    def forward(ctx, student, teacher, mask, R):
-        B, N, D = student.shape
-        with no_autocast(student):
-            (S, unit), (T, _) = heads_in_bits(student, mask, R), heads_in_bits(teacher, mask, R)
-            real = mask.to(S.dtype)[:, None].expand(B, R, N).reshape(B * R, 1, N)
-            rows, gradient = torch.empty_like(real), torch.empty_like(S)
-            size = max(1, BLOCK.get(S.device.type, GPU_BLOCK) // N**2)
-            table = S.new_empty(min(size, B * R), N, N)
-            peaks = torch.maximum(*(x.square().sum(1).amax(-1) for x in (S, T))).tolist()
-            for start in range(0, B * R, size):
-                part = slice(start, start + size)
-                block = fast_block if max(peaks[part]) < SAFE else safe_block
-                rows[part], gradient[part] = block(S[part], T[part], real[part], table)
-            weight = math.log(2) / (R * mask.sum(1).clamp(min=1).to(S.dtype))  # (B,), bits to nats
-            total = (rows * real).view(B, -1).sum(1) @ weight
-            gradient = gradient.view(B, D, N) * (mask * weight[:, None] * unit)[:, None]
-        ctx.save_for_backward(gradient)
-        return total
+    read_t, read_s = torch.empty_like(states), torch.empty_like(states[:, d_t:])
+    z_t, z_s = torch.empty_like(real), torch.empty_like(real)
+    for k in chunks(b * R, len(table)):
+        for X, z, read, what in ((T, z_t, read_t, states), (S, z_s, read_s, states[:, d_t:])):
+            E = torch.bmm(X[k].mT, X[k], out=table[: k.stop - k.start]).exp2_()  # (k, N, N)
+            torch.bmm(real[k], E, out=z[k]).clamp_(min=1)  # 2^0 or more, a token's own score
+            torch.div(S[k], z[k], out=S_z[k])
+            torch.bmm(what[k], E, out=read[k])
+    PT_t, PS_t, down_t = read_t.split((d_t, d_s, d_s), 1)
+    PS_s, down_s = read_s.split(d_s, 1)
+    rows = (T * PT_t).sum(1, keepdim=True) - (S * PS_t).sum(1, keepdim=True)
+    rows = (z_s / z_t).log2() + rows / z_t
+    slope = (down_s - down_t).addcdiv_(PS_s, z_s).addcdiv_(PS_t, z_t, value=-1)
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, upstream):
-        gradient, = ctx.saved_tensors
-        return gradient.mT * upstream, None, None, None
-
-
-def heads_in_bits(states, mask, R):
-    """(B, N, D) -> (B R, d, N), zero at padding, times the unit that makes S^T S scores in bits."""
-    B, N, D = states.shape
-    unit = math.sqrt(math.log2(math.e) / math.sqrt(D // R))
-    states = exact(states)
-    scale = mask[:, None].to(states.dtype) * unit  # (B, 1, N)
-    heads = torch.mul(states.mT, scale, out=states.new_empty(B, D, N))  # (B, D, N)
-    return heads.view(B * R, D // R, N), unit
+    unsafe = ~(torch.maximum(z_s, z_t).amax((1, 2)) < 2**SAFE)  # (b R,)
+    for k in unsafe.nonzero():
+        rows[k], slope[k] = relation_block_safe(S[k], T[k], real[k])
+    return rows.view(b, R, 1, N), slope.mul_(real * unit_s).view(b, R, d_s, N)
 
 
-def fast_block(S, T, real, table):
-    """k heads: S (k, d, N), T (k, d_t, N), real (k, 1, N) -> row losses (k, 1, N), d/dS as S."""
-    E, z_t = exponentials(T, real, table)
-    PS_t, PT_t, down_t = torch.bmm(torch.cat((S, T, S / z_t), 1), E).split(
-        (S.shape[1], T.shape[1], S.shape[1]), 1)
-    PS_t, PT_t = PS_t / z_t, PT_t / z_t
-    E, z_s = exponentials(S, real, table)
-    PS_s, down_s = torch.bmm(torch.cat((S, S / z_s), 1), E).chunk(2, 1)
-    rows = (z_s / z_t).log2() + (T * PT_t).sum(1, keepdim=True) - (S * PS_t).sum(1, keepdim=True)
-    return rows, (PS_s / z_s - PS_t) + (down_s - down_t)
-
-
-def exponentials(X, real, table):
-    """E = 2^(X^T X), in `table`, and its row sums: 2^0 or more, each token's own score."""
-    E = torch.bmm(X.mT, X, out=table[:len(X)]).exp2_()  # (k, N, N)
-    return E, torch.bmm(real, E).clamp_(min=1)
-
-
-def safe_block(S, T, real, table):
-    """The same where 2^scores could leave float32's range: whole relations, by log_softmax."""
+def relation_block_safe(S, T, real):
+    """The same where 2^scores leaves float32's range: whole relations (k, N, N), by log_softmax."""
     log_s, log_t = (
         (X.mT @ X * math.log(2)).masked_fill(real == 0, -1e30).log_softmax(-1) for X in (S, T))
     P_t = log_t.exp()
@@ -177,8 +182,8 @@ class MHA(Method):
 
     def forward(self, student, teacher, batch):
         with torch.no_grad():
-            targets = last_qkv(teacher(batch.ids, batch.mask, stop=(self.teacher_layer, "qkv")))
-        states = last_qkv(student(batch.ids, batch.mask, stop=(self.student_layer, "qkv")))
+            targets = qkv_of(teacher, batch, self.teacher_layer)
+        states = qkv_of(student, batch, self.student_layer)
         parts = [relation_loss(x_s, x_t, batch.mask, self.relation_heads)
                  for x_s, x_t in zip(states, targets, strict=True)]
         return sum(total for total, _ in parts), parts[0][1]

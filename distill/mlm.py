@@ -12,7 +12,7 @@ import torch
 from torch.nn import functional as F
 
 from distill.method import Method, exact, no_autocast
-from distill.vocabulary import buffers, check_mlm_head, chunked_loss, softmax
+from distill.vocabulary import buffers, check_mlm_head, chunked_loss, features_at, softmax
 from minitransformer.config import UserError
 
 
@@ -75,6 +75,6 @@ class MLM(Method):
 
     def forward(self, student, teacher, batch):
         self.check_models(student)
-        hidden = student(batch.masked_ids, batch.mask).hidden[-1][batch.chosen]  # (M, D)
-        return mlm_loss_fused(student.mlm_features(hidden), student.embeddings.word.weight,
-                              student.mlm_head.bias, batch.ids[batch.chosen])
+        return mlm_loss_fused(
+            features_at(student, batch, batch.chosen),
+            student.embeddings.word.weight, student.mlm_head.bias, batch.ids[batch.chosen])

@@ -21,6 +21,7 @@ from distill.vocabulary import (
     buffers,
     check_mlm_head,
     chunked_loss,
+    features_at,
     product_dtype,
     project,
     softmax,
@@ -116,9 +117,8 @@ class OD(Method):
         self.check_models(student, teacher)
         rows = batch.chosen if self.positions == "masked" else batch.mask
         with torch.no_grad():
-            target = teacher(batch.masked_ids, batch.mask).hidden[-1][rows]  # (M, D_t)
-            target = teacher.mlm_features(target)
-        hidden = student(batch.masked_ids, batch.mask).hidden[-1][rows]  # (M, D_s)
+            target = features_at(teacher, batch, rows)  # (M, D_t)
         return od_loss_fused(
-            student.mlm_features(hidden), student.embeddings.word.weight, student.mlm_head.bias,
+            features_at(student, batch, rows),
+            student.embeddings.word.weight, student.mlm_head.bias,
             target, teacher.embeddings.word.weight, teacher.mlm_head.bias, self.temperature)

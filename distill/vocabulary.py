@@ -109,6 +109,12 @@ def accumulate(total, slope, x):
         total += slope.T @ x
 
 
+def features_at(encoder, batch, rows):
+    """What the vocabulary is compared with at the chosen positions of masked text, (M, D)."""
+    hidden = encoder(batch.masked_ids, batch.mask, keep="last").hidden[-1]  # (B, N, D)
+    return encoder.mlm_features(hidden[rows])
+
+
 def check_mlm_head(encoder, side, remedy):
     if encoder.mlm_head is None:
         raise UserError(f"the {side} has no MLM head, so it predicts no words: {remedy}")

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from distill.method import choose_heads, choose_teacher_layer
 from minitransformer import cli
-from minitransformer.model import attention_map, split_heads
+from minitransformer.attention import attention_map, split_heads
 
 matplotlib.use("agg")  # files only; a window needs a screen
 

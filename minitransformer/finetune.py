@@ -118,7 +118,7 @@ class Classifier(nn.Module):
         nn.init.zeros_(self.head.bias)
 
     def forward(self, ids: Tensor, mask: Tensor, types: Tensor) -> Tensor:
-        hidden = self.encoder(ids, mask, types).hidden[-1]  # (B, N, D)
+        hidden = self.encoder(ids, mask, types, keep="last").hidden[-1]  # (B, N, D)
         weight = mask.unsqueeze(-1).to(hidden.dtype)
         mean = (hidden * weight).sum(dim=1) / weight.sum(dim=1)  # (B, D)
         return self.head(mean)  # (B, C)

@@ -26,11 +26,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from minitransformer.attention import attention, attention_map, merge_heads, split_heads
 from minitransformer.config import UserError
 
 
 class EncoderOutput(NamedTuple):
-    """What a forward pass returns. Every tensor is (B, N, D)."""
+    """What a forward pass returns. Every tensor is (B, N, D); None where it was not to be kept."""
 
     hidden: tuple  # L + 1: the embeddings' output, then each layer's
     queries: tuple  # L, before the split into heads; layer i's is entry i - 1
@@ -38,46 +39,16 @@ class EncoderOutput(NamedTuple):
     values: tuple
 
 
-def split_heads(x, heads):
-    """(B, N, D) -> (B, A, N, d), without a copy."""
-    return x.unflatten(-1, (heads, -1)).transpose(1, 2)
-
-
-def merge_heads(x):
-    """(B, A, N, d) -> (B, N, D)."""
-    return x.transpose(1, 2).flatten(2)
-
-
-def attention_map(query, key, mask=None):
-    """softmax(Q K^T / sqrt(d)): how much each token (row) reads of each other token (column).
-
-    Shapes   query, key (B, A, N, d); mask broadcasts to (B, A, N, N), True = may be read;
-             returns (B, A, N, N).
-    """
-    scores = query @ key.transpose(-2, -1) * query.shape[-1] ** -0.5  # (B, A, N, N)
-    if mask is not None:
-        scores = scores.masked_fill(~mask, float("-inf"))
-    return scores.softmax(dim=-1)
-
-
-def explicit_attention(query, key, value, mask=None):
-    """softmax(Q K^T / sqrt(d)) V, written out: what the fused kernel computes; (B, A, N, d)."""
-    return attention_map(query, key, mask) @ value
-
-
-def fused_attention(query, key, value, mask=None):
-    """The same through PyTorch's fused kernel, which never holds an (N, N) tensor.
-
-    Measured on an AVX2 core in float32, 32 x 128 tokens in 12 heads of 32: 22 ms against 55 ms
-    written out, 72 ms against 83 ms with the backward pass; at 8 x 512, 69 ms against 193 ms. It
-    won at every shape tried, down to 1 x 16 tokens, so there is no rule that chooses.
-    """
-    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
-
-
 def add(x, y):
-    """x + y, in y's memory where the precision is the same: y is a fresh product nobody keeps."""
-    return y.add_(x) if x.dtype == y.dtype else x + y
+    """x + y, in the memory of y, a fresh product that nobody keeps, or of its cast."""
+    return y.to(x.dtype).add_(x)
+
+
+def cast_once(x):
+    """What autocast would make of x for every product anew."""
+    device = x.device.type
+    on = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    return x.to(torch.get_autocast_dtype(device)) if on else x
 
 
 def gelu(x):
@@ -139,6 +110,7 @@ class Block(nn.Module):
 
     def qkv(self, x):
         """(B, N, D) -> Q, K, V, (B, N, D) each: before the split into heads."""
+        x = cast_once(x)
         return self.query(x), self.key(x), self.value(x)
 
     def rest(self, x, query, key, value, mask, attention):
@@ -168,7 +140,7 @@ class Encoder(nn.Module):
     def __init__(self, config, mlm_head=True):
         super().__init__()
         self.config = config
-        self.attention = fused_attention
+        self.attention = attention
         self.embeddings = Embeddings(config)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
         self.mlm_head = MLMHead(config) if mlm_head else None
@@ -187,13 +159,16 @@ class Encoder(nn.Module):
         self.embeddings.word.weight[self.config.pad_token_id].zero_()
         return self
 
-    def forward(self, input_ids, attention_mask=None, token_type_ids=None, *, stop=None):
+    def forward(self, input_ids, attention_mask=None, token_type_ids=None, *, stop=None,
+                keep="all"):
         """Run the encoder and return its internals; nothing is stored on the modules.
 
         Shapes   input_ids, token_type_ids (B, N) int64; attention_mask (B, N) bool or 0/1.
         stop     None: all L layers.
                  (m, "hidden"): end after layer m; m Q/K/V and m + 1 hidden states come back.
                  (m, "qkv"): end at layer m's Q, K, V; m of each and hidden states 0..m-1.
+        keep     "all"; or, so that memory need not hold the others, which are None then:
+                 "hidden", all hidden states; "last", the last entry of each.
         Errors   UserError: more tokens than positions; a layer that does not exist.
         """
         last, what = stop or (len(self.blocks), "hidden")
@@ -211,9 +186,13 @@ class Encoder(nn.Module):
         x = self.embeddings(input_ids, token_type_ids)  # (B, N, D)
         hidden, qkv = [x], []
         for i in range(last):
+            if keep != "all" and i > 0:
+                qkv[-1] = None, None, None
             qkv.append(self.blocks[i].qkv(x))
             if i + 1 < last or what == "hidden":
                 x = self.blocks[i].rest(x, *qkv[-1], mask, self.attention)
+                if keep == "last":
+                    hidden[-1] = None
                 hidden.append(x)
         queries, keys, values = zip(*qkv, strict=True) if qkv else ((), (), ())
         return EncoderOutput(tuple(hidden), queries, keys, values)

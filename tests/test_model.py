@@ -8,7 +8,7 @@ import torch
 from conftest import MODEL_TYPES, PADDINGS, padded, tiny_config, tiny_encoder, tokens
 
 from minitransformer import Encoder, UserError
-from minitransformer.model import attention_map, explicit_attention, fused_attention
+from minitransformer.attention import attention_map, explicit_attention, fused_attention
 
 
 def test_roberta_positions_come_from_the_ids_and_not_from_the_mask():
