@@ -98,7 +98,7 @@ class _RelationLoss(torch.autograd.Function):
             heads = min(B * R, max(1, BLOCK.get(student.device.type, GPU_BLOCK) // N**2))
             table = real.new_empty(heads, N, N)
             for part in chunks(B, max(1, heads // R)):
-                rows, slope = sequences_loss(S[part], T[part], real[part], table)
+                rows, slope = loss_and_slope(S[part], T[part], real[part], table)
                 total += (rows * weight[part]).sum()
                 slopes[part] = slope.mul_(weight[part])
         ctx.save_for_backward(gradient)
@@ -115,9 +115,9 @@ def chunks(whole, size):
     return [slice(start, min(start + size, whole)) for start in range(0, whole, size)]
 
 
-def sequences_loss(S, T, real, table):
-    """S (b, R, d_s, N), T (b, R, d_t, N), real (b, 1, 1, N) -> row losses in bits (b, R, 1, N) and
-    their gradient for S.
+def loss_and_slope(S, T, real, table):
+    """Of b sequences: S (b, R, d_s, N), T (b, R, d_t, N), real (b, 1, 1, N), a buffer (k, N, N) for
+    k heads -> row losses in bits (b, R, 1, N) and their gradient for S.
 
     With S and T scaled so that the scores S^T S are in bits, E = 2^scores is symmetric. With its
     row sums z the relations are P = E / z, row by row:
@@ -126,8 +126,8 @@ def sequences_loss(S, T, real, table):
         gradient    (P_s + P_s^T - P_t - P_t^T) S                        P^T S = E (S / z)
 
     so each side costs two matrix products and one pass of exp2 (twice as fast as exp on CPUs).
-    States stand as (d, N) because a wide product is three times as fast as a tall one. Padding:
-    zero columns in S, T and in the row of ones drop out of every sum.
+    States stand as (d, N), since wide products are faster than tall ones. Padding stands as zero
+    columns in S, T and in the row of ones, `real`, so it drops out of every sum.
     """
     (b, R, d_s, N), d_t = S.shape, T.shape[2]
     states = real.new_empty(b, R, d_t + 2 * d_s, N)  # T, S and S / z: together in one product
@@ -152,12 +152,13 @@ def sequences_loss(S, T, real, table):
     slope = (down_s - down_t).addcdiv_(PS_s, z_s).addcdiv_(PS_t, z_t, value=-1)
 
     unsafe = ~(torch.maximum(z_s, z_t).amax((1, 2)) < 2**SAFE)  # (b R,)
-    for k in unsafe.nonzero():
-        rows[k], slope[k] = relation_block_safe(S[k], T[k], real[k])
+    if unsafe.any():
+        for k in unsafe.nonzero()[:, 0].split(len(table)):
+            rows[k], slope[k] = safe_loss_and_slope(S[k], T[k], real[k])
     return rows.view(b, R, 1, N), slope.mul_(real * unit_s).view(b, R, d_s, N)
 
 
-def relation_block_safe(S, T, real):
+def safe_loss_and_slope(S, T, real):
     """The same where 2^scores leaves float32's range: whole relations (k, N, N), by log_softmax."""
     log_s, log_t = (
         (X.mT @ X * math.log(2)).masked_fill(real == 0, -1e30).log_softmax(-1) for X in (S, T))
