@@ -12,7 +12,7 @@ import torch
 from torch.nn import functional as F
 
 from distill.method import Method, exact, no_autocast
-from distill.vocabulary import buffers, check_mlm_head, chunked_loss, features_at, softmax
+from distill.vocabulary import check_mlm_head, chunked_loss, features_at, softmax
 from minitransformer.config import UserError
 
 
@@ -40,12 +40,10 @@ def mlm_loss_fused(features, weight, bias, targets):
     """mlm_loss of features (M, D) @ weight (V, D).T + bias (V,), a few positions at a time."""
     check_targets(features, targets)
 
-    scratch, = buffers(1, features, weight)
-
-    def score(logits, rows):
+    def score(rows, logits):
         """lse(z) - z[target], summed;   its gradient: softmax(z) - onehot(target)."""
         here = targets[rows, None]  # (C, 1)
-        p, lse = softmax(logits, scratch)
+        p, lse = softmax(logits)
         total = (lse - logits.gather(1, here)).sum()
         return total, p.scatter_add_(1, here, -torch.ones_like(lse))
 

@@ -17,15 +17,7 @@ import torch
 from torch.nn import functional as F
 
 from distill.method import Method, exact, no_autocast
-from distill.vocabulary import (
-    buffers,
-    check_mlm_head,
-    chunked_loss,
-    features_at,
-    product_dtype,
-    project,
-    softmax,
-)
+from distill.vocabulary import check_mlm_head, chunked_loss, features_at, softmax
 from minitransformer.config import UserError
 
 
@@ -62,22 +54,17 @@ def od_loss_fused(student_features, student_weight, student_bias,
     """
     check_same(student_features, teacher_features, temperature, "positions", 1)
     check_same(student_weight, teacher_weight, temperature, "vocabularies", 1)
-    product = product_dtype(student_features)
-    teacher_features, teacher_weight = (
-        x.detach().to(product) for x in (teacher_features / temperature, teacher_weight))
-    teacher_bias = teacher_bias.detach() / temperature
-    scratch = buffers(2, student_features, student_weight)
 
-    def score(z_s, rows):
+    def score(rows, z_s, z_t):
         """KL(t || s) = sum p_t (z_t - z_s) - lse_t + lse_s;   its gradient for z_s: p_s - p_t."""
-        z_t = project(teacher_features[rows], teacher_weight, teacher_bias, scratch[0])  # (C, V)
-        p_t, lse_t = softmax(z_t, scratch[1])
+        p_t, lse_t = softmax(z_t)
+        p_s, lse_s = softmax(z_s)
         means = torch.bmm(p_t[:, None], z_t.sub_(z_s)[..., None])  # (C, 1, 1), row by row
-        p_s, lse_s = softmax(z_s, scratch[0])
-        return means.sum() + (lse_s - lse_t).sum(), torch.sub(p_s, p_t, out=z_s)
+        return means.sum() + (lse_s - lse_t).sum(), p_s.sub_(p_t)
 
+    teacher = teacher_features.detach() / temperature, teacher_weight, teacher_bias / temperature
     total = chunked_loss(
-        student_features / temperature, student_weight, student_bias / temperature, score)
+        student_features / temperature, student_weight, student_bias / temperature, score, teacher)
     return total * temperature**2, total.new_tensor(len(student_features))
 
 

@@ -5,14 +5,14 @@ formula keeps several tensors of that size. Here a few positions at a time go th
 projection, and since everything above the features is known at once, their gradient is worked out
 on the spot:
 
-    for some positions:   logits = features W^T + b
-                          sum += score(logits),  slope = d sum / d logits         (od.py, mlm.py)
-                          d features = slope W,  d W += slope^T features,  d b += slope summed
+    for a chunk of positions:        logits = features W^T, of each model
+        for some rows of it:         sum += score(logits + b),  slope = d sum / d logits
+        d features = slope W,  d W += slope^T features,  d b += slope summed
 
 What outlives a chunk is three gradients, each as large as what it belongs to. This is how fused
 linear losses on GPUs work (Liger-Kernel's chunked losses); here it is plain PyTorch, the same on
-every device. The buffers of one chunk serve for all: fresh memory costs more than the arithmetic
-on it.
+every device. The rows scored together are few enough to stay in a processor's cache, and the slope
+overwrites the logits: fresh memory costs more than the arithmetic on it.
 """
 
 import torch
@@ -21,40 +21,56 @@ from torch.autograd.function import once_differentiable
 from distill.method import exact, no_autocast
 from minitransformer.config import UserError
 
-CHUNK = 2**25  # logits in one buffer (128 MiB); with fewer, W is read from memory more often
+CHUNK = 2**25  # logits of one model in a chunk; with fewer, W is read from memory more often
+ROWS = {"cpu": 2**20}  # logits scored together; elsewhere the whole chunk
+WORDS = 2**13  # rows of W in one product: packed whole, W would be copied by some libraries
 
 
-def chunked_loss(features, weight, bias, score):
+def chunked_loss(features, weight, bias, score, *fixed):
     """Sum of score over (M, V) logits, with the gradient ready before backward asks for it.
 
     Shapes   features (M, D), weight (V, D), bias (V,); returns () float32.
-    score(logits, rows) gets the float32 logits (C, V) of positions `rows`, which it may overwrite,
-    and returns their summed loss and its gradient for them.
+    fixed    the same three of further models, which get no gradient.
+    score(rows, logits, ...) gets `rows`, a slice of the M positions, and float32 logits (C, V) of
+    each model there; it returns their summed loss and its gradient for the first model's.
     """
-    return _ChunkedLoss.apply(features, weight, bias, score)
+    return _ChunkedLoss.apply(features, weight, bias, fixed, score)
 
 
 class _ChunkedLoss(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, features, weight, bias, score):
-        product = product_dtype(features)
+    def forward(ctx, features, weight, bias, fixed, score):
         d_features, d_weight, d_bias = (
             exact(torch.zeros_like(x)) if needed else None
             for x, needed in zip((features, weight, bias), ctx.needs_input_grad, strict=False))
+        product, (M, V) = product_dtype(features), (len(features), len(weight))
+        size = max(1, min(M, CHUNK // V))
+        rows_together = max(1, ROWS.get(features.device.type, CHUNK) // V)
         total = exact(features.new_zeros(()))
         with no_autocast(features):
-            x, W = features.to(product), weight.to(product)
-            buffer, = buffers(1, features, weight)
-            for rows in chunks(features, weight):
-                loss, slope = score(project(x[rows], W, bias, buffer), rows)  # (C, V)
-                total += loss
-                if d_bias is not None:
-                    d_bias += slope.sum(0)
-                slope = slope.to(product)
-                if d_features is not None:
-                    d_features[rows] = slope @ W
-                if d_weight is not None:
-                    accumulate(d_weight, slope, x[rows])
+            heads = [(x.to(product), W.to(product), exact(b))
+                     for x, W, b in ((features, weight, bias), *fixed)]
+            buffers = features.new_empty(len(heads), size, V, dtype=product)
+            for chunk in slices(0, M, size):
+                logits = buffers[:, : chunk.stop - chunk.start]  # (models, C, V)
+                for z, (x, W, _) in zip(logits, heads, strict=True):
+                    for words in slices(0, V, WORDS):
+                        z[:, words] = x[chunk] @ W[words].T
+                for rows in slices(chunk.start, chunk.stop, rows_together):
+                    here = slice(rows.start - chunk.start, rows.stop - chunk.start)
+                    loss, slope = score(rows, *(
+                        exact(z[here]) + b for z, (_, _, b) in zip(logits, heads, strict=True)))
+                    total += loss
+                    logits[0][here] = slope
+                    if d_bias is not None:
+                        d_bias += slope.sum(0)
+                x, W, _ = heads[0]
+                for words in slices(0, V, WORDS):
+                    slope = logits[0][:, words]  # (C, words)
+                    if d_features is not None:
+                        d_features[chunk] += slope @ W[words]
+                    if d_weight is not None:
+                        d_weight[words] += slope.T @ x[chunk]
         ctx.save_for_backward(d_features, d_weight, d_bias)
         return total
 
@@ -63,7 +79,11 @@ class _ChunkedLoss(torch.autograd.Function):
     def backward(ctx, upstream):
         # train.py backpropagates raw sums: factor 1, and no need for another pass over (V, D).
         one = upstream.device.type == "cpu" and upstream.item() == 1
-        return *(g if g is None or one else g * upstream for g in ctx.saved_tensors), None
+        return *(g if g is None or one else g * upstream for g in ctx.saved_tensors), None, None
+
+
+def slices(start, stop, size):
+    return [slice(i, min(i + size, stop)) for i in range(start, stop, size)]
 
 
 def product_dtype(features):
@@ -72,41 +92,10 @@ def product_dtype(features):
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else features.dtype
 
 
-def chunk_size(features, weight):
-    return max(1, min(len(features), CHUNK // len(weight)))
-
-
-def chunks(features, weight):
-    size = chunk_size(features, weight)
-    return [slice(start, start + size) for start in range(0, len(features), size)]
-
-
-def buffers(count, features, weight):
-    """`count` buffers (C, V) for the logits of one chunk and what is made of them."""
-    dtype = exact(features[:0]).dtype
-    return features.new_empty(count, chunk_size(features, weight), len(weight), dtype=dtype)
-
-
-def project(x, W, bias, buffer):
-    """x W^T + b, (C, V), written into the buffer: float32 also where the product is bfloat16."""
-    out = buffer[:len(x)]
-    if x.dtype == out.dtype:
-        return torch.addmm(bias, x, W.T, out=out)
-    return torch.add(x @ W.T, bias, out=out)
-
-
-def softmax(logits, buffer):
-    """Probabilities (C, V), written into the buffer, and logsumexp (C, 1), without a third one."""
-    p = torch.softmax(logits, -1, out=buffer[:len(logits)])
+def softmax(logits):
+    """Probabilities (C, V) and logsumexp (C, 1), from one pass of exponentials."""
+    p = torch.softmax(logits, -1)
     return p, logits.amax(-1, keepdim=True) - p.amax(-1, keepdim=True).log()
-
-
-def accumulate(total, slope, x):
-    """total (V, D) += slope^T x, without a second (V, D) tensor where the precisions agree."""
-    if total.dtype == slope.dtype:
-        total.addmm_(slope.T, x)
-    else:
-        total += slope.T @ x
 
 
 def features_at(encoder, batch, rows):

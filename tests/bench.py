@@ -51,8 +51,10 @@ def measure(case, contender, precision, threads, steps, device):
             if not optimizer:
                 with torch.inference_mode():
                     return step()
-            loss = step()
+            loss, count = step()
         loss.backward()
+        if count is not None:  # a raw sum: its gradients are divided afterwards, as in train.py
+            torch._foreach_div_([p.grad for p in parameters if p.grad is not None], count)
         optimizer.step()
         optimizer.zero_grad()
 

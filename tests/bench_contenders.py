@@ -1,7 +1,8 @@
 """What bench.py compares: one step of this project, of plain transformers, of bertdistiller.
 
-Each builder returns (the optimizer's parameters, a step that gives a loss). All models have random
-weights and the same sizes: teacher and student as wide as all-MiniLM-L6-v2.
+Each builder returns (the optimizer's parameters, a step that gives a loss and what its gradients
+are still to be divided by, or None). All models have random weights and the same sizes: teacher and
+student as wide as all-MiniLM-L6-v2.
 """
 
 from types import SimpleNamespace
@@ -82,15 +83,10 @@ def this_project(case, contender, batch, device):
         Encoder(EncoderConfig.from_dict(settings(case, layers) | model_type),
                 mlm_head=method == "od").to(device) for layers in (L_s, L_t))
     if method == "infer":
-        return [], lambda: student(batch.ids, batch.mask).hidden[-1]
+        return [], lambda: student(batch.ids, batch.mask, keep="last").hidden[-1]
     teacher.requires_grad_(False)
     loss = build_method(method, student.config, teacher.config, relation_heads=R).to(device)
-
-    def step():
-        total, count = loss(student, teacher, batch)
-        return total / count
-
-    return [*student.parameters(), *loss.parameters()], step
+    return [*student.parameters(), *loss.parameters()], lambda: loss(student, teacher, batch)
 
 
 def transformers_models(case, device):
@@ -125,7 +121,8 @@ def textbook(case, contender, batch, device):
 
     def hs():
         states_s, states_t = (x.hidden_states for x in run(output_hidden_states=True))
-        return sum(F.mse_loss(states_s[i], states_t[i * L_t // L_s]) for i in range(1, L_s + 1))
+        pairs = ((i, i * L_t // L_s) for i in range(1, L_s + 1))
+        return sum(F.mse_loss(states_s[i], states_t[j]) for i, j in pairs), None
 
     if method == "hs":
         return parameters, hs
@@ -148,7 +145,7 @@ def textbook(case, contender, batch, device):
 
     def step():
         run()
-        return sum((mha if method == "mha" else direct)(name) for name in maps)
+        return sum((mha if method == "mha" else direct)(name) for name in maps), None
 
     return parameters + (list(maps.values()) if method == "direct-minilm" else []), step
 
@@ -172,8 +169,8 @@ def textbook_od(student, teacher, batch, contender):
     def step():
         with torch.no_grad():
             log_t = logits(teacher).float().log_softmax(-1)
-        return F.kl_div(logits(student).float().log_softmax(-1), log_t, reduction="batchmean",
-                        log_target=True)
+        log_s = logits(student).float().log_softmax(-1)
+        return F.kl_div(log_s, log_t, reduction="batchmean", log_target=True), None
 
     return step
 
@@ -190,4 +187,4 @@ def bertdistiller(case, contender, batch, device):
         teacher_layer=L_t - 1, student_layer=L_s, num_relation_heads=R,
         relations={(1, 1): 1.0, (2, 2): 1.0, (3, 3): 1.0})
     inputs = {"input_ids": batch.ids, "attention_mask": batch.mask.long()}
-    return [*student.parameters()], lambda: trainer.compute_loss(student, inputs)
+    return [*student.parameters()], lambda: (trainer.compute_loss(student, inputs), None)
