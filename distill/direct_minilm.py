@@ -28,6 +28,7 @@ from distill.method import (
     initial_map,
     no_autocast,
     qkv_of,
+    without_padding,
 )
 from minitransformer.config import UserError
 
@@ -59,8 +60,7 @@ def direct_loss(student, teacher, mask, weight):
         heads = exact(student).view(B, N, R, D_s // R)
         mapped = torch.einsum("bnrd,rde->bnre", heads, exact(weight))
         difference = mapped.reshape(B, N, D_t) - exact(teacher.detach())
-        difference = torch.where(mask[..., None], difference, 0)
-        total = difference.square().sum() / D_t
+        total = without_padding(difference, mask).square().sum() / D_t
     return total, mask.sum().to(total.dtype)
 
 

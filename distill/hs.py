@@ -17,7 +17,7 @@ the same, each pair has its own W, and where the widths agree there is none.
 import torch
 from torch import nn
 
-from distill.method import Method, check_tokens, exact, initial_map, no_autocast
+from distill.method import Method, check_tokens, exact, initial_map, no_autocast, without_padding
 from minitransformer.config import UserError
 
 STRATEGIES = ("single", "uniform", "last", "uniform-consecutive", "uniform+last")
@@ -86,8 +86,7 @@ def hs_loss(student_hidden, teacher_hidden, mask, projection=None):
     mapped = student_hidden if projection is None else student_hidden @ projection  # (B, N, D_t)
     with no_autocast(mapped):
         difference = exact(mapped) - exact(teacher_hidden.detach())
-        difference = torch.where(mask[..., None], difference, 0)
-        total = difference.square().sum() / widths[1]
+        total = without_padding(difference, mask).square().sum() / widths[1]
     return total, mask.sum().to(total.dtype)
 
 

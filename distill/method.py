@@ -102,5 +102,12 @@ def exact(tensor):
     return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
+def without_padding(tensor, mask):
+    """(B, N, D) with 0 at padding; where there is none, on a CPU, the tensor itself."""
+    if mask.device.type == "cpu" and mask.all():  # asking a GPU would stop it
+        return tensor
+    return torch.where(mask[..., None], tensor, 0)
+
+
 def no_autocast(tensor):
     return torch.autocast(tensor.device.type, enabled=False)

@@ -92,7 +92,7 @@ class _RelationLoss(torch.autograd.Function):
         S, T, slopes = (  # (B, R, d, N), three views
             x.unflatten(-1, (R, -1)).permute(0, 2, 3, 1) for x in (student, teacher, gradient))
         real = exact(mask.to(student.dtype))[:, None, None]  # (B, 1, 1, N)
-        weight = math.log(2) / (R * real.sum(-1, keepdim=True).clamp(min=1))  # bits to nats; mean
+        weight = real * math.log(2) / (R * real.sum(-1, keepdim=True).clamp(min=1))  # nats; mean
         total = real.new_zeros(())
         with no_autocast(student):
             heads = min(B * R, max(1, BLOCK.get(student.device.type, GPU_BLOCK) // N**2))
@@ -100,7 +100,7 @@ class _RelationLoss(torch.autograd.Function):
             for part in chunks(B, max(1, heads // R)):
                 rows, slope = loss_and_slope(S[part], T[part], real[part], table)
                 total += (rows * weight[part]).sum()
-                slopes[part] = slope.mul_(weight[part])
+                slopes[part] = slope.mul_(weight[part] * unit(S.shape[2]))
         ctx.save_for_backward(gradient)
         return total
 
@@ -117,10 +117,10 @@ def chunks(whole, size):
 
 def loss_and_slope(S, T, real, table):
     """Of b sequences: S (b, R, d_s, N), T (b, R, d_t, N), real (b, 1, 1, N), a buffer (k, N, N) for
-    k heads -> row losses in bits (b, R, 1, N) and their gradient for S.
+    k heads -> row losses in bits (b, R, 1, N) and their gradient for S times unit(d_s).
 
-    With S and T scaled so that the scores S^T S are in bits, E = 2^scores is symmetric. With its
-    row sums z the relations are P = E / z, row by row:
+    With S and T times their unit, the scores S^T S are in bits and E = 2^scores is symmetric. With
+    its row sums z the relations are P = E / z, row by row:
 
         row loss    log2 z_s - log2 z_t + <T, P_t T> - <S, P_t S>        <,>: token by token, bits
         gradient    (P_s + P_s^T - P_t - P_t^T) S                        P^T S = E (S / z)
@@ -131,19 +131,19 @@ def loss_and_slope(S, T, real, table):
     """
     (b, R, d_s, N), d_t = S.shape, T.shape[2]
     states = real.new_empty(b, R, d_t + 2 * d_s, N)  # T, S and S / z: together in one product
-    unit_s, unit_t = (math.sqrt(math.log2(math.e) / math.sqrt(d)) for d in (d_s, d_t))
-    states[:, :, :d_t].copy_(T).mul_(real * unit_t)
-    states[:, :, d_t:-d_s].copy_(S).mul_(real * unit_s)
+    states[:, :, :d_t].copy_(T).mul_(real * unit(d_t))
+    states[:, :, d_t:-d_s].copy_(S).mul_(real * unit(d_s))
     states, real = states.flatten(0, 1), real.expand(b, R, 1, N).flatten(0, 1)  # (b R, ·, N)
     T, S, S_z = states.split((d_t, d_s, d_s), 1)
 
     read_t, read_s = torch.empty_like(states), torch.empty_like(states[:, d_t:])
-    z_t, z_s = torch.empty_like(real), torch.empty_like(real)
+    z = real.new_empty(2, *real.shape)  # row sums of both
+    z_t, z_s = z
     for k in chunks(b * R, len(table)):
-        for X, z, read, what in ((T, z_t, read_t, states), (S, z_s, read_s, states[:, d_t:])):
+        for X, sums, read, what in ((T, z_t, read_t, states), (S, z_s, read_s, states[:, d_t:])):
             E = torch.bmm(X[k].mT, X[k], out=table[: k.stop - k.start]).exp2_()  # (k, N, N)
-            torch.bmm(real[k], E, out=z[k]).clamp_(min=1)  # 2^0 or more, a token's own score
-            torch.div(S[k], z[k], out=S_z[k])
+            torch.bmm(real[k], E, out=sums[k]).clamp_(min=1)  # 2^0 or more: a token's own score
+            torch.div(S[k], sums[k], out=S_z[k])
             torch.bmm(what[k], E, out=read[k])
     PT_t, PS_t, down_t = read_t.split((d_t, d_s, d_s), 1)
     PS_s, down_s = read_s.split(d_s, 1)
@@ -151,11 +151,16 @@ def loss_and_slope(S, T, real, table):
     rows = (z_s / z_t).log2() + rows / z_t
     slope = (down_s - down_t).addcdiv_(PS_s, z_s).addcdiv_(PS_t, z_t, value=-1)
 
-    unsafe = ~(torch.maximum(z_s, z_t).amax((1, 2)) < 2**SAFE)  # (b R,)
-    if unsafe.any():
+    if not z.amax() < 2**SAFE:
+        unsafe = ~(z.amax((0, 2, 3)) < 2**SAFE)  # (b R,)
         for k in unsafe.nonzero()[:, 0].split(len(table)):
             rows[k], slope[k] = safe_loss_and_slope(S[k], T[k], real[k])
-    return rows.view(b, R, 1, N), slope.mul_(real * unit_s).view(b, R, d_s, N)
+    return rows.view(b, R, 1, N), slope.view(b, R, d_s, N)
+
+
+def unit(d):
+    """What the states of a head of width d are multiplied with, so that scores are in bits."""
+    return math.sqrt(math.log2(math.e) / math.sqrt(d))
 
 
 def safe_loss_and_slope(S, T, real):

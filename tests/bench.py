@@ -1,19 +1,21 @@
 """What a step costs: this project, transformers with textbook formulas, bertdistiller, the floor.
 
     python tests/bench.py                                     every case, 3 rounds
-    python tests/bench.py --cases mha-8x512 od-250k --runs 5 --threads 2 --precision fp32
+    python tests/bench.py --cases mha-8x512 od-250k --runs 9 --threads 2 --precision fp32
     pip install --no-deps bertdistiller==0.1.2                to see it beside the others
 
 A step is: forward of teacher and student, loss, backward, AdamW (the same fused one for all).
 "textbook" is transformers as it comes (fused attention, dropout in the student, whole models) and
-the formula written plainly; "bertdistiller" is its own compute_loss. Each measurement is a process
-of its own and the contenders take turns, so that a busy minute hits all of them. Memory is the peak
-above weights and optimizer state. The floor is the arithmetic of the step (bench_contenders.py) at
-the rate of a large matrix product in the same process. infer-* is a forward pass, timed ten times
-as often.
+the formula written plainly; "bertdistiller" is its own compute_loss. infer-* is a forward pass;
+pipeline-* is this project's step on one batch and on the batches of the docs text. Each contender
+is a process of its own and they take turns, so that a busy minute hits all of them; the first step
+of a turn is not counted. Memory is the peak above weights and optimizer state. The floor is the
+arithmetic of the step (bench_contenders.py) at the rate of a large matrix product, measured in each
+turn.
 """
 
 import argparse
+import contextlib
 import importlib.util
 import itertools
 import json
@@ -30,11 +32,11 @@ import torch
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]  # whatever folder it is called from
 
-from bench_contenders import CASES, PEER, arithmetic, build, make_batch  # noqa: E402
+from bench_contenders import ALL, CASES, PEER, arithmetic, build, make_batch  # noqa: E402
 
 
-def measure(case, contender, precision, threads, steps, device):
-    """Build, one step to warm up, then timed steps: the record of one process."""
+def prepare(case, contender, precision, threads, steps, seconds, device):
+    """Build, two steps to warm up and to measure memory -> a function: the record of one turn."""
     torch.manual_seed(0)
     torch.set_num_threads(threads)
     batch = make_batch(case, device)
@@ -67,15 +69,27 @@ def measure(case, contender, precision, threads, steps, device):
 
     held = memory(device, reset=True)
     whole_step()
-    steps = steps if optimizer else 10 * steps
-    walls, cpus = zip(*(timed(whole_step) for _ in range(steps)), strict=True)
+    whole_step()
     peak = memory(device) - held
     size = 8192 if device == "cuda" else 2048 if precision == "fp32" or native_bf16() else 512
     matrix = torch.randn(size, size, device=device)
     matrix = matrix.bfloat16() if precision == "bf16" else matrix
-    rate = 2 * size**3 / min(timed(lambda: matrix @ matrix)[0] for _ in range(6))
-    return {"walls": walls, "cpus": cpus, "peak": peak, "rate": rate,
-            "floor": arithmetic(case, int(batch.chosen.sum())) / rate}
+
+    def product():
+        return min(timed(lambda: matrix @ matrix)[0] for _ in range(4))
+
+    def turn():
+        before = product()
+        whole_step()
+        times, start = [], time.perf_counter()
+        while len(times) < steps or time.perf_counter() - start < seconds:
+            times.append(timed(whole_step))
+        walls, cpus = zip(*times, strict=True)
+        rate = 2 * size**3 / min(before, product())
+        floor = arithmetic(case, int(batch.chosen.sum())) / rate
+        return {"walls": walls, "cpus": cpus, "peak": peak, "rate": rate, "floor": floor}
+
+    return turn
 
 
 def memory(device, reset=False):
@@ -98,20 +112,46 @@ def native_bf16():
     return torch.cuda.is_available() or bool(able.get("avx512_bf16") or able.get("amx_bf16"))
 
 
+@contextlib.contextmanager
+def worker(case, contender, flags):
+    """A process that measures one turn each time it is asked; it ends with the block."""
+    command = [sys.executable, __file__, *flags, "--worker", case, contender]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as run:
+
+        def turn():
+            run.stdin.write("\n")
+            run.stdin.flush()
+            while line := run.stdout.readline():
+                if line.startswith("{"):
+                    return json.loads(line)
+            sys.exit(f"{case}, {contender}: exit {run.wait()}")
+
+        yield turn
+        run.kill()
+
+
+def take_turns(case, contenders, runs, flags):
+    """{contender: the records of its turns}"""
+    with contextlib.ExitStack() as stack:
+        turns = {c: stack.enter_context(worker(case, c, flags)) for c in contenders}
+        rounds = [{c: turn() for c, turn in turns.items()} for _ in range(runs)]
+    return {c: [each[c] for each in rounds] for c in contenders}
+
+
 def table(case, precision, results):
-    """One line a contender; time and memory also as multiples of this project's."""
+    """One line a contender; time and memory also as multiples of the first one's."""
     _, _, _, batch, length, _, _ = CASES[case]
     ours = None
-    for contender, rounds in results.items():
-        walls = [wall for each in rounds for wall in each["walls"]]
-        cpu = statistics.median(cpu for each in rounds for cpu in each["cpus"])
-        peak, floor = (statistics.median(each[key] for each in rounds) for key in ("peak", "floor"))
-        seconds = statistics.median(walls)
+    for contender, turns in results.items():
+        walls = [wall for each in turns for wall in each["walls"]]
+        cpu = statistics.median(cpu for each in turns for cpu in each["cpus"])
+        floor = statistics.median(wall / each["floor"] for each in turns for wall in each["walls"])
+        seconds, peak = statistics.median(walls), turns[0]["peak"]
         ours = ours or (seconds, max(peak, 1))
         yield (f"| {case} | {precision} | {contender} | {seconds:.3f} ({min(walls):.3f}-"
                f"{max(walls):.3f}) | {cpu:.2f} | {batch * length / seconds:,.0f} |"
                f" {peak / 2**20:,.0f} | {seconds / ours[0]:.2f}x | {peak / ours[1]:.2f}x |"
-               f" {seconds / floor:.2f}x |")
+               f" {floor:.2f}x |")
 
 
 def parse_options():
@@ -119,7 +159,8 @@ def parse_options():
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
     parser.add_argument("--runs", type=int, default=3, help="rounds, each contender once a round")
-    parser.add_argument("--steps", type=int, default=2, help="timed steps of a process")
+    parser.add_argument("--steps", type=int, default=2, help="timed steps of a turn, at least")
+    parser.add_argument("--seconds", type=float, default=3, help="length of a turn, at least")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--precision", choices=["fp32", "bf16", "both"],
                         default="both" if native_bf16() else "fp32",
@@ -131,27 +172,26 @@ def parse_options():
 
 def main():
     options = parse_options()
-    shared = {name: getattr(options, name) for name in ("precision", "threads", "steps", "device")}
+    shared = {name: getattr(options, name) for name in
+              ("precision", "threads", "steps", "seconds", "device")}
     if options.worker:
-        print(json.dumps(measure(*options.worker, **shared)))
+        turn = prepare(*options.worker, **shared)
+        for _ in sys.stdin:
+            print(json.dumps(turn()), flush=True)
         return
     print(f"{platform.machine()}, {options.threads} threads, {options.device},"
-          f" torch {torch.__version__}, {options.runs} rounds of {options.steps} steps\n")
+          f" torch {torch.__version__}, {options.runs} rounds of {options.steps} steps or more\n")
     print("| case | precision | who | seconds, median (min-max) | CPU s | tokens/s | peak MB"
           " | time | memory | over the floor |\n" + "|---" * 10 + "|", flush=True)
     precisions = ["fp32", "bf16"] if options.precision == "both" else [options.precision]
     have_peer = importlib.util.find_spec("bertdistiller") is not None
     for case, precision in itertools.product(options.cases, precisions):
         contenders = [c for c in CASES[case][-1] if have_peer or c != PEER]
-        results = {contender: [] for contender in contenders}
-        for _, contender in itertools.product(range(options.runs), contenders):
-            given = {**shared, "precision": precision}
-            flags = [f"--{name}={value}" for name, value in given.items()]
-            done = subprocess.run([sys.executable, __file__, *flags, "--worker", case, contender],
-                                  capture_output=True, text=True, check=False)
-            if done.returncode:
-                sys.exit(f"{case}, {contender}: exit {done.returncode}\n{done.stderr[-2000:]}")
-            results[contender].append(json.loads(done.stdout.splitlines()[-1]))
+        flags = [f"--{name}={value}" for name, value in {**shared, "precision": precision}.items()]
+        # the one that needs 20 GB comes when the others are gone
+        together, alone = ([c for c in contenders if (c == ALL) == last] for last in (False, True))
+        results = take_turns(case, together, options.runs, flags)
+        results |= take_turns(case, alone, options.runs, flags)
         for line in table(case, precision, results):
             print(line, flush=True)
 

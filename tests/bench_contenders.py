@@ -11,6 +11,7 @@ import torch
 from torch.nn import functional as F
 
 OURS, TEXTBOOK, PEER = "this project", "textbook", "bertdistiller 0.1.2"
+PIPELINE = "this project, reading docs"
 MASKED, ALL = "textbook, masked positions", "textbook, all positions"
 BERT, XLMR = 30522, 250002
 WIDTH, HEADS, R = 384, 12, 48
@@ -22,6 +23,7 @@ CASES = {
     "hs-32x128": ("hs", 3, 6, 32, 128, BERT, (OURS, TEXTBOOK)),
     "direct-32x128": ("direct-minilm", 3, 6, 32, 128, BERT, (OURS, TEXTBOOK)),
     "od-250k": ("od", 2, 2, 32, 128, XLMR, (OURS, MASKED, ALL)),
+    "pipeline-32x128": ("mha", 3, 6, 32, 128, BERT, (OURS, PIPELINE)),
     "growth-4x128": ("mha", 3, 6, 4, 128, BERT, (OURS,)),
     "growth-64x128": ("mha", 3, 6, 64, 128, BERT, (OURS,)),
     "infer-1x128": ("infer", 6, 6, 1, 128, BERT, (OURS, TEXTBOOK)),
@@ -30,7 +32,10 @@ CASES = {
 
 
 def build(case, contender, batch, device):
-    builder = {OURS: this_project, PEER: bertdistiller}.get(contender, textbook)
+    if contender == PIPELINE:
+        batch = real_batches(case, device)
+    builder = {OURS: this_project, PIPELINE: this_project, PEER: bertdistiller}.get(
+        contender, textbook)
     return builder(case, contender, batch, device)
 
 
@@ -86,7 +91,22 @@ def this_project(case, contender, batch, device):
         return [], lambda: student(batch.ids, batch.mask, keep="last").hidden[-1]
     teacher.requires_grad_(False)
     loss = build_method(method, student.config, teacher.config, relation_heads=R).to(device)
-    return [*student.parameters(), *loss.parameters()], lambda: loss(student, teacher, batch)
+    parameters = [*student.parameters(), *loss.parameters()]
+    if contender == PIPELINE:
+        return parameters, lambda: loss(student, teacher, next(batch))
+    return parameters, lambda: loss(student, teacher, batch)
+
+
+def real_batches(case, device):
+    """The batches that train.py would make of the docs text, one after the other."""
+    from minitransformer import load_pretrained
+    from minitransformer.data import Text
+
+    _, _, _, B, N, _, _ = CASES[case]
+    _, tokenizer = load_pretrained("embedded")
+    text = Text(["docs"], tokenizer, N)
+    while True:
+        yield text.step(B, 1, masked=False)[0].to(device)
 
 
 def transformers_models(case, device):

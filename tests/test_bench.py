@@ -81,7 +81,9 @@ def test_all_positions_count_more_than_the_masked(monkeypatch):
 
 @pytest.mark.parametrize("case", ["hs", "infer"])
 def test_record_and_table(case):
-    records = {who: [bench.measure(case, who, "fp32", 1, 1, "cpu")] for who in (OURS, TEXTBOOK)}
+    records = {
+        who: [bench.prepare(case, who, "fp32", 1, 2, 0, "cpu")()] for who in (OURS, TEXTBOOK)}
+    assert len(records[OURS][0]["walls"]) == 2
     assert json.loads(json.dumps(records[OURS][0]))["floor"] > 0
     lines = list(bench.table(case, "fp32", records))
     assert [line.count("|") for line in lines] == [11, 11]
@@ -97,7 +99,36 @@ def test_floor_by_hand(monkeypatch):
     assert contenders.arithmetic("mha", 0) == 4 * (466_944 + 110_592) + 110_592
 
 
-def test_command_line(monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["bench.py", "--worker", "infer", OURS, "--precision=fp32"])
+def test_a_worker_answers_each_line_with_a_turn(monkeypatch, capsys):
+    flags = ["--worker", "infer", OURS, "--precision=fp32", "--steps=1", "--seconds=0"]
+    monkeypatch.setattr(sys, "argv", ["bench.py", *flags])
+    monkeypatch.setattr(sys, "stdin", ["\n", "\n"])
     bench.main()
-    assert set(json.loads(capsys.readouterr().out)) == {"walls", "cpus", "peak", "rate", "floor"}
+    turns = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [set(turn) for turn in turns] == 2 * [{"walls", "cpus", "peak", "rate", "floor"}]
+
+
+def test_workers_take_turns_and_a_failure_ends_the_benchmark(monkeypatch, tmp_path):
+    """A stand-in for bench.py that answers like it and notes who was asked."""
+    notes, script = tmp_path / "notes", tmp_path / "worker.py"
+    script.write_text(
+        "import sys\n"
+        "for _ in sys.stdin:\n"
+        f"    open({str(notes)!r}, 'a').write(sys.argv[-1])\n"
+        "    if sys.argv[-1] == 'X': sys.exit(3)\n"
+        "    print('noise\\n{\"who\": \"%s\"}' % sys.argv[-1], flush=True)\n")
+    monkeypatch.setattr(bench, "__file__", str(script))
+    assert bench.take_turns("case", ["A", "B"], 2, []) == {
+        who: 2 * [{"who": who}] for who in ("A", "B")}
+    assert notes.read_text() == "ABAB"
+    assert bench.take_turns("case", [], 2, []) == {}
+    with pytest.raises(SystemExit, match="case, X: exit 3"):
+        bench.take_turns("case", ["X"], 1, [])
+
+
+def test_the_pipelines_batches_differ(embedded, monkeypatch):
+    monkeypatch.setitem(contenders.CASES, "pipeline", ("mha", 2, 3, 4, 8, 90, ()))
+    batches = contenders.real_batches("pipeline", "cpu")
+    one, other = next(batches), next(batches)
+    assert one.ids.shape == other.ids.shape == (4, 8)
+    assert not one.ids.equal(other.ids)
