@@ -8,6 +8,7 @@
     save_tiny(folder, model type, mlm_head=True, seed=0)                        the folder, exported
     rewrite(folder, form)                                                       other weight files
     same(encoder, other)                                                        equal bit for bit
+    largest_tensor(call)                                                        numbers in it
     embedded                                                                    (Encoder, Tokenizer)
 
 All but the last are plain functions: `from conftest import tiny_config`. `embedded` is a fixture,
@@ -28,6 +29,7 @@ import pytest
 import safetensors.torch
 import tokenizers
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from minitransformer import (
     EMBEDDED_TEACHER,
@@ -166,6 +168,22 @@ def rewrite(folder, form):
             weight_map |= dict.fromkeys(part, shard)
         index = {"metadata": {"total_size": 1}, "weight_map": weight_map}
         (folder / f"{stem}.{end}.index.json").write_text(json.dumps(index))
+
+
+def largest_tensor(call):
+    """How many numbers the largest tensor has that any operation gives while `call` runs."""
+    sizes = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            result = function(*args, **(kwargs or {}))
+            if isinstance(result, torch.Tensor):
+                sizes.append(result.numel())
+            return result
+
+    with Watch():
+        call()
+    return max(sizes)
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
+from conftest import largest_tensor
 
 from distill import mha
 from distill.method import choose_heads, choose_teacher_layer
@@ -112,12 +112,13 @@ def test_lean_equals_plain(size, block, monkeypatch):
     B, N, D_s, D_t, R, lengths = size
     monkeypatch.setitem(mha.BLOCK, "cpu", block)
     mask = lengths_mask(lengths or [N] * B, N)
-    for dtype, tolerance in ((torch.float64, 1e-10), (torch.float32, 1e-6)):
+    tolerances = {torch.float64: 1e-10, torch.float32: 1e-6, torch.bfloat16: 3e-3}
+    for dtype, tolerance in tolerances.items():
         inputs = states(B, N, D_s, dtype=dtype), states(B, N, D_t, seed=1, dtype=dtype), mask, R
         value, gradient, count = value_and_gradient(relation_loss, *inputs)
         expected, slope, expected_count = value_and_gradient(relation_loss_plain, *inputs)
         assert value == pytest.approx(expected, rel=tolerance, abs=tolerance / 10)
-        assert (gradient - slope).norm() <= tolerance * (slope.norm() + 1e-6)
+        assert (gradient - slope).norm() <= tolerance * (slope.norm() + 1e-4)
         assert count == expected_count
 
 
@@ -145,22 +146,28 @@ def test_one_outlier_token(norm):
         assert (gradient - slope).norm() <= 1e-5 * slope.norm()
 
 
+def test_heads_beyond_the_range_do_not_spoil_the_others(monkeypatch):
+    """Heads 1 and 4 of 6 have scores that no exponential could hold; two tables fit at a time."""
+    monkeypatch.setitem(mha.BLOCK, "cpu", 2 * 20**2)
+    for side in (0, 1):
+        inputs = [states(3, 20, 24), states(3, 20, 24, seed=1)]
+        for head in (1, 4):
+            inputs[side][..., 4 * head : 4 * head + 4] *= 40
+        mask = lengths_mask([20, 11, 1], 20)
+        expected, slope, _ = value_and_gradient(relation_loss_plain, *inputs, mask, 6)
+        value, gradient, _ = value_and_gradient(
+            relation_loss, *(x.float() for x in inputs), mask, 6)
+        assert value == pytest.approx(expected, rel=1e-5)
+        assert (gradient - slope).norm() <= 1e-5 * slope.norm()
+
+
 def test_holds_no_table_of_all_heads(monkeypatch):
     B, N, D, R = 4, 64, 32, 8
     monkeypatch.setitem(mha.BLOCK, "cpu", 2 * N * N)
-    largest = []
-
-    class Watch(TorchDispatchMode):
-        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-            result = function(*args, **(kwargs or {}))
-            if isinstance(result, torch.Tensor):
-                largest.append(result.numel())
-            return result
-
     student, teacher = states(B, N, D).requires_grad_(), states(B, N, D, seed=1)
-    with Watch():
-        relation_loss(student, teacher, lengths_mask([N] * B, N), R)[0].backward()
-    assert max(largest) == max(2 * N * N, B * N * D) < B * R * N * N // 8
+    mask = lengths_mask([N] * B, N)
+    largest = largest_tensor(lambda: relation_loss(student, teacher, mask, R)[0].backward())
+    assert largest == max(2 * N * N, B * N * D) < B * R * N * N // 8
 
 
 @FORMS

@@ -5,10 +5,9 @@ import itertools
 
 import pytest
 import torch
-from conftest import MODEL_TYPES, PADDINGS, padded, tiny_config, tiny_encoder, tokens
+from conftest import MODEL_TYPES, PADDINGS, padded, tiny_config, tiny_encoder
 
 from minitransformer import Encoder, UserError
-from minitransformer.attention import attention_map, explicit_attention, fused_attention
 
 
 def test_roberta_positions_come_from_the_ids_and_not_from_the_mask():
@@ -21,53 +20,7 @@ def test_roberta_positions_come_from_the_ids_and_not_from_the_mask():
         assert torch.equal(encoder(ids, mask).hidden[0], table.norm(summed))
 
 
-# ---- attention -----------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("masked", [False, True])
-def test_explicit_attention_equals_fused(masked):
-    generator = torch.Generator().manual_seed(0)
-    query, key, value = torch.randn(3, 2, 4, 9, 8, generator=generator, dtype=torch.float64)
-    query.requires_grad_()
-    mask = torch.rand(2, 1, 1, 9, generator=generator) < 0.6 if masked else None
-    results = [f(query, key, value, mask) for f in (explicit_attention, fused_attention)]
-    torch.testing.assert_close(*results, rtol=0, atol=1e-14)
-    gradients = [torch.autograd.grad(r.square().sum(), query)[0] for r in results]
-    torch.testing.assert_close(*gradients, rtol=0, atol=1e-13)
-
-
-@pytest.mark.parametrize("padding", PADDINGS)
-def test_an_encoder_with_explicit_attention_is_the_same_encoder(padding):
-    encoder = tiny_encoder().double()
-    plain = copy.deepcopy(encoder)
-    plain.attention = explicit_attention
-    ids, mask = padded(encoder.config, padding)
-    for ours, theirs in zip(encoder(ids, mask).hidden, plain(ids, mask).hidden, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-13)
-
-
-def test_attention_by_hand():
-    """Two tokens, d = 4, so the scores 0 and 2 ln 3 become 0 and ln 3: shares 1/4 and 3/4."""
-    query = torch.tensor([[[[1.0, 0, 0, 0], [0, 0, 0, 0]]]])
-    key = torch.tensor([[[[0.0, 1, 0, 0], [2 * torch.log(torch.tensor(3.0)), 0, 0, 0]]]])
-    expected = torch.tensor([[[[0.25, 0.75], [0.5, 0.5]]]])
-    torch.testing.assert_close(attention_map(query, key), expected)
-    only_first = torch.tensor([True, False])
-    expected = torch.tensor([[[[1.0, 0.0], [1.0, 0.0]]]])
-    torch.testing.assert_close(attention_map(query, key, only_first), expected)
-
-
-@pytest.mark.parametrize("attention", [explicit_attention, fused_attention])
-def test_a_sequence_of_nothing_but_padding_is_finite_and_disturbs_nobody(attention):
-    encoder = tiny_encoder()
-    encoder.attention = attention
-    ids, mask = tokens(encoder.config, (12, 0, 9))
-    out = encoder(ids, mask)
-    assert all(tensor.isfinite().all() for part in out for tensor in part)
-    out.hidden[-1].sum().backward()
-    assert all(p.grad.isfinite().all() for p in encoder.parameters() if p.grad is not None)
-    alone = encoder(ids[[0, 2]], mask[[0, 2]]).hidden[-1]
-    torch.testing.assert_close(out.hidden[-1][[0, 2]], alone, rtol=0, atol=1e-6)
+# ---- masks ---------------------------------------------------------------------------------------
 
 
 def test_the_mask_may_be_bool_or_number_and_all_true_is_no_mask():
@@ -118,6 +71,21 @@ def test_stop_gives_the_full_pass_bit_for_bit_and_computes_nothing_above(padding
         assert [len(part) for part in out] == counts
         for part, whole_part in zip(out, whole, strict=True):
             assert all(map(torch.equal, part, whole_part))
+
+
+@pytest.mark.parametrize("padding", PADDINGS)
+def test_what_is_not_to_be_kept_is_none_and_the_rest_the_same(padding):
+    encoder = tiny_encoder()
+    ids, mask = padded(encoder.config, padding)
+    for stop in (None, (0, "hidden"), (1, "qkv"), (3, "qkv")):
+        whole = encoder(ids, mask, stop=stop)
+        for keep, kept_hidden in (("last", slice(-1, None)), ("hidden", slice(None))):
+            out = encoder(ids, mask, stop=stop, keep=keep)
+            for part, expected in zip(out, whole, strict=True):
+                kept = range(len(expected))[kept_hidden if part is out.hidden else slice(-1, None)]
+                assert len(part) == len(expected)
+                for i, tensor in enumerate(part):
+                    assert tensor.equal(expected[i]) if i in kept else tensor is None
 
 
 @pytest.mark.parametrize("stop", [(4, "hidden"), (4, "qkv"), (0, "qkv"), (-1, "hidden")])

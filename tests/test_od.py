@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from conftest import largest_tensor
 
 from distill import vocabulary
 from distill.od import od_loss, od_loss_fused
@@ -60,11 +61,13 @@ def test_gradcheck(monkeypatch):
     assert torch.autograd.gradcheck(lambda *s: od_loss_fused(*s, *teacher, 2.0)[0], inputs)
 
 
-@pytest.mark.parametrize("rows", [1, 7, 100], ids="{} positions a chunk".format)
+@pytest.mark.parametrize(("positions", "rows", "words"), [(1, 1, 301), (7, 3, 100), (100, 9, 7)])
 @pytest.mark.parametrize("temperature", [1.0, 3.0])
-def test_fused_equals_plain(rows, temperature, monkeypatch):
+def test_fused_equals_plain(positions, rows, words, temperature, monkeypatch):
     M, V = 50, 301
-    monkeypatch.setattr(vocabulary, "CHUNK", rows * V)
+    monkeypatch.setattr(vocabulary, "CHUNK", positions * V)
+    monkeypatch.setitem(vocabulary.ROWS, "cpu", rows * V)
+    monkeypatch.setattr(vocabulary, "WORDS", words)
     for dtype, tolerance in ((torch.float64, 1e-12), (torch.float32, 2e-6)):
         results = []
         for loss in (od_loss_fused, through_logits):
@@ -80,6 +83,15 @@ def test_fused_equals_plain(rows, temperature, monkeypatch):
         assert count == expected_count == M
         for gradient, slope in zip(gradients, slopes, strict=True):
             assert (gradient - slope).norm() <= tolerance * slope.norm()
+
+
+def test_fused_form_holds_no_logits_of_all_positions(monkeypatch):
+    M, V = 64, 500
+    for name, value in (("CHUNK", 4 * V), ("WORDS", 50)):
+        monkeypatch.setattr(vocabulary, name, value)
+    inputs = [each.requires_grad_() for each in heads(M, V, 3, 5, torch.float32)]
+    largest = largest_tensor(lambda: od_loss_fused(*inputs)[0].backward())
+    assert largest == 2 * 4 * V  # one buffer for four positions of both models
 
 
 def test_fused_form_with_frozen_weights_and_tied_ones():

@@ -1,0 +1,119 @@
+"""Attention: its three forms against each other, by hand, under masks, in bfloat16."""
+
+import copy
+
+import pytest
+import torch
+from conftest import PADDINGS, largest_tensor, padded, tiny_encoder, tokens
+
+from minitransformer import attention as forms
+from minitransformer.attention import (
+    attention,
+    attention_map,
+    blocked_attention,
+    explicit_attention,
+    fused_attention,
+)
+
+FORMS = (explicit_attention, fused_attention, blocked_attention)
+
+
+def heads(B=2, A=4, N=9, d=8, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(0)
+    parts = torch.randn(3, B, A, N, d, generator=generator, dtype=torch.float64).to(dtype)
+    return [part.requires_grad_() for part in parts]
+
+
+def value_and_gradients(form, parts, mask=None):
+    out = form(*parts, mask)
+    return out, torch.autograd.grad(out.float().square().sum(), parts)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("block", [1, 3 * 81, 2**21], ids="{} numbers a block".format)
+def test_the_forms_are_equal_in_value_and_gradient(masked, block, monkeypatch):
+    monkeypatch.setattr(forms, "BLOCK", block)  # 1, 3 or all 8 heads at a time
+    parts = heads()
+    mask = torch.rand(2, 1, 1, 9, generator=torch.Generator().manual_seed(1)) < 0.6
+    expected, *others = (
+        value_and_gradients(form, parts, mask if masked else None) for form in FORMS)
+    for value, gradients in others:
+        torch.testing.assert_close(value, expected[0], rtol=0, atol=1e-14)
+        for gradient, slope in zip(gradients, expected[1], strict=True):
+            torch.testing.assert_close(gradient, slope, rtol=0, atol=1e-13)
+
+
+def test_blocked_attention_takes_views_of_heads_and_passes_gradcheck():
+    x = torch.randn(2, 5, 6, dtype=torch.float64, requires_grad=True)
+    split = [forms.split_heads(x * scale, 2) for scale in (1, 2, 3)]  # (B, A, N, d), no copies
+    mask = torch.tensor([[1, 1, 0, 1, 1], [0, 1, 1, 1, 0]], dtype=torch.bool)[:, None, None]
+    expected = explicit_attention(*split, mask)
+    torch.testing.assert_close(blocked_attention(*split, mask), expected, rtol=0, atol=1e-15)
+    assert torch.autograd.gradcheck(lambda *parts: blocked_attention(*parts, mask), split)
+
+
+def test_bfloat16_is_as_exact_in_blocks_as_written_out():
+    """Against float64, of the same bfloat16 numbers: value and the three gradients."""
+    rounded = heads(2, 4, 64, 32, torch.bfloat16)
+    exact = [part.detach().double().requires_grad_() for part in rounded]
+    truth = value_and_gradients(explicit_attention, exact)
+    errors = {}
+    for form in (explicit_attention, blocked_attention):
+        value, gradients = value_and_gradients(form, rounded)
+        assert value.dtype == torch.bfloat16
+        errors[form] = [((ours.double() - true).norm() / true.norm()).item() for ours, true in zip(
+            (value, *gradients), (truth[0], *truth[1]), strict=True)]
+    for ours, plain in zip(errors[blocked_attention], errors[explicit_attention], strict=True):
+        assert 0 < ours < min(0.01, 1.1 * plain)
+
+
+def test_blocked_attention_holds_no_map_of_all_heads(monkeypatch):
+    monkeypatch.setattr(forms, "BLOCK", 2 * 64**2)
+    parts = heads(2, 4, 64, 8)
+    largest = largest_tensor(lambda: blocked_attention(*parts).sum().backward())
+    assert largest == 2 * 64**2  # two heads' maps, of eight
+
+
+def test_each_place_gets_its_form(monkeypatch):
+    used = []
+    for form in (fused_attention, blocked_attention):
+        monkeypatch.setattr(forms, form.__name__, lambda *_, form=form: used.append(form))
+    for dtype in (torch.float32, torch.bfloat16, torch.float64):
+        attention(*heads(dtype=dtype))
+    attention(*(part.to("meta") for part in heads(dtype=torch.bfloat16)))
+    assert used == [fused_attention, blocked_attention, fused_attention, fused_attention]
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("padding", PADDINGS)
+def test_an_encoder_with_another_form_is_the_same_encoder(form, padding):
+    encoder = tiny_encoder().double()
+    other = copy.deepcopy(encoder)
+    other.attention = form
+    ids, mask = padded(encoder.config, padding)
+    for ours, theirs in zip(encoder(ids, mask).hidden, other(ids, mask).hidden, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-13)
+
+
+def test_by_hand():
+    """Two tokens, d = 4, so the scores 0 and 2 ln 3 become 0 and ln 3: shares 1/4 and 3/4."""
+    query = torch.tensor([[[[1.0, 0, 0, 0], [0, 0, 0, 0]]]])
+    key = torch.tensor([[[[0.0, 1, 0, 0], [2 * torch.log(torch.tensor(3.0)), 0, 0, 0]]]])
+    expected = torch.tensor([[[[0.25, 0.75], [0.5, 0.5]]]])
+    torch.testing.assert_close(attention_map(query, key), expected)
+    only_first = torch.tensor([True, False])
+    expected = torch.tensor([[[[1.0, 0.0], [1.0, 0.0]]]])
+    torch.testing.assert_close(attention_map(query, key, only_first), expected)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_sequence_of_nothing_but_padding_is_finite_and_disturbs_nobody(form):
+    encoder = tiny_encoder()
+    encoder.attention = form
+    ids, mask = tokens(encoder.config, (12, 0, 9))
+    out = encoder(ids, mask)
+    assert all(tensor.isfinite().all() for part in out for tensor in part)
+    out.hidden[-1].sum().backward()
+    assert all(p.grad.isfinite().all() for p in encoder.parameters() if p.grad is not None)
+    alone = encoder(ids[[0, 2]], mask[[0, 2]]).hidden[-1]
+    torch.testing.assert_close(out.hidden[-1][[0, 2]], alone, rtol=0, atol=1e-6)
