@@ -16,6 +16,7 @@ import math
 import os
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -337,7 +338,16 @@ def main(argv: list[str] | None = None) -> int:
     def save(step: int) -> None:
         # no random state: order and masks follow from (seed, draw), and there is no dropout
         run.save(step, {"student": student.state_dict(), "method": method.state_dict(), "bad": bad,
-                        "optimizer": optimizer.state_dict(), "text": text.state_dict()})
+                        "optimizer": optimizer.state_dict(), "text": read})
+
+    def draw():
+        """This rank's batches of the next step, and how far the text is read then."""
+        batches = text.step(config.batch_size, config.accumulate, rank(), world(),
+                            masked=method.masked_text)
+        return batches, text.state_dict()
+
+    # each step's batches are drawn in a thread while the step before computes
+    drawing, drawn, read = ThreadPoolExecutor(1), None, text.state_dict()
 
     # the loop: one turn more than there are steps, so that the last evaluation is like the others
     signals, told = cli.Signals(), False
@@ -366,8 +376,8 @@ def main(argv: list[str] | None = None) -> int:
         lr = learning_rate(config, step)
         for group in optimizer.param_groups:
             group["lr"] = lr
-        batches = text.step(config.batch_size, config.accumulate, rank(), world(),
-                            masked=method.masked_text)
+        batches, read = (drawn or drawing.submit(draw)).result()
+        drawn = drawing.submit(draw) if step + 1 < config.steps else None
         batches = [batch.to(device) for batch in batches]
         loss, finite, told = train_step(
             config, wrapped, teacher, optimizer, batches, autocast, signals.received)
