@@ -22,8 +22,9 @@ from distill.method import exact, no_autocast
 from minitransformer.config import UserError
 
 CHUNK = 2**25  # logits of one model in a chunk; with fewer, W is read from memory more often
-ROWS = {"cpu": 2**20}  # logits scored together; elsewhere the whole chunk
-WORDS = 2**13  # rows of W in one product: packed whole, W would be copied by some libraries
+# So much at once on a CPU, so that it stays in the cache; elsewhere the whole chunk.
+ROWS = {"cpu": 2**20}  # logits that are scored together
+WORDS = {"cpu": 2**13}  # rows of W in one product
 
 
 def chunked_loss(features, weight, bias, score, *fixed):
@@ -45,7 +46,8 @@ class _ChunkedLoss(torch.autograd.Function):
             for x, needed in zip((features, weight, bias), ctx.needs_input_grad, strict=False))
         product, (M, V) = product_dtype(features), (len(features), len(weight))
         size = max(1, min(M, CHUNK // V))
-        rows_together = max(1, ROWS.get(features.device.type, CHUNK) // V)
+        device = features.device.type
+        rows_at_once, words_at_once = max(1, ROWS.get(device, CHUNK) // V), WORDS.get(device, V)
         total = exact(features.new_zeros(()))
         with no_autocast(features):
             heads = [(x.to(product), W.to(product), exact(b))
@@ -54,9 +56,9 @@ class _ChunkedLoss(torch.autograd.Function):
             for chunk in slices(0, M, size):
                 logits = buffers[:, : chunk.stop - chunk.start]  # (models, C, V)
                 for z, (x, W, _) in zip(logits, heads, strict=True):
-                    for words in slices(0, V, WORDS):
+                    for words in slices(0, V, words_at_once):
                         z[:, words] = x[chunk] @ W[words].T
-                for rows in slices(chunk.start, chunk.stop, rows_together):
+                for rows in slices(chunk.start, chunk.stop, rows_at_once):
                     here = slice(rows.start - chunk.start, rows.stop - chunk.start)
                     loss, slope = score(rows, *(
                         exact(z[here]) + b for z, (_, _, b) in zip(logits, heads, strict=True)))
@@ -65,7 +67,7 @@ class _ChunkedLoss(torch.autograd.Function):
                     if d_bias is not None:
                         d_bias += slope.sum(0)
                 x, W, _ = heads[0]
-                for words in slices(0, V, WORDS):
+                for words in slices(0, V, words_at_once):
                     slope = logits[0][:, words]  # (C, words)
                     if d_features is not None:
                         d_features[chunk] += slope @ W[words]

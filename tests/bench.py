@@ -160,7 +160,7 @@ def parse_options():
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
     parser.add_argument("--runs", type=int, default=3, help="rounds, each contender once a round")
     parser.add_argument("--steps", type=int, default=2, help="timed steps of a turn, at least")
-    parser.add_argument("--seconds", type=float, default=3, help="length of a turn, at least")
+    parser.add_argument("--seconds", type=float, default=6, help="length of a turn, at least")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--precision", choices=["fp32", "bf16", "both"],
                         default="both" if native_bf16() else "fp32",

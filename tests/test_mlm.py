@@ -53,7 +53,7 @@ def test_gradcheck(monkeypatch):
 def test_fused_equals_plain(rows, monkeypatch):
     monkeypatch.setattr(vocabulary, "CHUNK", rows * 31)
     monkeypatch.setitem(vocabulary.ROWS, "cpu", 3 * 31)
-    monkeypatch.setattr(vocabulary, "WORDS", 10)
+    monkeypatch.setitem(vocabulary.WORDS, "cpu", 10)
     for dtype, tolerance in ((torch.float64, 1e-12), (torch.float32, 2e-6)):
         results = []
         for loss in (mlm_loss_fused, through_logits):

@@ -67,7 +67,7 @@ def test_fused_equals_plain(positions, rows, words, temperature, monkeypatch):
     M, V = 50, 301
     monkeypatch.setattr(vocabulary, "CHUNK", positions * V)
     monkeypatch.setitem(vocabulary.ROWS, "cpu", rows * V)
-    monkeypatch.setattr(vocabulary, "WORDS", words)
+    monkeypatch.setitem(vocabulary.WORDS, "cpu", words)
     for dtype, tolerance in ((torch.float64, 1e-12), (torch.float32, 2e-6)):
         results = []
         for loss in (od_loss_fused, through_logits):
@@ -87,8 +87,8 @@ def test_fused_equals_plain(positions, rows, words, temperature, monkeypatch):
 
 def test_fused_form_holds_no_logits_of_all_positions(monkeypatch):
     M, V = 64, 500
-    for name, value in (("CHUNK", 4 * V), ("WORDS", 50)):
-        monkeypatch.setattr(vocabulary, name, value)
+    monkeypatch.setattr(vocabulary, "CHUNK", 4 * V)
+    monkeypatch.setitem(vocabulary.WORDS, "cpu", 50)
     inputs = [each.requires_grad_() for each in heads(M, V, 3, 5, torch.float32)]
     largest = largest_tensor(lambda: od_loss_fused(*inputs)[0].backward())
     assert largest == 2 * 4 * V  # one buffer for four positions of both models
