@@ -33,7 +33,7 @@ from distill.method import (
     qkv_of,
 )
 
-BLOCK = {"cpu": 2**20}  # numbers in one table of relations, so that it stays in the cache
+BLOCK = {"cpu": 2**21}  # numbers in one table of relations, so that it stays in the cache
 GPU_BLOCK = 2**26
 SAFE = 90.0  # bits: 2^90 and its inverse, and sums of N of them, are well inside float32
 

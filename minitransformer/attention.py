@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 
+softmax_backward = torch.ops.aten._softmax_backward_data.out  # P * (dP - rowsum(P * dP)), one pass
 BLOCK = 2**21  # numbers in one buffer of scores: 4 MiB in bfloat16
 
 
@@ -72,7 +73,8 @@ def attention(query, key, value, mask=None):
 class _BlockedAttention(torch.autograd.Function):
     """P = softmax(Q K^T / sqrt(d)), O = P V. Backward works P out once more; given dO,
 
-    dV = P^T dO     dS = P * (dO V^T - rowsum(dO * O)) / sqrt(d)     dQ = dS K     dK = dS^T Q
+    dV = P^T dO     dP = dO V^T     dS = P * (dP - rowsum(P * dP))
+    dQ = dS K / sqrt(d)     dK = dS^T Q / sqrt(d)
     """
 
     @staticmethod
@@ -84,22 +86,21 @@ class _BlockedAttention(torch.autograd.Function):
         out = torch.empty_like(Q)
         for part, P in maps_in_blocks(Q, K, mask):
             torch.bmm(P, V[part], out=out[part])
-        ctx.save_for_backward(Q, K, V, out, mask)
+        ctx.save_for_backward(Q, K, V, mask)
         return out.view(query.shape)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, upstream):
-        Q, K, V, out, mask = ctx.saved_tensors
+        Q, K, V, mask = ctx.saved_tensors
         d_out = upstream.reshape(Q.shape)
         d_query, d_key, d_value = (torch.empty_like(x) for x in (Q, K, V))
-        rowsum = (d_out * out).sum(-1, keepdim=True)  # (B A, N, 1)
-        slopes = None
+        slopes, scale = None, dict(beta=0, alpha=Q.shape[-1] ** -0.5)
         for part, P in maps_in_blocks(Q, K, mask):
             torch.bmm(P.mT, d_out[part], out=d_value[part])
             slopes = torch.empty_like(P) if slopes is None else slopes[: len(P)]
-            dS = torch.bmm(d_out[part], V[part].mT, out=slopes).sub_(rowsum[part]).mul_(P)
-            scale = dict(beta=0, alpha=Q.shape[-1] ** -0.5)
+            dP = torch.bmm(d_out[part], V[part].mT, out=slopes)
+            dS = softmax_backward(dP, P, -1, P.dtype, grad_input=dP)
             torch.baddbmm(Q[part], dS, K[part], **scale, out=d_query[part])
             torch.baddbmm(K[part], dS.mT, Q[part], **scale, out=d_key[part])
         return *(x.view(upstream.shape) for x in (d_query, d_key, d_value)), None
