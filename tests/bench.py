@@ -114,18 +114,22 @@ def native_bf16():
 
 @contextlib.contextmanager
 def worker(case, contender, flags):
-    """A process that measures one turn each time it is asked; it ends with the block."""
+    """A process that measures one turn each time it is asked; it is ready when the block begins."""
     command = [sys.executable, __file__, *flags, "--worker", case, contender]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as run:
 
-        def turn():
-            run.stdin.write("\n")
-            run.stdin.flush()
+        def answer():
             while line := run.stdout.readline():
                 if line.startswith("{"):
                     return json.loads(line)
             sys.exit(f"{case}, {contender}: exit {run.wait()}")
 
+        def turn():
+            run.stdin.write("\n")
+            run.stdin.flush()
+            return answer()
+
+        answer()  # nobody prepares while another is measured
         yield turn
         run.kill()
 
@@ -176,6 +180,7 @@ def main():
               ("precision", "threads", "steps", "seconds", "device")}
     if options.worker:
         turn = prepare(*options.worker, **shared)
+        print("{}", flush=True)
         for _ in sys.stdin:
             print(json.dumps(turn()), flush=True)
         return

@@ -104,7 +104,8 @@ def test_a_worker_answers_each_line_with_a_turn(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["bench.py", *flags])
     monkeypatch.setattr(sys, "stdin", ["\n", "\n"])
     bench.main()
-    turns = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    ready, *turns = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert ready == {}
     assert [set(turn) for turn in turns] == 2 * [{"walls", "cpus", "peak", "rate", "floor"}]
 
 
@@ -113,6 +114,8 @@ def test_workers_take_turns_and_a_failure_ends_the_benchmark(monkeypatch, tmp_pa
     notes, script = tmp_path / "notes", tmp_path / "worker.py"
     script.write_text(
         "import sys\n"
+        f"open({str(notes)!r}, 'a').write(sys.argv[-1].lower())\n"
+        "print('{}', flush=True)\n"
         "for _ in sys.stdin:\n"
         f"    open({str(notes)!r}, 'a').write(sys.argv[-1])\n"
         "    if sys.argv[-1] == 'X': sys.exit(3)\n"
@@ -120,7 +123,7 @@ def test_workers_take_turns_and_a_failure_ends_the_benchmark(monkeypatch, tmp_pa
     monkeypatch.setattr(bench, "__file__", str(script))
     assert bench.take_turns("case", ["A", "B"], 2, []) == {
         who: 2 * [{"who": who}] for who in ("A", "B")}
-    assert notes.read_text() == "ABAB"
+    assert notes.read_text() == "abABAB"  # all are ready before the first is asked
     assert bench.take_turns("case", [], 2, []) == {}
     with pytest.raises(SystemExit, match="case, X: exit 3"):
         bench.take_turns("case", ["X"], 1, [])
