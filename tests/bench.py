@@ -2,6 +2,7 @@
 
     python tests/bench.py                                     every case, 3 rounds
     python tests/bench.py --cases mha-8x512 od-250k --runs 9 --threads 2 --precision fp32
+    python tests/bench.py --cases mha-8x512 --profile         where our own step's time goes
     pip install --no-deps bertdistiller==0.1.2                to see it beside the others
 
 A step is: forward of teacher and student, loss, backward, AdamW (the same fused one for all).
@@ -32,13 +33,12 @@ import torch
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]  # whatever folder it is called from
 
-from bench_contenders import ALL, CASES, PEER, arithmetic, build, make_batch  # noqa: E402
+from bench_contenders import ALL, CASES, OURS, PEER, arithmetic, build, make_batch  # noqa: E402
 
 
-def prepare(case, contender, precision, threads, steps, seconds, device):
-    """Build, two steps to warm up and to measure memory -> a function: the record of one turn."""
+def build_step(case, contender, precision, device):
+    """(what is computed on, a function that does one whole step)"""
     torch.manual_seed(0)
-    torch.set_num_threads(threads)
     batch = make_batch(case, device)
     parameters, step = build(case, contender, batch, device)
     optimizer = torch.optim.AdamW(parameters, lr=1e-4, fused=True) if parameters else None
@@ -59,6 +59,29 @@ def prepare(case, contender, precision, threads, steps, seconds, device):
             torch._foreach_div_([p.grad for p in parameters if p.grad is not None], count)
         optimizer.step()
         optimizer.zero_grad()
+
+    return batch, whole_step
+
+
+def profile(case, precision, device):
+    """One line for each operation that takes 1 % or more of this project's step."""
+    _, whole_step = build_step(case, OURS, precision, device)
+    for _ in range(3):
+        whole_step()
+    with torch.profiler.profile() as seen:
+        whole_step()
+    time_of = "self_cpu_time_total" if device == "cpu" else "self_device_time_total"
+    spent = {each.key: getattr(each, time_of) for each in seen.key_averages()}
+    for name in sorted(spent, key=spent.get, reverse=True):
+        share = spent[name] / sum(spent.values())
+        if share >= 0.01:
+            yield f"| {case} | {precision} | {name} | {spent[name] / 1e3:.0f} | {share:.0%} |"
+
+
+def prepare(case, contender, precision, threads, steps, seconds, device):
+    """Build, two steps to warm up and to measure memory -> a function: the record of one turn."""
+    torch.set_num_threads(threads)
+    batch, whole_step = build_step(case, contender, precision, device)
 
     def timed(call):
         wall, cpu = time.perf_counter(), time.process_time()
@@ -170,6 +193,8 @@ def parse_options():
                         default="both" if native_bf16() else "fp32",
                         help="default: both where the machine multiplies bf16, else fp32")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--profile", action="store_true",
+                        help="instead: which operations this project's step consists of")
     parser.add_argument("--worker", nargs=2, help=argparse.SUPPRESS)
     return parser.parse_args()
 
@@ -185,10 +210,17 @@ def main():
             print(json.dumps(turn()), flush=True)
         return
     print(f"{platform.machine()}, {options.threads} threads, {options.device},"
-          f" torch {torch.__version__}, {options.runs} rounds of {options.steps} steps or more\n")
+          f" torch {torch.__version__}", end="\n\n" if options.profile else ", ")
+    precisions = ["fp32", "bf16"] if options.precision == "both" else [options.precision]
+    if options.profile:
+        torch.set_num_threads(options.threads)
+        print("| case | precision | operation | ms | share |\n" + "|---" * 5 + "|", flush=True)
+        for case, precision in itertools.product(options.cases, precisions):
+            print(*profile(case, precision, options.device), sep="\n", flush=True)
+        return
+    print(f"{options.runs} rounds of {options.steps} steps or more\n")
     print("| case | precision | who | seconds, median (min-max) | CPU s | tokens/s | peak MB"
           " | time | memory | over the floor |\n" + "|---" * 10 + "|", flush=True)
-    precisions = ["fp32", "bf16"] if options.precision == "both" else [options.precision]
     have_peer = importlib.util.find_spec("bertdistiller") is not None
     for case, precision in itertools.product(options.cases, precisions):
         contenders = [c for c in CASES[case][-1] if have_peer or c != PEER]

@@ -90,6 +90,12 @@ def test_record_and_table(case):
     assert "| 1.00x |" in lines[0]
 
 
+def test_profile_names_the_operations_and_their_shares():
+    rows = [line.split("|")[1:-1] for line in bench.profile("hs", "bf16", "cpu")]
+    assert " aten::addmm " in [row[2] for row in rows]
+    assert 50 < sum(int(row[4].strip(" %")) for row in rows) <= 105  # rounded; without the small
+
+
 def test_floor_by_hand(monkeypatch):
     # 1 layer of each, B N = 32 tokens, D = 24. Vocabulary: 4 products of 2 * 10 * 95 * 24.
     # A layer: 32 * (24 * 576 + 4 * 8 * 24) = 466,944; student three times, teacher once.
