@@ -16,7 +16,7 @@ A suffix says whose: D_s is the student's, D_t the teacher's. Layers are numbere
 
 Source: BERT (arXiv 1810.04805, section 3), a Transformer encoder (1706.03762, section 3) with norms
 after the residuals. Its numbers are those of transformers' models/bert/modeling_bert.py and
-models/roberta/modeling_roberta.py; tests/test_model.py holds them equal. There is no dropout:
+models/roberta/modeling_roberta.py; tests/test_parity.py holds them equal. There is no dropout:
 distillation uses none.
 """
 
@@ -134,7 +134,7 @@ class MLMHead(nn.Module):
 class Encoder(nn.Module):
     """Embeddings, L blocks, and (mlm_head=True) the head that predicts masked words.
 
-    `attention` may be set to explicit_attention; the two are equal (tests/test_model.py).
+    `attention` may be set to explicit_attention; the two are equal (tests/test_attention.py).
     """
 
     def __init__(self, config, mlm_head=True):

@@ -8,11 +8,11 @@
 A step is: forward of teacher and student, loss, backward, AdamW (the same fused one for all).
 "textbook" is transformers as it comes (fused attention, dropout in the student, whole models) and
 the formula written plainly; "bertdistiller" is its own compute_loss. infer-* is a forward pass;
-pipeline-* is this project's step on one batch and on the batches of the docs text. Each contender
-is a process of its own and they take turns, so that a busy minute hits all of them; the first step
-of a turn is not counted. Memory is the peak above weights and optimizer state. The floor is the
-arithmetic of the step (bench_contenders.py) at the rate of a large matrix product, measured in each
-turn.
+pipeline-* is this project's step on one batch and on the batches of the docs text, compile-* as it
+is and with torch.compile. Each contender is a process of its own and they take turns, so that a
+busy minute hits all of them; the first step of a turn is not counted. Memory is the peak above
+weights and optimizer state. The floor is the arithmetic of the step (bench_contenders.py) at the
+rate of a large matrix product, measured in each turn.
 """
 
 import argparse
@@ -33,7 +33,18 @@ import torch
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]  # whatever folder it is called from
 
-from bench_contenders import ALL, CASES, OURS, PEER, arithmetic, build, make_batch  # noqa: E402
+from bench_contenders import (  # noqa: E402
+    ALL,
+    CASES,
+    COMPILED,
+    OURS,
+    PEER,
+    arithmetic,
+    build,
+    make_batch,
+)
+
+from minitransformer.cli import can_compile  # noqa: E402
 
 
 def build_step(case, contender, precision, device):
@@ -221,9 +232,10 @@ def main():
     print(f"{options.runs} rounds of {options.steps} steps or more\n")
     print("| case | precision | who | seconds, median (min-max) | CPU s | tokens/s | peak MB"
           " | time | memory | over the floor |\n" + "|---" * 10 + "|", flush=True)
-    have_peer = importlib.util.find_spec("bertdistiller") is not None
+    missing = set() if importlib.util.find_spec("bertdistiller") else {PEER}
+    missing |= set() if can_compile(torch.device(options.device)) else {COMPILED}
     for case, precision in itertools.product(options.cases, precisions):
-        contenders = [c for c in CASES[case][-1] if have_peer or c != PEER]
+        contenders = [c for c in CASES[case][-1] if c not in missing]
         flags = [f"--{name}={value}" for name, value in {**shared, "precision": precision}.items()]
         # the one that needs 20 GB comes when the others are gone
         together, alone = ([c for c in contenders if (c == ALL) == last] for last in (False, True))

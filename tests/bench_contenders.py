@@ -11,7 +11,7 @@ import torch
 from torch.nn import functional as F
 
 OURS, TEXTBOOK, PEER = "this project", "textbook", "bertdistiller 0.1.2"
-PIPELINE = "this project, reading docs"
+PIPELINE, COMPILED = "this project, reading docs", "this project, compiled"
 MASKED, ALL = "textbook, masked positions", "textbook, all positions"
 BERT, XLMR = 30522, 250002
 WIDTH, HEADS, R = 384, 12, 48
@@ -24,6 +24,7 @@ CASES = {
     "direct-32x128": ("direct-minilm", 3, 6, 32, 128, BERT, (OURS, TEXTBOOK)),
     "od-250k": ("od", 2, 2, 32, 128, XLMR, (OURS, MASKED, ALL)),
     "pipeline-32x128": ("mha", 3, 6, 32, 128, BERT, (OURS, PIPELINE)),
+    "compile-32x128": ("mha", 3, 6, 32, 128, BERT, (OURS, COMPILED)),
     "growth-4x128": ("mha", 3, 6, 4, 128, BERT, (OURS,)),
     "growth-64x128": ("mha", 3, 6, 64, 128, BERT, (OURS,)),
     "infer-1x128": ("infer", 6, 6, 1, 128, BERT, (OURS, TEXTBOOK)),
@@ -34,8 +35,8 @@ CASES = {
 def build(case, contender, batch, device):
     if contender == PIPELINE:
         batch = real_batches(case, device)
-    builder = {OURS: this_project, PIPELINE: this_project, PEER: bertdistiller}.get(
-        contender, textbook)
+    ours = dict.fromkeys((OURS, PIPELINE, COMPILED), this_project)
+    builder = (ours | {PEER: bertdistiller}).get(contender, textbook)
     return builder(case, contender, batch, device)
 
 
@@ -90,6 +91,9 @@ def this_project(case, contender, batch, device):
     if method == "infer":
         return [], lambda: student(batch.ids, batch.mask, keep="last").hidden[-1]
     teacher.requires_grad_(False)
+    if contender == COMPILED:  # as train.py --compile does
+        student.compile()
+        teacher.compile()
     loss = build_method(method, student.config, teacher.config, relation_heads=R).to(device)
     parameters = [*student.parameters(), *loss.parameters()]
     if contender == PIPELINE:
