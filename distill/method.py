@@ -111,3 +111,8 @@ def without_padding(tensor, mask):
 
 def no_autocast(tensor):
     return torch.autocast(tensor.device.type, enabled=False)
+
+
+def slices(start, stop, size):
+    """start:stop in parts of at most `size`."""
+    return [slice(i, min(i + size, stop)) for i in range(start, stop, size)]

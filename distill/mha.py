@@ -31,6 +31,7 @@ from distill.method import (
     exact,
     no_autocast,
     qkv_of,
+    slices,
 )
 
 BLOCK = {"cpu": 2**21}  # numbers in one table of relations, so that it stays in the cache
@@ -97,7 +98,7 @@ class _RelationLoss(torch.autograd.Function):
         with no_autocast(student):
             heads = min(B * R, max(1, BLOCK.get(student.device.type, GPU_BLOCK) // N**2))
             table = real.new_empty(heads, N, N)
-            for part in chunks(B, max(1, heads // R)):
+            for part in slices(0, B, max(1, heads // R)):
                 rows, slope = loss_and_slope(S[part], T[part], real[part], table)
                 total += (rows * weight[part]).sum()
                 slopes[part] = slope.mul_(weight[part] * unit(S.shape[2]))
@@ -109,10 +110,6 @@ class _RelationLoss(torch.autograd.Function):
     def backward(ctx, upstream):
         gradient, = ctx.saved_tensors
         return gradient * upstream, None, None, None
-
-
-def chunks(whole, size):
-    return [slice(start, min(start + size, whole)) for start in range(0, whole, size)]
 
 
 def loss_and_slope(S, T, real, table):
@@ -139,7 +136,7 @@ def loss_and_slope(S, T, real, table):
     read_t, read_s = torch.empty_like(states), torch.empty_like(states[:, d_t:])
     z = real.new_empty(2, *real.shape)  # row sums of both
     z_t, z_s = z
-    for k in chunks(b * R, len(table)):
+    for k in slices(0, b * R, len(table)):
         for X, sums, read, what in ((T, z_t, read_t, states), (S, z_s, read_s, states[:, d_t:])):
             E = torch.bmm(X[k].mT, X[k], out=table[: k.stop - k.start]).exp2_()  # (k, N, N)
             torch.bmm(real[k], E, out=sums[k]).clamp_(min=1)  # 2^0 or more: a token's own score

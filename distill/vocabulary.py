@@ -18,7 +18,7 @@ overwrites the logits: fresh memory costs more than the arithmetic on it.
 import torch
 from torch.autograd.function import once_differentiable
 
-from distill.method import exact, no_autocast
+from distill.method import exact, no_autocast, slices
 from minitransformer.config import UserError
 
 CHUNK = 2**25  # logits of one model in a chunk; with fewer, W is read from memory more often
@@ -82,10 +82,6 @@ class _ChunkedLoss(torch.autograd.Function):
         # train.py backpropagates raw sums: factor 1, and no need for another pass over (V, D).
         one = upstream.device.type == "cpu" and upstream.item() == 1
         return *(g if g is None or one else g * upstream for g in ctx.saved_tensors), None, None
-
-
-def slices(start, stop, size):
-    return [slice(i, min(i + size, stop)) for i in range(start, stop, size)]
 
 
 def product_dtype(features):
