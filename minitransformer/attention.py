@@ -53,17 +53,10 @@ def blocked_attention(query, key, value, mask=None):
 
 
 def attention(query, key, value, mask=None):
-    """The fastest form here.
+    """The fastest form here: PyTorch's kernel for CPUs multiplies bfloat16 no faster than float32.
 
-    PyTorch's kernel for CPUs multiplies bfloat16 no faster than float32, and its backward pass far
-    slower for short sequences. Measured on two cores of a Zen 4 EPYC, 4,096 tokens in 12 heads of
-    32, forward / with backward, in ms:
-
-                             32 x 128        8 x 512
-        bfloat16   fused     10.7 / 72       32 / 112
-                   blocked    7.3 / 22       21 /  70
-        float32    fused      9.3 / 32       27 /  98
-                   blocked   11.5 / 35       30 / 110
+    `python tests/bench.py --cases attention-32x128 attention-8x512` compares the two in a whole
+    training step, in either precision; its figures stand in the README.
     """
     blocked = (query.dtype == torch.bfloat16 and query.device.type == "cpu"
                and not torch.compiler.is_compiling())

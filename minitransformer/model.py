@@ -51,6 +51,12 @@ def cast_once(x):
     return x.to(torch.get_autocast_dtype(device)) if on else x
 
 
+def all_real(mask):
+    """Whether it is known that no token is padding."""
+    # Asking a GPU would stop it, and a compiled graph cannot branch on the answer.
+    return mask.device.type == "cpu" and not torch.compiler.is_compiling() and bool(mask.all())
+
+
 def gelu(x):
     """The exact GELU, x Phi(x); in place where no gradient will ask for x again."""
     return F.gelu(x) if x.requires_grad else torch.ops.aten.gelu_(x)
@@ -203,8 +209,7 @@ class Encoder(nn.Module):
         if attention_mask is None:
             return None
         mask = attention_mask.bool()
-        # Asking a GPU would stop it, and a compiled graph cannot branch on the answer.
-        if mask.device.type == "cpu" and not torch.compiler.is_compiling() and mask.all():
+        if all_real(mask):
             return None
         # A sequence of nothing but padding reads its padding: softmax of nothing would be NaN.
         mask = mask | ~mask.any(dim=1, keepdim=True)

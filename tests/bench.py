@@ -9,10 +9,11 @@ A step is: forward of teacher and student, loss, backward, AdamW (the same fused
 "textbook" is transformers as it comes (fused attention, dropout in the student, whole models) and
 the formula written plainly; "bertdistiller" is its own compute_loss. infer-* is a forward pass;
 pipeline-* is this project's step on one batch and on the batches of the docs text, compile-* as it
-is and with torch.compile. Each contender is a process of its own and they take turns, so that a
-busy minute hits all of them; the first step of a turn is not counted. Memory is the peak above
-weights and optimizer state. The floor is the arithmetic of the step (bench_contenders.py) at the
-rate of a large matrix product, measured in each turn.
+is and with torch.compile, attention-* with either fast form of attention. Each contender is a
+process of its own and they take turns, so that a busy minute hits all of them; the first step of a
+turn is not counted. Memory is the peak above weights and optimizer state. The floor is the
+arithmetic of the step (bench_contenders.py) at the rate of a large matrix product, measured in each
+turn.
 """
 
 import argparse
@@ -168,6 +169,12 @@ def worker(case, contender, flags):
         run.kill()
 
 
+def available(contender, device):
+    if contender == PEER:
+        return importlib.util.find_spec("bertdistiller") is not None
+    return contender != COMPILED or can_compile(torch.device(device))
+
+
 def take_turns(case, contenders, runs, flags):
     """{contender: the records of its turns}"""
     with contextlib.ExitStack() as stack:
@@ -232,10 +239,8 @@ def main():
     print(f"{options.runs} rounds of {options.steps} steps or more\n")
     print("| case | precision | who | seconds, median (min-max) | CPU s | tokens/s | peak MB"
           " | time | memory | over the floor |\n" + "|---" * 10 + "|", flush=True)
-    missing = set() if importlib.util.find_spec("bertdistiller") else {PEER}
-    missing |= set() if can_compile(torch.device(options.device)) else {COMPILED}
     for case, precision in itertools.product(options.cases, precisions):
-        contenders = [c for c in CASES[case][-1] if c not in missing]
+        contenders = [c for c in CASES[case][-1] if available(c, options.device)]
         flags = [f"--{name}={value}" for name, value in {**shared, "precision": precision}.items()]
         # the one that needs 20 GB comes when the others are gone
         together, alone = ([c for c in contenders if (c == ALL) == last] for last in (False, True))

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 OURS, TEXTBOOK, PEER = "this project", "textbook", "bertdistiller 0.1.2"
 PIPELINE, COMPILED = "this project, reading docs", "this project, compiled"
+FUSED, BLOCKED = "this project, fused attention", "this project, blocked attention"
 MASKED, ALL = "textbook, masked positions", "textbook, all positions"
 BERT, XLMR = 30522, 250002
 WIDTH, HEADS, R = 384, 12, 48
@@ -25,6 +26,8 @@ CASES = {
     "od-250k": ("od", 2, 2, 32, 128, XLMR, (OURS, MASKED, ALL)),
     "pipeline-32x128": ("mha", 3, 6, 32, 128, BERT, (OURS, PIPELINE)),
     "compile-32x128": ("mha", 3, 6, 32, 128, BERT, (OURS, COMPILED)),
+    "attention-8x512": ("mha", 6, 6, 8, 512, BERT, (FUSED, BLOCKED)),
+    "attention-32x128": ("mha", 3, 6, 32, 128, BERT, (FUSED, BLOCKED)),
     "growth-4x128": ("mha", 3, 6, 4, 128, BERT, (OURS,)),
     "growth-64x128": ("mha", 3, 6, 64, 128, BERT, (OURS,)),
     "infer-1x128": ("infer", 6, 6, 1, 128, BERT, (OURS, TEXTBOOK)),
@@ -35,7 +38,7 @@ CASES = {
 def build(case, contender, batch, device):
     if contender == PIPELINE:
         batch = real_batches(case, device)
-    ours = dict.fromkeys((OURS, PIPELINE, COMPILED), this_project)
+    ours = dict.fromkeys((OURS, PIPELINE, COMPILED, FUSED, BLOCKED), this_project)
     builder = (ours | {PEER: bertdistiller}).get(contender, textbook)
     return builder(case, contender, batch, device)
 
@@ -80,6 +83,7 @@ def settings(case, layers):
 
 def this_project(case, contender, batch, device):
     from distill import build_method
+    from minitransformer.attention import blocked_attention, fused_attention
     from minitransformer.config import EncoderConfig
     from minitransformer.model import Encoder
 
@@ -91,6 +95,9 @@ def this_project(case, contender, batch, device):
     if method == "infer":
         return [], lambda: student(batch.ids, batch.mask, keep="last").hidden[-1]
     teacher.requires_grad_(False)
+    if contender in (FUSED, BLOCKED):
+        form = fused_attention if contender == FUSED else blocked_attention
+        student.attention = teacher.attention = form
     if contender == COMPILED:  # as train.py --compile does
         student.compile()
         teacher.compile()
