@@ -8,8 +8,9 @@ import bench
 import bench_contenders as contenders
 import pytest
 import torch
-from bench_contenders import ALL, MASKED, OURS, PEER, TEXTBOOK
+from bench_contenders import ALL, BLOCKED, FUSED, MASKED, OURS, PEER, TEXTBOOK
 
+from minitransformer import attention
 from minitransformer.config import EncoderConfig
 from minitransformer.convert import to_hugging_face
 from minitransformer.model import Encoder
@@ -68,6 +69,15 @@ def test_contenders_compute_the_same(case, monkeypatch):
         results.append(result)
     for other in results[1:]:
         assert torch.allclose(other, results[0], rtol=5e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(("contender", "form"), [(FUSED, "fused"), (BLOCKED, "blocked")])
+def test_a_named_form_of_attention_is_used_by_both_models(contender, form, monkeypatch):
+    original, calls = getattr(attention, f"{form}_attention"), []
+    monkeypatch.setattr(attention, f"{form}_attention",
+                        lambda *given: calls.append(form) or original(*given))
+    contenders.build("mha", contender, contenders.make_batch("mha", "cpu"), "cpu")[1]()
+    assert len(calls) == 1 + 1  # layer 1 of either: layer 2, the last needed, stops at Q, K, V
 
 
 def test_all_positions_count_more_than_the_masked(monkeypatch):
