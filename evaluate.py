@@ -10,7 +10,7 @@ RUN is a run folder of train.py, or any folder or hub id with an encoder. One ta
     held-out   each run's own distillation loss; perplexity and agreement with the teacher where
                there are MLM heads
     cost       parameters, megabytes, arithmetic, latency, sentences/s, all models in turns
-    tasks      fine-tuned by one recipe (minitransformer/finetune.py) over a grid of learning rates
+    tasks      fine-tuned by one recipe (distill/evaluation/finetune.py) over a grid of learning rates
                and epochs with K seeds; the best cell's mean ± standard deviation, and the share of
                the teacher's score that was kept
 
@@ -34,17 +34,20 @@ import torch
 from tqdm import tqdm
 
 from distill import build_method
-from distill.run import Run
-from minitransformer import cli, cost
-from minitransformer.config import UserError
-from minitransformer.data import Batch, Text
-from minitransformer.docs_tasks import DOCS
-from minitransformer.finetune import Examples, Grid, Recipe, fingerprint
-from minitransformer.glue import GLUE, glue_task, xnli_task
+from distill.data.batches import Text
+from distill.evaluation.docs_tasks import DOCS
+from distill.evaluation.finetune import Examples, Grid, Recipe, fingerprint
+from distill.evaluation.glue import GLUE, glue_task, xnli_task
+from distill.evaluation.table import cell_records, markdown, plain, result_records, table
+from distill.evaluation.tasks import Task, folder_task
+from distill.method import Batch
+from distill.program import cli, cost
+from distill.program.machine import choose_device, native_bfloat16, provenance
+from distill.training.run import Run
+from minitransformer.errors import UserError
+from minitransformer.files import cache_folder
 from minitransformer.model import Encoder
 from minitransformer.pretrained import load_pretrained, read_weight_file
-from minitransformer.table import cell_records, markdown, plain, result_records, table
-from minitransformer.tasks import Task, folder_task
 from minitransformer.tokenizer import Tokenizer
 
 DOCS_RATES, RATES = (2e-4,), (3e-5, 1e-4, 3e-4)  # learning rates unless --lrs says otherwise
@@ -62,19 +65,33 @@ def parse_config(argv: list[str] | None = None) -> argparse.Namespace:
     add("runs", nargs="+", metavar="RUN", help="run folders, other folders, or hub ids")
     add("--teacher", help="what to compare with (default: each run's own teacher)")
     add("--data", action="append", help="held-out text, as in train.py (default: each run's own)")
-    add("--tasks", nargs="+", default=["docs"], metavar="T",
-        help=f"{names}, a folder with train.* and dev.*, or none (default: docs)")
+    add(
+        "--tasks",
+        nargs="+",
+        default=["docs"],
+        metavar="T",
+        help=f"{names}, a folder with train.* and dev.*, or none (default: docs)",
+    )
     add("--data-dir", help="GLUE and XNLI offline: a folder with one folder a task")
     add("--regression", action="store_true", help="own tasks: integers are numbers, not classes")
     add("--seeds", type=int, default=2, help="fine-tuned models a cell of the grid (default: 2)")
-    add("--lrs", type=float, nargs="+", metavar="LR",
-        help="learning rates of the grid (default: 2e-4 for docs, else 3e-5 1e-4 3e-4)")
+    add(
+        "--lrs",
+        type=float,
+        nargs="+",
+        metavar="LR",
+        help="learning rates of the grid (default: 2e-4 for docs, else 3e-5 1e-4 3e-4)",
+    )
     add("--epochs", type=int, nargs="+", default=[3], metavar="N", help="of the grid (default: 3)")
     add("--batch-size", type=int, default=16, help="of fine-tuning (default: 16)")
     add("--max-tokens", type=int, default=128, help="longer inputs are cut (default: 128)")
     add("--sentence", default=SENTENCE, help="whose relation maps are drawn")
-    add("--precision", choices=["auto", "fp32", "bf16"], default="auto",
-        help="auto: bf16 where the hardware multiplies it, else fp32 (default: auto)")
+    add(
+        "--precision",
+        choices=["auto", "fp32", "bf16"],
+        default="auto",
+        help="auto: bf16 where the hardware multiplies it, else fp32 (default: auto)",
+    )
     add("--device", default="auto", help="cpu, cuda, cuda:1; auto is cuda where there is one")
     add("--threads", type=int, default=0, help="CPU threads (default: PyTorch's choice)")
     add("--out", type=Path, help="folder for results.json, results.md and pictures")
@@ -238,15 +255,17 @@ def costs(models: dict[str, Model], tasks: list[Task], device) -> list[dict]:
     found = []
     for encoder in encoders:
         total, embeddings = cost.parameter_counts(encoder)
-        found.append({
-            "layers": encoder.config.num_hidden_layers,
-            "hidden": encoder.config.hidden_size,
-            "parameters": total,
-            "parameters_without_embeddings": total - embeddings,
-            "megabytes": cost.megabytes(encoder),
-            "flops_per_token": cost.flops_per_token(encoder, length),
-            "latency_ms": {},
-        })
+        found.append(
+            {
+                "layers": encoder.config.num_hidden_layers,
+                "hidden": encoder.config.hidden_size,
+                "parameters": total,
+                "parameters_without_embeddings": total - embeddings,
+                "megabytes": cost.megabytes(encoder),
+                "flops_per_token": cost.flops_per_token(encoder, length),
+                "latency_ms": {},
+            }
+        )
     for batch in (1, 32):
         for row, seconds in zip(found, cost.latencies(encoders, batch, length), strict=True):
             times = {"median": statistics.median(seconds), "p95": cost.percentile(seconds, 0.95)}
@@ -306,7 +325,7 @@ def load_tasks(config) -> list[Task]:
 
 def fine_tune_all(models, tasks, config, recipe) -> dict[tuple[str, str], Grid]:
     """{(model, task): its grid}, with every cell computed or found in the cache."""
-    cache = cli.cache_folder() / "finetune"
+    cache = cache_folder() / "finetune"
     cache.mkdir(exist_ok=True)
     grids = {}
     for task in tasks:
@@ -337,7 +356,7 @@ def rates(task: Task, config) -> list[float]:
 
 def draw(models, facts, batches, records, headlines, config, device) -> list[Path]:
     """All pictures; those that need two models are drawn for each run and its teacher."""
-    from minitransformer import figures  # here, because matplotlib takes a second
+    from distill.evaluation import figures
 
     files = []
     for name, model in models.items():
@@ -366,12 +385,12 @@ def main(argv: list[str] | None = None) -> int:
     config = parse_config(argv)
     if config.out:
         check_folder(config.out)
-    device = cli.choose_device(config.device)
+    device = choose_device(config.device)
     if config.threads:
         torch.set_num_threads(config.threads)
     bf16 = config.precision == "bf16"
     if config.precision == "auto":
-        bf16 = cli.native_bfloat16(device)
+        bf16 = native_bfloat16(device)
 
     def autocast():
         return torch.autocast(device.type, torch.bfloat16, enabled=bf16)
@@ -387,8 +406,8 @@ def main(argv: list[str] | None = None) -> int:
     for model in models.values():
         model.fingerprint  # noqa: B018 - of the weights before they move to a GPU
         model.encoder.to(device)
-    provenance = cli.provenance()
-    where = f"{device}, {recipe.precision} (latencies float32), {provenance['machine']}"
+    measured_by = provenance()
+    where = f"{device}, {recipe.precision} (latencies float32), {measured_by['machine']}"
     print(f"evaluating {', '.join(models)} on {where}", flush=True)
 
     batches = held_out_batches(models, config, device)
@@ -405,7 +424,7 @@ def main(argv: list[str] | None = None) -> int:
     lrs = {task.name: rates(task, config) for task in tasks}
     settings = {"seeds": config.seeds, "epochs": config.epochs, "lrs": lrs}
     results = {
-        **provenance,
+        **measured_by,
         "settings": {**settings, "recipe": asdict(recipe)},
         "models": facts,
         "rows": records,

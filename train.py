@@ -8,8 +8,8 @@
     torchrun --nproc-per-node 8 train.py ...                   the same on eight GPUs (or processes)
 
 Read it top to bottom: settings, processes, one step, the run. What it builds on: distill/student.py
-(teacher and student), minitransformer/data.py (text), distill/*.py (the methods), distill/run.py
-(log and checkpoints), distill/report.py (the closing table).
+(teacher and student), distill/data/batches.py (text), distill/*.py (the methods), distill/training/run.py
+(log and checkpoints), distill/training/report.py (the closing table).
 """
 
 import math
@@ -28,12 +28,16 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from distill.report import describe_encoder, finish
-from distill.run import Run, write_tensors
+from distill.data.batches import Text, parse_sources
+from distill.method import Batch
+from distill.program import cli
+from distill.program.machine import can_compile, choose_device, machine, native_bfloat16, provenance
 from distill.student import freeze_unreached, load_models
-from minitransformer import cli
-from minitransformer.config import UserError
-from minitransformer.data import Batch, Text, parse_sources
+from distill.training.processes import all_reduced, launcher, leave_together, rank, world
+from distill.training.report import describe_encoder, finish
+from distill.training.run import Run, write_tensors
+from distill.training.signals import Signals
+from minitransformer.errors import UserError
 from minitransformer.model import Encoder
 from minitransformer.pretrained import weights_hash
 
@@ -56,24 +60,32 @@ class TrainConfig:
     teacher: str = setting("embedded", "embedded, a folder, or a hub id")
     method: Literal["mha", "hs", "od", "direct-minilm", "mlm"] = setting("mha", "what to transfer")
     mapping: Literal["single", "uniform", "last", "uniform-consecutive", "uniform+last"] = setting(
-        "uniform", "hs: which student layer learns from which teacher layer")
+        "uniform", "hs: which student layer learns from which teacher layer"
+    )
     teacher_layer: int | None = setting(
-        None, "mha, direct-minilm: teacher layer to learn from; default: the last but one")
+        None, "mha, direct-minilm: teacher layer to learn from; default: the last but one"
+    )
     relation_heads: int | None = setting(
-        None, "mha, direct-minilm: default: the common divisor of both widths nearest to 48")
+        None, "mha, direct-minilm: default: the common divisor of both widths nearest to 48"
+    )
     temperature: float = setting(1.0, "od: temperature of both distributions")
     positions: Literal["masked", "all"] = setting("masked", "od: tokens to compare predictions at")
     student_layers: int | None = setting(None, "default: half the teacher's")
     student_hidden: int | None = setting(None, "width; default: the teacher's")
     student_heads: int | None = setting(
-        None, "default: the teacher's, or the nearest number that divides the width")
+        None, "default: the teacher's, or the nearest number that divides the width"
+    )
     student_ffn: int | None = setting(None, "default: 4 times the width")
     init: str | None = setting(
-        None, "random, embeddings, uniform, first, last, layers like 2,4,6, or a student's folder;"
-        " default: uniform where the widths match, else embeddings")
+        None,
+        "random, embeddings, uniform, first, last, layers like 2,4,6, or a student's folder;"
+        " default: uniform where the widths match, else embeddings",
+    )
     data: list[str] = setting(  # noqa: RUF009 - a default_factory
-        lambda: ["docs"], "docs (default), NAME=path/or/glob[:column] or"
-        " NAME=hub:dataset[:config][:split][:column]; may be given several times")
+        lambda: ["docs"],
+        "docs (default), NAME=path/or/glob[:column] or"
+        " NAME=hub:dataset[:config][:split][:column]; may be given several times",
+    )
     alpha: float = setting(0.3, "a corpus of n tokens gets a share in proportion to n^alpha")
     seq_len: int = setting(128, "tokens in a sequence")
     batch_size: int = setting(16, "sequences per process and micro-batch")
@@ -84,7 +96,8 @@ class TrainConfig:
     weight_decay: float = setting(0.01, "AdamW's, on matrices alone")
     clip: float = setting(1.0, "largest norm of the gradient; 0: no limit")
     precision: Literal["auto", "fp32", "bf16"] = setting(
-        "auto", "auto: bf16 where the hardware multiplies it, else fp32")
+        "auto", "auto: bf16 where the hardware multiplies it, else fp32"
+    )
     device: str = setting("auto", "cuda where there is one, else cpu; or cpu, cuda, cuda:1")
     threads: int = setting(0, "CPU threads; 0: PyTorch's choice")
     compile: bool = setting(False, "torch.compile teacher and student")
@@ -97,9 +110,22 @@ class TrainConfig:
 
     def __post_init__(self):
         at_least = dict.fromkeys(
-            ("seq_len", "batch_size", "accumulate", "steps", "save_every", "eval_every",
-             "student_layers", "student_hidden", "student_heads", "student_ffn",
-             "teacher_layer", "relation_heads"), 1)
+            (
+                "seq_len",
+                "batch_size",
+                "accumulate",
+                "steps",
+                "save_every",
+                "eval_every",
+                "student_layers",
+                "student_hidden",
+                "student_heads",
+                "student_ffn",
+                "teacher_layer",
+                "relation_heads",
+            ),
+            1,
+        )
         at_least |= dict.fromkeys(("weight_decay", "clip", "threads", "seed", "warmup", "alpha"), 0)
         at_least |= {"lr": 1e-12, "temperature": 1e-3, "seq_len": 3}
         at_most = {"warmup": 1, "alpha": 1, "seed": 2**32 - 2, "threads": 1024}
@@ -137,44 +163,35 @@ def resumed_config(given: dict) -> TrainConfig:
         raise UserError("--resume goes on with a run folder: name it with --out")
     settings = Run(given["out"]).newest_with("settings")["settings"]
     if settings.keys() != {f.name for f in fields(TrainConfig)}:
-        raise UserError(f"{given['out']} was begun by another version of this program;"
-                        " go on with that one or start a new run")
-    free = {"out", "resume", "batch_size", "accumulate", "device", "threads",
-            "save_every", "eval_every", "lr", "clip"}
+        raise UserError(
+            f"{given['out']} was begun by another version of this program;"
+            " go on with that one or start a new run"
+        )
+    free = {
+        "out",
+        "resume",
+        "batch_size",
+        "accumulate",
+        "device",
+        "threads",
+        "save_every",
+        "eval_every",
+        "lr",
+        "clip",
+    }
     for name, value in given.items():
         if name not in free and settings[name] != value:
             flag = "--" + name.replace("_", "-")
-            raise UserError(f"{flag} {value}, but {given['out']} was started with {settings[name]};"
-                            f" leave {flag} out to go on")
+            raise UserError(
+                f"{flag} {value}, but {given['out']} was started with {settings[name]};"
+                f" leave {flag} out to go on"
+            )
     return TrainConfig(**{**settings, **given})
 
 
 # --------------------------------------------------------------------------------------------------
 # Processes and device
 # --------------------------------------------------------------------------------------------------
-
-
-def rank() -> int:
-    return int(os.environ.get("RANK", 0))
-
-
-def world() -> int:
-    return int(os.environ.get("WORLD_SIZE", 1))
-
-
-def all_reduced(*numbers: Tensor) -> list[float]:
-    """The sums of the numbers over all processes: one collective, one wait for the device."""
-    packed = torch.stack([number.detach().double() for number in numbers])
-    if dist.is_initialized():
-        dist.all_reduce(packed)
-    return packed.tolist()
-
-
-def leave_together() -> None:
-    """Waits for all ranks: when one process ends, torchrun ends the others, also amid a save."""
-    if dist.is_initialized():
-        dist.barrier()
-        dist.destroy_process_group()
 
 
 # --------------------------------------------------------------------------------------------------
@@ -267,18 +284,20 @@ def main(argv: list[str] | None = None) -> int:
         last = run.records()[-1]
         if last["event"] == "summary":
             run.remove_checkpoints()  # if it was killed between its summary and this
-            print(f"{config.out} is finished: {config.steps} steps,"
-                  f" held-out loss {last['loss_after']}")
+            print(
+                f"{config.out} is finished: {config.steps} steps,"
+                f" held-out loss {last['loss_after']}"
+            )
             return 0
     elif config.out:
         Run(config.out).check_new()
 
-    device = cli.choose_device(config.device)
+    device = choose_device(config.device)
     if config.threads:
         torch.set_num_threads(config.threads)
     bf16 = config.precision == "bf16"
     if config.precision == "auto":
-        bf16 = cli.native_bfloat16(device)
+        bf16 = native_bfloat16(device)
 
     def autocast():
         return torch.autocast(device.type, torch.bfloat16, enabled=bf16)
@@ -295,7 +314,7 @@ def main(argv: list[str] | None = None) -> int:
     held_out = [batch.to(device) for batch in held_out]
     frozen = freeze_unreached(student, method, teacher, held_out[0])
     transfer = wrapped = Transfer(student, method)
-    if config.compile and cli.can_compile(device):
+    if config.compile and can_compile(device):
         for model in (teacher, student):
             if model is not None:
                 model.compile()
@@ -307,10 +326,14 @@ def main(argv: list[str] | None = None) -> int:
     # the run folder
     config, run = open_run(config)
     start, bad = 0, 0
-    facts = {"settings": asdict(config), "processes": world(), "text": text.describe(),
-             "sequences_a_step": config.batch_size * config.accumulate * world(),
-             "teacher": teacher and {"name": config.teacher, "hash": weights_hash(teacher)},
-             **cli.provenance()}
+    facts = {
+        "settings": asdict(config),
+        "processes": world(),
+        "text": text.describe(),
+        "sequences_a_step": config.batch_size * config.accumulate * world(),
+        "teacher": teacher and {"name": config.teacher, "hash": weights_hash(teacher)},
+        **provenance(),
+    }
     if config.resume:
         run.check_unchanged(facts)
         state = run.newest()
@@ -332,25 +355,37 @@ def main(argv: list[str] | None = None) -> int:
         run.log("start", **facts)
     print(f"student: {describe_encoder(student)}; starts from {config.init}")
     print(f"{config.method}: {method.describe()}" + (f"\n{frozen}" if frozen else ""))
-    print(f"text: {sum(c['tokens'] or 0 for c in text.describe()):,} tokens;"
-          f" {config.precision} on {cli.machine()}; {run.folder}", flush=True)
+    print(
+        f"text: {sum(c['tokens'] or 0 for c in text.describe()):,} tokens;"
+        f" {config.precision} on {machine()}; {run.folder}",
+        flush=True,
+    )
 
     def save(step: int) -> None:
         # no random state: order and masks follow from (seed, draw), and there is no dropout
-        run.save(step, {"student": student.state_dict(), "method": method.state_dict(), "bad": bad,
-                        "optimizer": optimizer.state_dict(), "text": read})
+        run.save(
+            step,
+            {
+                "student": student.state_dict(),
+                "method": method.state_dict(),
+                "bad": bad,
+                "optimizer": optimizer.state_dict(),
+                "text": read,
+            },
+        )
 
     def draw():
         """This rank's batches of the next step, and how far the text is read then."""
-        batches = text.step(config.batch_size, config.accumulate, rank(), world(),
-                            masked=method.masked_text)
+        batches = text.step(
+            config.batch_size, config.accumulate, rank(), world(), masked=method.masked_text
+        )
         return batches, text.state_dict()
 
     # each step's batches are drawn in a thread while the step before computes
     drawing, drawn, read = ThreadPoolExecutor(1), None, text.state_dict()
 
     # the loop: one turn more than there are steps, so that the last evaluation is like the others
-    signals, told = cli.Signals(), False
+    signals, told = Signals(), False
     tokens = facts["sequences_a_step"] * config.seq_len
     progress = tqdm(total=config.steps, initial=start, unit="step", disable=rank() > 0 or None)
     spoke = time.monotonic()
@@ -361,15 +396,19 @@ def main(argv: list[str] | None = None) -> int:
             save(step)
         if told and step < config.steps:
             progress.close()
-            print(f"stopped after step {step}; to go on: {cli.launcher()} train.py"
-                  f" --out {run.folder} --resume", flush=True)
+            print(
+                f"stopped after step {step}; to go on: {launcher()} train.py"
+                f" --out {run.folder} --resume",
+                flush=True,
+            )
             leave_together()
             return signals.status
         if step % config.eval_every == 0 or step == config.steps:
             loss = held_out_loss(transfer, teacher, held_out, autocast)
             run.log("eval", step=step, loss=loss if math.isfinite(loss) else None)
-            progress.write(f"step {step:>6}/{config.steps}  held-out loss {loss:.4f}",
-                           file=sys.stdout)
+            progress.write(
+                f"step {step:>6}/{config.steps}  held-out loss {loss:.4f}", file=sys.stdout
+            )
         if step == config.steps:
             break
         clock = time.perf_counter()
@@ -380,28 +419,42 @@ def main(argv: list[str] | None = None) -> int:
         drawn = drawing.submit(draw) if step + 1 < config.steps else None
         batches = [batch.to(device) for batch in batches]
         loss, finite, told = train_step(
-            config, wrapped, teacher, optimizer, batches, autocast, signals.received)
+            config, wrapped, teacher, optimizer, batches, autocast, signals.received
+        )
         speed = tokens / (time.perf_counter() - clock)
-        run.log("step", step=step + 1, loss=loss if finite else None, lr=lr,
-                tokens_per_s=round(speed))
+        run.log(
+            "step", step=step + 1, loss=loss if finite else None, lr=lr, tokens_per_s=round(speed)
+        )
         bad = 0 if finite else bad + 1
         if bad:
-            progress.write(f"step {step + 1} is skipped: its loss or gradient is not finite",
-                           file=sys.stdout)
+            progress.write(
+                f"step {step + 1} is skipped: its loss or gradient is not finite", file=sys.stdout
+            )
         if bad >= BAD_STEPS:
             file = run.folder / f"bad-batch-rank{rank()}.safetensors"
-            write_tensors(file, {f"{turn}.{name}": tensor for turn, batch in enumerate(batches)
-                                 for name, tensor in vars(batch).items() if tensor is not None})
+            write_tensors(
+                file,
+                {
+                    f"{turn}.{name}": tensor
+                    for turn, batch in enumerate(batches)
+                    for name, tensor in vars(batch).items()
+                    if tensor is not None
+                },
+            )
             raise UserError(
                 f"{bad} steps in a row had no finite loss or gradient, up to step {step + 1}; its"
-                f" batch is in {file}; go on with --resume and a lower --lr than {config.lr:g}")
+                f" batch is in {file}; go on with --resume and a lower --lr than {config.lr:g}"
+            )
         progress.set_postfix_str(f"loss {loss:.4f}, {speed:,.0f} tokens/s", refresh=False)
         progress.update()
         if progress.disable and (step == start or time.monotonic() - spoke >= 10):
             spoke = time.monotonic()
             left = tokens / speed * (config.steps - step - 1)
-            print(f"step {step + 1:>6}/{config.steps}  loss {loss:.4f}  lr {lr:.1e}"
-                  f"  {speed:,.0f} tokens/s  {tqdm.format_interval(left)} left", flush=True)
+            print(
+                f"step {step + 1:>6}/{config.steps}  loss {loss:.4f}  lr {lr:.1e}"
+                f"  {speed:,.0f} tokens/s  {tqdm.format_interval(left)} left",
+                flush=True,
+            )
     progress.close()
     if rank() == 0:
         finish(config, run, teacher, student, method, tokenizer, text)

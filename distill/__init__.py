@@ -7,17 +7,31 @@ from distill.hs import HS
 from distill.mha import MHA
 from distill.mlm import MLM
 from distill.od import OD
-from minitransformer.config import UserError
+from minitransformer.errors import UserError
 
 METHODS = {"mha": MHA, "hs": HS, "od": OD, "direct-minilm": DirectMiniLM, "mlm": MLM}
 
 
-def build_method(name, student, teacher, *, mapping="uniform", teacher_layer=None,
-                 relation_heads=None, temperature=1.0, positions="masked"):
+def build_method(
+    name,
+    student,
+    teacher,
+    *,
+    mapping="uniform",
+    teacher_layer=None,
+    relation_heads=None,
+    temperature=1.0,
+    positions="masked",
+):
     """The method of that name for two EncoderConfigs (teacher None for mlm), with what it takes."""
     if name not in METHODS:
         raise UserError(f"unknown method {name!r}: choose from {', '.join(METHODS)}")
-    settings = dict(mapping=mapping, teacher_layer=teacher_layer, relation_heads=relation_heads,
-                    temperature=temperature, positions=positions)
+    settings = dict(
+        mapping=mapping,
+        teacher_layer=teacher_layer,
+        relation_heads=relation_heads,
+        temperature=temperature,
+        positions=positions,
+    )
     taken = settings.keys() & inspect.signature(METHODS[name].__init__).parameters.keys()
     return METHODS[name](student, teacher, **{key: settings[key] for key in taken})

@@ -30,7 +30,7 @@ from distill.method import (
     qkv_of,
     without_padding,
 )
-from minitransformer.config import UserError
+from minitransformer.errors import UserError
 
 
 def direct_loss(student, teacher, mask, weight):
@@ -54,8 +54,9 @@ def direct_loss(student, teacher, mask, weight):
     R = weight.shape[0]
     check_heads(R, D_s, D_t)
     if tuple(weight.shape) != (R, D_s // R, D_t // R):
-        raise UserError(f"the weight is {tuple(weight.shape)}, the widths need"
-                        f" {(R, D_s // R, D_t // R)}")
+        raise UserError(
+            f"the weight is {tuple(weight.shape)}, the widths need {(R, D_s // R, D_t // R)}"
+        )
     with no_autocast(student):  # tiny products: a cast would cost more than it saves
         heads = exact(student).view(B, N, R, D_s // R)
         mapped = torch.einsum("bnrd,rde->bnre", heads, exact(weight))
@@ -77,14 +78,18 @@ class DirectMiniLM(Method):
         self.query, self.key, self.value = (nn.Parameter(each.clone()) for each in maps)
 
     def describe(self):
-        return (f"Q, K, V directly: student layer {self.student_layer}, teacher layer"
-                f" {self.teacher_layer}, {self.relation_heads} relation heads")
+        return (
+            f"Q, K, V directly: student layer {self.student_layer}, teacher layer"
+            f" {self.teacher_layer}, {self.relation_heads} relation heads"
+        )
 
     def forward(self, student, teacher, batch):
         with torch.no_grad():
             targets = qkv_of(teacher, batch, self.teacher_layer)
         states = qkv_of(student, batch, self.student_layer)
         weights = self.query, self.key, self.value
-        parts = [direct_loss(x_s, x_t, batch.mask, weight)
-                 for x_s, x_t, weight in zip(states, targets, weights, strict=True)]
+        parts = [
+            direct_loss(x_s, x_t, batch.mask, weight)
+            for x_s, x_t, weight in zip(states, targets, weights, strict=True)
+        ]
         return sum(total for total, _ in parts), parts[0][1]

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from distill.method import Method, check_tokens, exact, initial_map, no_autocast, without_padding
-from minitransformer.config import UserError
+from minitransformer.errors import UserError
 
 STRATEGIES = ("single", "uniform", "last", "uniform-consecutive", "uniform+last")
 
@@ -41,8 +41,10 @@ def layer_map(strategy, student_layers, teacher_layers):
     if strategy not in STRATEGIES:
         raise UserError(f"unknown layer map {strategy!r}: choose from {', '.join(STRATEGIES)}")
     if "last" in strategy and student_layers > teacher_layers:
-        raise UserError(f"layer map {strategy!r} needs no more student than teacher layers:"
-                        f" the student has {student_layers}, the teacher {teacher_layers}")
+        raise UserError(
+            f"layer map {strategy!r} needs no more student than teacher layers:"
+            f" the student has {student_layers}, the teacher {teacher_layers}"
+        )
 
     def u(i):  # i * L_t / L_s rounded half up, in whole numbers
         return (2 * i * teacher_layers + student_layers) // (2 * student_layers)
@@ -78,8 +80,10 @@ def hs_loss(student_hidden, teacher_hidden, mask, projection=None):
     check_tokens(student_hidden, teacher_hidden, mask)
     widths = student_hidden.shape[-1], teacher_hidden.shape[-1]
     if projection is None and widths[0] != widths[1]:
-        raise UserError(f"student width {widths[0]} and teacher width {widths[1]} differ:"
-                        f" a ({widths[0]}, {widths[1]}) projection is needed")
+        raise UserError(
+            f"student width {widths[0]} and teacher width {widths[1]} differ:"
+            f" a ({widths[0]}, {widths[1]}) projection is needed"
+        )
     if projection is not None and tuple(projection.shape) != widths:
         raise UserError(f"the projection is {tuple(projection.shape)}, the widths need {widths}")
     # The product may run in autocast's bfloat16, like all of the step; the difference may not.
@@ -107,7 +111,8 @@ class HS(Method):
         self.maps = None
         if student.hidden_size != teacher.hidden_size:
             self.maps = nn.Parameter(
-                initial_map(len(self.pairs), student.hidden_size, teacher.hidden_size))
+                initial_map(len(self.pairs), student.hidden_size, teacher.hidden_size)
+            )
 
     def describe(self):
         pairs = " ".join(f"({i},{j})" for i, j in self.pairs)
@@ -119,6 +124,8 @@ class HS(Method):
             targets = hidden_to(teacher, batch, self.teacher_layer)
         hidden = hidden_to(student, batch, self.student_layer)
         maps = [None] * len(self.pairs) if self.maps is None else self.maps
-        parts = [hs_loss(hidden[i], targets[j], batch.mask, w)
-                 for (i, j), w in zip(self.pairs, maps, strict=True)]
+        parts = [
+            hs_loss(hidden[i], targets[j], batch.mask, w)
+            for (i, j), w in zip(self.pairs, maps, strict=True)
+        ]
         return sum(total for total, _ in parts), parts[0][1]

@@ -9,11 +9,29 @@ up changes nothing.
 Size letters as in minitransformer/model.py; arguments always in the order (student, teacher, mask).
 """
 
-import torch
-from torch import nn
+from dataclasses import dataclass
 
-from minitransformer.config import UserError
+import torch
+from torch import Tensor, nn
+
+from minitransformer.errors import UserError
 from minitransformer.model import all_real
+
+
+@dataclass
+class Batch:
+    """`ids` (B, N) int64; `mask` (B, N) bool, True = real token. For methods that read masked text
+    also `masked_ids` (B, N) and `chosen` (B, N) bool, the positions drawn for prediction.
+    """
+
+    ids: Tensor
+    mask: Tensor
+    masked_ids: Tensor | None = None
+    chosen: Tensor | None = None
+
+    def to(self, device) -> "Batch":
+        tensors = (self.ids, self.mask, self.masked_ids, self.chosen)
+        return Batch(*(None if t is None else t.to(device, non_blocking=True) for t in tensors))
 
 
 class Method(nn.Module):
@@ -37,20 +55,26 @@ class Method(nn.Module):
 def check_tokens(student, teacher, mask):
     """Both (B, N, ·) tensors and the (B, N) mask must speak of the same tokens."""
     if student.dim() != 3 or teacher.dim() != 3:
-        raise UserError(f"student and teacher must be (B, N, D): got {tuple(student.shape)}"
-                        f" and {tuple(teacher.shape)}")
+        raise UserError(
+            f"student and teacher must be (B, N, D): got {tuple(student.shape)}"
+            f" and {tuple(teacher.shape)}"
+        )
     shapes = tuple(student.shape[:2]), tuple(teacher.shape[:2]), tuple(mask.shape)
     if len(set(shapes)) > 1:
-        raise UserError("student, teacher and mask differ in (sequences, tokens):"
-                        f" {shapes[0]}, {shapes[1]} and {shapes[2]}")
+        raise UserError(
+            "student, teacher and mask differ in (sequences, tokens):"
+            f" {shapes[0]}, {shapes[1]} and {shapes[2]}"
+        )
 
 
 def check_heads(relation_heads, *widths):
     """Relation heads must divide every width; if not, say which numbers do."""
     if relation_heads < 1 or any(width % relation_heads for width in widths):
         fitting = ", ".join(str(heads) for heads in common_divisors(*widths))
-        raise UserError(f"{relation_heads} relation heads do not divide the width"
-                        f" {' and '.join(map(str, dict.fromkeys(widths)))}; these do: {fitting}")
+        raise UserError(
+            f"{relation_heads} relation heads do not divide the width"
+            f" {' and '.join(map(str, dict.fromkeys(widths)))}; these do: {fitting}"
+        )
 
 
 def common_divisors(*widths):
@@ -71,8 +95,10 @@ def choose_teacher_layer(teacher_layers, teacher_layer=None):
     if teacher_layer is None:
         return max(1, teacher_layers - 1)
     if not 1 <= teacher_layer <= teacher_layers:
-        raise UserError(f"teacher layer {teacher_layer} is out of range: the teacher has layers"
-                        f" 1 to {teacher_layers}")
+        raise UserError(
+            f"teacher layer {teacher_layer} is out of range: the teacher has layers"
+            f" 1 to {teacher_layers}"
+        )
     return teacher_layer
 
 

@@ -3,7 +3,7 @@
     loss = mean over the positions drawn for prediction of  -log softmax(z)[true token]
 
 BERT's own pre-training task (arXiv 1810.04805, section 3.1, task #1): of the positions drawn, 80 %
-show [MASK], 10 % a random token, 10 % the true one (minitransformer/data.py). It is the baseline
+show [MASK], 10 % a random token, 10 % the true one (distill/data/batches.py). It is the baseline
 that distillation must beat, and the way to give a teacher without an MLM head the one that OD
 needs. Differs from BERT: no next-sentence prediction.
 """
@@ -11,9 +11,9 @@ needs. Differs from BERT: no next-sentence prediction.
 import torch
 from torch.nn import functional as F
 
+from distill.fast.vocabulary import check_mlm_head, chunked_loss, features_at, softmax
 from distill.method import Method, exact, no_autocast
-from distill.vocabulary import check_mlm_head, chunked_loss, features_at, softmax
-from minitransformer.config import UserError
+from minitransformer.errors import UserError
 
 
 def mlm_loss(logits, targets):
@@ -75,4 +75,7 @@ class MLM(Method):
         self.check_models(student)
         return mlm_loss_fused(
             features_at(student, batch, batch.chosen),
-            student.embeddings.word.weight, student.mlm_head.bias, batch.ids[batch.chosen])
+            student.embeddings.word.weight,
+            student.mlm_head.bias,
+            batch.ids[batch.chosen],
+        )

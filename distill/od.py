@@ -16,9 +16,9 @@ tau is 1 and the positions are those drawn for prediction, unless set otherwise.
 import torch
 from torch.nn import functional as F
 
+from distill.fast.vocabulary import check_mlm_head, chunked_loss, features_at, softmax
 from distill.method import Method, exact, no_autocast
-from distill.vocabulary import check_mlm_head, chunked_loss, features_at, softmax
-from minitransformer.config import UserError
+from minitransformer.errors import UserError
 
 
 def od_loss(student_logits, teacher_logits, temperature=1.0):
@@ -44,8 +44,15 @@ def od_loss(student_logits, teacher_logits, temperature=1.0):
     return total, total.new_tensor(len(student_logits))
 
 
-def od_loss_fused(student_features, student_weight, student_bias,
-                  teacher_features, teacher_weight, teacher_bias, temperature=1.0):
+def od_loss_fused(
+    student_features,
+    student_weight,
+    student_bias,
+    teacher_features,
+    teacher_weight,
+    teacher_bias,
+    temperature=1.0,
+):
     """od_loss of features @ weight.T + bias of both models, a few positions at a time.
 
     Features (M, D_s) and (M, D_t), weights (V, D_s) and (V, D_t), biases (V,). Under autocast the
@@ -64,7 +71,8 @@ def od_loss_fused(student_features, student_weight, student_bias,
 
     teacher = teacher_features.detach() / temperature, teacher_weight, teacher_bias / temperature
     total = chunked_loss(
-        student_features / temperature, student_weight, student_bias / temperature, score, teacher)
+        student_features / temperature, student_weight, student_bias / temperature, score, teacher
+    )
     return total * temperature**2, total.new_tensor(len(student_features))
 
 
@@ -88,16 +96,19 @@ class OD(Method):
         if not temperature > 0:
             raise UserError(f"the temperature is {temperature}; it must be above 0")
         if student.vocab_size != teacher.vocab_size:
-            raise UserError(f"OD compares predictions word by word, but the student knows"
-                            f" {student.vocab_size} tokens and the teacher {teacher.vocab_size}")
+            raise UserError(
+                f"OD compares predictions word by word, but the student knows"
+                f" {student.vocab_size} tokens and the teacher {teacher.vocab_size}"
+            )
         self.temperature, self.positions = temperature, positions
 
     def describe(self):
         return f"output distribution: {self.positions} positions, temperature {self.temperature:g}"
 
     def check_models(self, student, teacher):
-        check_mlm_head(teacher, "teacher",
-                       "train one with `python train.py --method mlm --init TEACHER`")
+        check_mlm_head(
+            teacher, "teacher", "train one with `python train.py --method mlm --init TEACHER`"
+        )
         check_mlm_head(student, "student", "build it with mlm_head=True")
 
     def forward(self, student, teacher, batch):
@@ -107,5 +118,10 @@ class OD(Method):
             target = features_at(teacher, batch, rows)  # (M, D_t)
         return od_loss_fused(
             features_at(student, batch, rows),
-            student.embeddings.word.weight, student.mlm_head.bias,
-            target, teacher.embeddings.word.weight, teacher.mlm_head.bias, self.temperature)
+            student.embeddings.word.weight,
+            student.mlm_head.bias,
+            target,
+            teacher.embeddings.word.weight,
+            teacher.mlm_head.bias,
+            self.temperature,
+        )

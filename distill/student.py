@@ -19,9 +19,9 @@ from dataclasses import replace
 import torch
 
 from distill import METHODS, build_method
-from distill.method import Method
-from minitransformer.config import EncoderConfig, UserError
-from minitransformer.data import Batch
+from distill.method import Batch, Method
+from minitransformer.config import EncoderConfig
+from minitransformer.errors import UserError
 from minitransformer.model import Encoder
 from minitransformer.pretrained import load_pretrained
 

@@ -1,13 +1,10 @@
 """A Transformer encoder in the open: BERT, RoBERTa and XLM-R weights in, and out again."""
 
-from minitransformer.config import EncoderConfig, UserError
+from minitransformer.config import EncoderConfig
+from minitransformer.embedded import EMBEDDED_TEACHER
+from minitransformer.errors import UserError
 from minitransformer.model import Encoder, EncoderOutput
-from minitransformer.pretrained import (
-    EMBEDDED_TEACHER,
-    load_pretrained,
-    save_pretrained,
-    weights_hash,
-)
+from minitransformer.pretrained import load_pretrained, save_pretrained, weights_hash
 from minitransformer.tokenizer import Tokenizer
 
 __all__ = [

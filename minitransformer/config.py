@@ -8,6 +8,8 @@ decoder.
 
 from dataclasses import dataclass, field, fields
 
+from minitransformer.errors import UserError
+
 MODEL_TYPES = ("bert", "roberta", "xlm-roberta")
 
 # Keys of a source's config.json that would be untrue of what we write, or that to_dict writes
@@ -29,10 +31,6 @@ LARGEST = {
     "max_position_embeddings": 2**20,
     "type_vocab_size": 2**16,
 }
-
-
-class UserError(ValueError):
-    """A mistake of the user's, told in one line: what is wrong, both numbers, and what to do."""
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ reported together, in one line, before anything is copied. Nothing is silently l
 
 import torch
 
-from minitransformer.config import UserError
+from minitransformer.errors import UserError
 from minitransformer.model import Encoder
 
 # ours: Hugging Face's. Each stands for a weight and, where the module has one, a bias.

@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from minitransformer.attention import attention, attention_map, merge_heads, split_heads
-from minitransformer.config import UserError
+from minitransformer.errors import UserError
 
 
 class EncoderOutput(NamedTuple):
@@ -165,8 +165,9 @@ class Encoder(nn.Module):
         self.embeddings.word.weight[self.config.pad_token_id].zero_()
         return self
 
-    def forward(self, input_ids, attention_mask=None, token_type_ids=None, *, stop=None,
-                keep="all"):
+    def forward(
+        self, input_ids, attention_mask=None, token_type_ids=None, *, stop=None, keep="all"
+    ):
         """Run the encoder and return its internals; nothing is stored on the modules.
 
         Shapes   input_ids, token_type_ids (B, N) int64; attention_mask (B, N) bool or 0/1.

@@ -13,7 +13,7 @@ from pathlib import Path
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors
 from tokenizers import Tokenizer as Pipeline
 
-from minitransformer.config import UserError
+from minitransformer.errors import UserError
 
 FILES = (
     "tokenizer.json",

@@ -36,7 +36,8 @@ def test_the_forms_are_equal_in_value_and_gradient(masked, block, monkeypatch):
     parts = heads()
     mask = torch.rand(2, 1, 1, 9, generator=torch.Generator().manual_seed(1)) < 0.6
     expected, *others = (
-        value_and_gradients(form, parts, mask if masked else None) for form in FORMS)
+        value_and_gradients(form, parts, mask if masked else None) for form in FORMS
+    )
     for value, gradients in others:
         torch.testing.assert_close(value, expected[0], rtol=0, atol=1e-14)
         for gradient, slope in zip(gradients, expected[1], strict=True):
@@ -61,8 +62,10 @@ def test_bfloat16_is_as_exact_in_blocks_as_written_out():
     for form in (explicit_attention, blocked_attention):
         value, gradients = value_and_gradients(form, rounded)
         assert value.dtype == torch.bfloat16
-        errors[form] = [((ours.double() - true).norm() / true.norm()).item() for ours, true in zip(
-            (value, *gradients), (truth[0], *truth[1]), strict=True)]
+        errors[form] = [
+            ((ours.double() - true).norm() / true.norm()).item()
+            for ours, true in zip((value, *gradients), (truth[0], *truth[1]), strict=True)
+        ]
     for ours, plain in zip(errors[blocked_attention], errors[explicit_attention], strict=True):
         assert 0 < ours < min(0.01, 1.1 * plain)
 

@@ -19,7 +19,8 @@ from torture import environment, make_inputs
 
 import evaluate
 import train
-from minitransformer import cli, save_pretrained
+from distill.program import cli
+from minitransformer import save_pretrained
 
 WORD = "embeddings.word_embeddings.weight"
 
@@ -96,8 +97,10 @@ TEACHERS = {
     "another architecture": (config_of(model_type="gpt2"), "'gpt2' is not supported; these are"),
     "another activation": (config_of(hidden_act="relu"), "hidden_act 'relu' is not supported"),
     "a decoder": (config_of(is_decoder=True), "is_decoder is set"),
-    "heads do not divide": (config_of(num_attention_heads=5),
-                            "5 attention heads do not divide the width 32; these do: 1, 2, 4"),
+    "heads do not divide": (
+        config_of(num_attention_heads=5),
+        "5 attention heads do not divide the width 32; these do: 1, 2, 4",
+    ),
     "a size that is none": (config_of(hidden_size="32"), "hidden_size must be a whole number"),
     "a size beyond all": (config_of(num_hidden_layers=10**9), "it must lie in 1 to 512"),
     "no weights": (removed("model.safetensors"), "no model.safetensors or pytorch_model.bin"),
@@ -105,11 +108,18 @@ TEACHERS = {
     "weights empty": (replaced("model.safetensors", ""), "cannot read model.safetensors"),
     "a tensor missing": (tensors_of(lambda t: t.pop("bert." + WORD)), f"missing {WORD}"),
     "a tensor too many": (tensors_of(lambda t: t.update(extra=torch.ones(1))), "unknown 'extra'"),
-    "shapes, all of them": (config_of(intermediate_size=48), ".*".join(
-        rf"encoder.layer.{i}.intermediate.dense.weight has shape \[64, 32\], the config says"
-        rf" \[48, 32\]" for i in range(3))),
-    "another kind of number": (tensors_of(lambda t: t.update({"bert." + WORD: torch.ones(
-        300, 32, dtype=torch.int32)})), "holds torch.int32, not plain"),
+    "shapes, all of them": (
+        config_of(intermediate_size=48),
+        ".*".join(
+            rf"encoder.layer.{i}.intermediate.dense.weight has shape \[64, 32\], the config says"
+            rf" \[48, 32\]"
+            for i in range(3)
+        ),
+    ),
+    "another kind of number": (
+        tensors_of(lambda t: t.update({"bert." + WORD: torch.ones(300, 32, dtype=torch.int32)})),
+        "holds torch.int32, not plain",
+    ),
     "an index to elsewhere": (index_to("../../etc/passwd"), "is no weight file of its folder"),
     "an index to nothing": (index_to("model-1.safetensors"), "model-1.safetensors"),
     "code in a checkpoint": (with_pickle({"w": Attack()}), "cannot read pytorch_model.bin"),
@@ -118,9 +128,16 @@ TEACHERS = {
     "no tokenizer": (removed("tokenizer.json", "vocab.txt"), "tokenizer"),
     "tokenizer is no JSON": (replaced("tokenizer.json", "{]"), "cannot read the tokenizer"),
     "ids beyond the vocabulary": (
-        lambda folder: (config_of(vocab_size=40)(folder), tensors_of(lambda t: t.update(
-            {name: tensor[:40].clone() for name, tensor in t.items() if len(tensor) == 300}))(
-            folder)), r"the tokenizer has ids up to \d+, but the encoder's vocab_size is 40"),
+        lambda folder: (
+            config_of(vocab_size=40)(folder),
+            tensors_of(
+                lambda t: t.update(
+                    {name: tensor[:40].clone() for name, tensor in t.items() if len(tensor) == 300}
+                )
+            )(folder),
+        ),
+        r"the tokenizer has ids up to \d+, but the encoder's vocab_size is 40",
+    ),
 }
 
 # {what: (flags, what the line says)}; {here} is the folder with teacher, texts and broken files.
@@ -153,15 +170,19 @@ TRAIN = {
     "heads of the student": ("--student-heads 5", "5 attention heads do not divide the width 32"),
     "width of the student": ("--student-hidden 99999999", "--student-hidden is 99999999"),
     "layers of the student": ("--student-layers 600", "num_hidden_layers is 600"),
-    "more layers than the teacher": ("--student-layers 5 --student-ffn 64 --init uniform",
-                                     "5 student layers, but the teacher has 3"),
+    "more layers than the teacher": (
+        "--student-layers 5 --student-ffn 64 --init uniform",
+        "5 student layers, but the teacher has 3",
+    ),
     "another width than copied": ("--init first --student-hidden 16", "copies teacher layers, but"),
     "a layer that is not there": ("--init 9 --student-ffn 64", "layer 9 is not one of .* 1 to 3"),
     "layers and their number": ("--init 1,2 --student-ffn 64", "lists 2 layers, .* student has 1"),
     "wider than the teacher": ("--init embeddings --student-hidden 64", "width 64 exceeds .* 32"),
     "no such student": ("--init ./nowhere", "./nowhere: no such folder"),
-    "sizes of another student": ("--init {here}/teacher --student-layers 1",
-                                 "--student-layers 1, but --init .* has 3"),
+    "sizes of another student": (
+        "--init {here}/teacher --student-layers 1",
+        "--student-layers 1, but --init .* has 3",
+    ),
     "a student that reads otherwise": ("--init {here}/roberta", "the tokenizers differ"),
     "teacher layer": ("--teacher-layer 9", "teacher layer 9 .* 1 to 3"),
     "relation heads": ("--relation-heads 5", "5 relation heads .* these do: 1, 2, 4, 8, 16, 32"),
@@ -191,8 +212,10 @@ TRAIN = {
     "no such column there": ("--data web=hub:{here}/dataset:::body", "no column 'body', but text"),
     "no such split there": ("--data web=hub:{here}/dataset::dev", "cannot open the hub dataset"),
     "a stream of little": ("--data web=hub:{here}/dataset", "the stream ends within 257 sequences"),
-    "words the tokenizer lacks": ("--method mlm --data web={here}/unknown.txt",
-                                  "nothing but special tokens"),
+    "words the tokenizer lacks": (
+        "--method mlm --data web={here}/unknown.txt",
+        "nothing but special tokens",
+    ),
 }
 
 EVALUATE = {
@@ -200,8 +223,10 @@ EVALUATE = {
     "no such run": ("./nowhere", "./nowhere: no such folder"),
     "an unfinished run": ("{here}/unfinished", "unfinished: python train.py --out .* --resume"),
     "no such task": ("{here}/teacher --tasks poetry", "--tasks poetry: neither a folder nor one"),
-    "no such folder of data": ("{here}/teacher --tasks rte --data-dir nowhere",
-                               "--data-dir nowhere: no such folder"),
+    "no such folder of data": (
+        "{here}/teacher --tasks rte --data-dir nowhere",
+        "--data-dir nowhere: no such folder",
+    ),
     "not in that folder": ("{here}/teacher --tasks rte --data-dir {here}", "no folder rte or RTE"),
     "no seeds": ("{here}/teacher --seeds 0", "--seeds is 0"),
     "no rate": ("{here}/teacher --lrs 0", "--lrs 0.0 must be above 0"),
@@ -209,10 +234,14 @@ EVALUATE = {
     "no dev": ("{here}/teacher --tasks {here}/task-no-dev", "no dev with one of .parquet, .jsonl"),
     "no rows": ("{here}/teacher --tasks {here}/task-empty", "no rows in it"),
     "no label": ("{here}/teacher --tasks {here}/task-no-label", "no column 'label'"),
-    "a label of dev": ("{here}/teacher --tasks {here}/task-new-label",
-                       "dev.csv, line 3: label 'c' does not occur in train: a, b"),
-    "a line too long": ("{here}/teacher --tasks {here}/task-ragged",
-                        "train.csv, line 3: 3 cells, but the header has 2"),
+    "a label of dev": (
+        "{here}/teacher --tasks {here}/task-new-label",
+        "dev.csv, line 3: label 'c' does not occur in train: a, b",
+    ),
+    "a line too long": (
+        "{here}/teacher --tasks {here}/task-ragged",
+        "train.csv, line 3: 3 cells, but the header has 2",
+    ),
     "one class": ("{here}/teacher --tasks {here}/task-one-class", "every label of train is 'a'"),
 }
 
@@ -222,8 +251,10 @@ def here(tmp_path_factory):
     """A folder with good inputs and with everything that is wrong in the tables above."""
     folder = tmp_path_factory.mktemp("bad-input")
     make_inputs(folder)
-    for name, encoder in (("headless", tiny_encoder(mlm_head=False)),
-                          ("roberta", tiny_encoder(tiny_config("roberta")))):
+    for name, encoder in (
+        ("headless", tiny_encoder(mlm_head=False)),
+        ("roberta", tiny_encoder(tiny_config("roberta"))),
+    ):
         (folder / name).mkdir()
         save_pretrained(folder / name, encoder, tiny_tokenizer(encoder.config.model_type))
     (folder / "text.doc").write_text("text")
@@ -237,15 +268,21 @@ def here(tmp_path_factory):
     (folder / "bad.parquet").write_bytes(b"PAR1 nothing PAR1")
     (folder / "dataset").mkdir()
     (folder / "dataset" / "train.jsonl").write_text(json.dumps({"text": " ".join(WORDS)}) + "\n")
-    for name, event in (("old", {"settings": {"method": "mha"}}), ("unfinished", {
-            "settings": {}, "teacher": None})):
+    for name, event in (
+        ("old", {"settings": {"method": "mha"}}),
+        ("unfinished", {"settings": {}, "teacher": None}),
+    ):
         (folder / name).mkdir()
         (folder / name / "log.jsonl").write_text(json.dumps({"event": "start", **event}) + "\n")
     good = "text,label\none,a\ntwo,b\n"
     for name, train_file, dev_file in (
-            ("no-dev", good, None), ("empty", "text,label\n", good),
-            ("no-label", "text,class\none,a\n", good), ("new-label", good, good[:-2] + "c\n"),
-            ("ragged", good[:-2] + "b,c\n", good), ("one-class", good[:-2] + "a\n", good)):
+        ("no-dev", good, None),
+        ("empty", "text,label\n", good),
+        ("no-label", "text,class\none,a\n", good),
+        ("new-label", good, good[:-2] + "c\n"),
+        ("ragged", good[:-2] + "b,c\n", good),
+        ("one-class", good[:-2] + "a\n", good),
+    ):
         (folder / f"task-{name}").mkdir()
         for split, content in (("train", train_file), ("dev", dev_file)):
             if content is not None:

@@ -10,11 +10,12 @@ import pytest
 import torch
 from conftest import WORDS, tiny_tokenizer
 
-from minitransformer import corpus, data
-from minitransformer.config import UserError
-from minitransformer.corpus import TokenFile, TokenStream, shuffled, tokenise
-from minitransformer.data import Text, mask_tokens
-from minitransformer.text import parse_source
+from distill.data import batches as data
+from distill.data import corpus
+from distill.data.batches import Text, mask_tokens
+from distill.data.corpus import TokenFile, TokenStream, shuffled, tokenise
+from distill.data.sources import parse_source
+from minitransformer.errors import UserError
 
 
 @pytest.fixture
@@ -81,8 +82,12 @@ def test_a_pass_reads_every_row_but_the_held_out_ones_once(folder, rows, capsys)
 
 
 def test_held_out_rows_are_never_drawn_over_several_passes(folder):
-    text = Text([numbers(folder, "a", 4000), numbers(folder, "b", 900, first=20000)],
-                CountingTokenizer(), 10, seed=1)
+    text = Text(
+        [numbers(folder, "a", 4000), numbers(folder, "b", 900, first=20000)],
+        CountingTokenizer(),
+        10,
+        seed=1,
+    )
     held = {tuple(row.tolist()) for batch in text.held_out(16, masked=False) for row in batch.ids}
     assert {row[1] >= 20000 for row in held} == {True, False}  # of both corpora
     drawn = Counter()
@@ -112,10 +117,12 @@ def test_the_order_depends_on_the_seed_and_on_nothing_else(folder):
 
 def test_held_out_text_and_its_masks_do_not_depend_on_the_seed(folder):
     spec = numbers(folder, "c", 4000)
-    batches = [Text([spec], CountingTokenizer(), 10, seed=seed).held_out(3, masked=True)
-               for seed in (0, 1)]
-    assert [b.masked_ids.tolist() for b in batches[0]] == [b.masked_ids.tolist()
-                                                           for b in batches[1]]
+    batches = [
+        Text([spec], CountingTokenizer(), 10, seed=seed).held_out(3, masked=True) for seed in (0, 1)
+    ]
+    assert [b.masked_ids.tolist() for b in batches[0]] == [
+        b.masked_ids.tolist() for b in batches[1]
+    ]
 
 
 # ---- shares --------------------------------------------------------------------------------------
@@ -145,8 +152,9 @@ def test_shares_follow_n_to_the_alpha(folder, alpha, monkeypatch):
 
 
 def test_sizes_are_those_of_the_files_where_none_is_declared(folder):
-    text = Text([numbers(folder, "a", 999), numbers(folder, "b", 99)], CountingTokenizer(), 10,
-                alpha=0.5)
+    text = Text(
+        [numbers(folder, "a", 999), numbers(folder, "b", 99)], CountingTokenizer(), 10, alpha=0.5
+    )
     assert [row["tokens"] for row in text.describe()] == [1000, 100]
     assert list(text.shares) == pytest.approx([10**0.5 / (1 + 10**0.5), 1 / (1 + 10**0.5)])
 
@@ -154,8 +162,10 @@ def test_sizes_are_those_of_the_files_where_none_is_declared(folder):
 # ---- token files ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("vocab_size", "dtype"), [
-    (300, "uint16"), (65536, "uint16"), (65537, "uint32"), (250002, "uint32")])
+@pytest.mark.parametrize(
+    ("vocab_size", "dtype"),
+    [(300, "uint16"), (65536, "uint16"), (65537, "uint32"), (250002, "uint32")],
+)
 def test_every_id_of_the_vocabulary_is_stored_right(folder, vocab_size, dtype):
     """XLM-R's 250,001 would be 53,393 in 16 bits."""
     last = range(vocab_size - 100, vocab_size)
@@ -215,7 +225,8 @@ def test_a_killed_tokenisation_leaves_no_file_that_is_believed(folder, monkeypat
         with pytest.raises(ZeroDivisionError):
             tokenise(parse_source(spec), CountingTokenizer())
     assert [path.suffix for path in (folder / "cache/minitransformer/tokens").iterdir()] == [
-        ".lock"]
+        ".lock"
+    ]
     assert tokenise(parse_source(spec), CountingTokenizer())[1]["tokens"] == 1001
 
 
@@ -234,8 +245,11 @@ def test_masking_is_80_10_10_of_15_percent_and_spares_special_tokens():
         assert not chosen[[0, 40, 80, 127]].any()
         assert (masked == row)[~chosen].all()
         kinds += ((masked == tokenizer.mask_id)[chosen].sum(), 0, (masked == row)[chosen].sum())
-        kinds[1] += chosen.sum() - (masked == tokenizer.mask_id)[chosen].sum() - (
-            masked == row)[chosen].sum()
+        kinds[1] += (
+            chosen.sum()
+            - (masked == tokenizer.mask_id)[chosen].sum()
+            - (masked == row)[chosen].sum()
+        )
     total = kinds.sum()
     for count, share in zip(kinds, (0.8, 0.1, 0.1), strict=True):
         assert abs(count - share * total) < 4 * (total * share * (1 - share)) ** 0.5
@@ -289,7 +303,8 @@ def stream(folder, monkeypatch):
         half = len(documents) // 2
         for shard, texts in enumerate((documents[:half], documents[half:])):
             pyarrow.parquet.write_table(
-                pyarrow.table({"text": texts}), dataset / f"{shard}.parquet", row_group_size=3)
+                pyarrow.table({"text": texts}), dataset / f"{shard}.parquet", row_group_size=3
+            )
         source = parse_source(f"s=hub:{dataset}{tokens}")
         return TokenStream(source, CountingTokenizer(), length, seed)
 
@@ -298,8 +313,7 @@ def stream(folder, monkeypatch):
 
 def documents(lengths, first=10):
     starts = first + np.cumsum([0, *lengths])
-    return [" ".join(map(str, range(s, s + n)))
-            for s, n in zip(starts, lengths, strict=False)]
+    return [" ".join(map(str, range(s, s + n))) for s, n in zip(starts, lengths, strict=False)]
 
 
 def test_a_stream_holds_its_first_rows_out_of_every_pass(stream, capsys):
@@ -321,7 +335,8 @@ def test_every_rank_draws_the_same_from_a_stream(stream):
         assert (one == two).all()
     assert made[0].hash == made[1].hash
     assert [(other := stream(documents([50] * 12), seed=1)).sequence(0, True).tolist()] != [
-        stream(documents([50] * 12)).sequence(0, True).tolist()]
+        stream(documents([50] * 12)).sequence(0, True).tolist()
+    ]
     assert other.held_out(4)[0].tolist() == made[0].held_out(4)[0].tolist()
 
 
@@ -337,8 +352,9 @@ def test_a_stream_saved_anywhere_goes_on_the_same(stream, stop):
     state = rows.state_dict()
     for extra in (0, 1):
         resumed = stream(texts)
-        resumed.load_state_dict(json.loads(json.dumps(state, default=lambda t: t.tolist()),
-                                           object_hook=_tensors))
+        resumed.load_state_dict(
+            json.loads(json.dumps(state, default=lambda t: t.tolist()), object_hook=_tensors)
+        )
         for draw in range(stop, stop + extra):
             resumed.sequence(draw, read=True)
         state = resumed.state_dict()
@@ -350,8 +366,10 @@ def test_a_stream_saved_anywhere_goes_on_the_same(stream, stop):
 
 
 def _tensors(state):
-    return {key: torch.tensor(value) if key in ("rest", "buffer") and value is not None else value
-            for key, value in state.items()}
+    return {
+        key: torch.tensor(value) if key in ("rest", "buffer") and value is not None else value
+        for key, value in state.items()
+    }
 
 
 def test_a_stream_that_is_too_short_or_no_text_or_breaks_off(stream, monkeypatch):

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from distill.direct_minilm import direct_loss
-from minitransformer.config import UserError
+from minitransformer.errors import UserError
 
 
 def states(*shape, seed=0, dtype=torch.float64):
@@ -36,8 +36,11 @@ def test_equals_explicit_loops(lengths):
 def test_by_hand():
     # Two heads of width 1: (1, 2) times weights 3 and -1 is (3, -2); against (1, 1): (4 + 9) / 2.
     total, count = direct_loss(
-        torch.tensor([[[1.0, 2.0]]]), torch.tensor([[[1.0, 1.0]]]), real([1], 1),
-        torch.tensor([3.0, -1.0]).view(2, 1, 1))
+        torch.tensor([[[1.0, 2.0]]]),
+        torch.tensor([[[1.0, 1.0]]]),
+        real([1], 1),
+        torch.tensor([3.0, -1.0]).view(2, 1, 1),
+    )
     assert (total.item(), count.item()) == (6.5, 1)
 
 
@@ -46,7 +49,8 @@ def test_gradcheck():
     mask = real([3, 2], 3)
     assert torch.autograd.gradcheck(
         lambda x, w: direct_loss(x, teacher, mask, w)[0],
-        (student.requires_grad_(), weight.requires_grad_()))
+        (student.requires_grad_(), weight.requires_grad_()),
+    )
 
 
 def test_invariances():
@@ -62,8 +66,10 @@ def test_invariances():
     assert equals(direct_loss(student + noise, teacher - noise, mask, weight)[0])
     assert equals(direct_loss(student.flip(1), teacher.flip(1), mask.flip(1), weight)[0])
     assert equals(direct_loss(student.flip(0), teacher.flip(0), mask.flip(0), weight)[0])
-    parts = [direct_loss(student[i:j, :n], teacher[i:j, :n], real(lengths[i:j], n), weight)
-             for (i, j), n in (((0, 1), 6), ((1, 3), 3))]
+    parts = [
+        direct_loss(student[i:j, :n], teacher[i:j, :n], real(lengths[i:j], n), weight)
+        for (i, j), n in (((0, 1), 6), ((1, 3), 3))
+    ]
     assert equals(sum(total for total, _ in parts))
     assert sum(count.item() for _, count in parts) == 11
     # W can undo a rotation within a head; a rotation across heads is out of its reach.

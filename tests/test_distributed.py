@@ -25,9 +25,9 @@ from torture import (
 
 import train
 from distill import METHODS
-from distill.run import Run
+from distill.data.batches import Text
+from distill.training.run import Run
 from minitransformer import load_pretrained
-from minitransformer.data import Text
 
 TEN = ["--steps", "10", "--eval-every", "5", "--lr", "3e-3"]
 LONG = ["--steps", "40", "--save-every", "5", "--accumulate", "8"]  # time enough to disturb it
@@ -39,7 +39,7 @@ import json, os, sys
 sys.path.insert(0, {root!r})
 import torch.distributed as dist
 import train
-from minitransformer import cli
+from distill.program import cli
 from distill import METHODS
 
 def spoiled(rank, argv):
@@ -76,7 +76,7 @@ FAILING = """
 import sys
 sys.path.insert(0, {root!r})
 import train
-from minitransformer import cli
+from distill.program import cli
 from minitransformer.config import UserError
 whole, turn = train.Text.step, []
 def step(*args, **settings):
@@ -121,8 +121,18 @@ def start_forked(folder, *runs):
 @pytest.fixture(scope="module")
 def two_ranks(folder, flags):
     """{name: finished run} of every method, and of a longer run, on two processes."""
-    runs = {method: [*flags, *TEN, "--method", method, *METHOD_FLAGS.get(method, []),
-                     "--batch-size", "8"] for method in METHODS}
+    runs = {
+        method: [
+            *flags,
+            *TEN,
+            "--method",
+            method,
+            *METHOD_FLAGS.get(method, []),
+            "--batch-size",
+            "8",
+        ]
+        for method in METHODS
+    }
     runs["long"] = [*flags, *LONG]
     runs["spoiled"] = ["spoil", *runs["mha"]]
     runs = {name: [*argv, "--out", str(folder / f"two-{name}")] for name, argv in runs.items()}
@@ -135,28 +145,34 @@ def two_ranks(folder, flags):
 
 
 def losses(run, event="step"):
-    return torch.tensor([r["loss"] for r in records(run) if r["event"] == event],
-                        dtype=torch.float64)
+    return torch.tensor(
+        [r["loss"] for r in records(run) if r["event"] == event], dtype=torch.float64
+    )
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_two_ranks_are_one_process_with_their_batch_or_with_two_micro_batches(
-        method, flags, folder, two_ranks):
+    method, flags, folder, two_ranks
+):
     """Losses of every step, held-out losses, weights and learned maps, to 1e-6 in float32."""
     argv = [*flags, *TEN, "--method", method, *METHOD_FLAGS.get(method, [])]
-    for name, cut in (("one", ["--batch-size", "16"]),
-                      ("accumulated", ["--batch-size", "8", "--accumulate", "2"])):
+    for name, cut in (
+        ("one", ["--batch-size", "16"]),
+        ("accumulated", ["--batch-size", "8", "--accumulate", "2"]),
+    ):
         other = folder / f"{name}-{method}"
         assert train.main([*argv, *cut, "--out", str(other)]) == 0
         for event in ("step", "eval"):
             assert len(losses(other, event)) == {"step": 10, "eval": 3}[event]
             torch.testing.assert_close(
-                losses(two_ranks[method], event), losses(other, event), rtol=1e-6, atol=1e-7)
+                losses(two_ranks[method], event), losses(other, event), rtol=1e-6, atol=1e-7
+            )
         for file in ("model.safetensors", "projections.safetensors"):
             assert (two_ranks[method] / file).exists() == (other / file).exists()
             if (other / file).exists():
-                ours, theirs = (safetensors.torch.load_file(run / file)
-                                for run in (two_ranks[method], other))
+                ours, theirs = (
+                    safetensors.torch.load_file(run / file) for run in (two_ranks[method], other)
+                )
                 torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
     start_weights = safetensors.torch.load_file(folder / "teacher" / "model.safetensors")
     name = "embeddings.word_embeddings.weight"
@@ -175,11 +191,16 @@ def test_the_ranks_read_every_sequence_once(flags, folder):
         texts = [Text([flags[3]], tokenizer, 16) for _ in range(world)]
         rows = []
         for _ in range(6):
-            ranks = [text.step(batch_size, accumulate, rank, world, masked=True)
-                     for rank, text in enumerate(texts)]
+            ranks = [
+                text.step(batch_size, accumulate, rank, world, masked=True)
+                for rank, text in enumerate(texts)
+            ]
             for turn in range(accumulate):  # micro-batch by micro-batch, rank by rank
-                rows += [torch.stack((row, masked)) for rank in ranks
-                         for row, masked in zip(rank[turn].ids, rank[turn].masked_ids, strict=True)]
+                rows += [
+                    torch.stack((row, masked))
+                    for rank in ranks
+                    for row, masked in zip(rank[turn].ids, rank[turn].masked_ids, strict=True)
+                ]
         assert {tuple(text.counts) for text in texts} == {(6 * batch_size * accumulate * world,)}
         return torch.stack(rows)
 
@@ -222,7 +243,8 @@ def test_a_killed_rank_ends_the_others_and_the_resume_is_exact(folder, flags, tw
 
 
 def test_when_one_rank_is_told_all_agree_and_another_number_of_ranks_goes_on(
-        folder, flags, two_ranks, capsys):
+    folder, flags, two_ranks, capsys
+):
     run = folder / "told"
     process = start_forked(folder, [*flags, *LONG, "--save-every", "1000", "--out", run])
     assert wait_for(process, lambda: steps_of(run) >= 2)
@@ -231,8 +253,10 @@ def test_when_one_rank_is_told_all_agree_and_another_number_of_ranks_goes_on(
     assert "ended with 143 143" in printed, complaint
     steps = steps_of(run)
     assert [path.name for path in Run(run).checkpoints()] == [f"checkpoint-{steps:09d}"]
-    assert (f"stopped after step {steps}; to go on: torchrun --nproc-per-node 2 train.py"
-            f" --out {run} --resume") in printed
+    assert (
+        f"stopped after step {steps}; to go on: torchrun --nproc-per-node 2 train.py"
+        f" --out {run} --resume"
+    ) in printed
     assert train.main(["--out", str(run), "--resume", "--accumulate", "16"]) == 0
     printed = capsys.readouterr().out
     assert f"at step {steps}, sequence {steps * 64}\nprocesses: 1, before 2" in printed
@@ -273,8 +297,10 @@ def test_a_step_not_finite_on_one_rank_is_skipped_on_all(flags, folder, two_rank
     monkeypatch.setattr(METHODS["mha"], "forward", forward)
     run = folder / "one-spoiled"
     assert train.main([*flags, *TEN, "--batch-size", "16", "--out", str(run)]) == 0
-    ours, theirs = ([r["loss"] for r in records(each) if r["event"] == "step"]
-                    for each in (two_ranks["spoiled"], run))
+    ours, theirs = (
+        [r["loss"] for r in records(each) if r["event"] == "step"]
+        for each in (two_ranks["spoiled"], run)
+    )
     assert [i for i, loss in enumerate(ours, 1) if loss is None] == [4]
     assert [i for i, loss in enumerate(theirs, 1) if loss is None] == [4]
     del ours[3], theirs[3]
@@ -301,6 +327,13 @@ def test_gradients_are_exchanged_once_in_a_step(monkeypatch):
 
     monkeypatch.setattr(train, "DistributedDataParallel", Wrapped)
     wrapped = Wrapped()
-    train.train_step(SimpleNamespace(clip=1.0), wrapped, None, torch.optim.AdamW([wrapped.weight]),
-                     [None] * 3, lambda: torch.autocast("cpu", enabled=False), 0)
+    train.train_step(
+        SimpleNamespace(clip=1.0),
+        wrapped,
+        None,
+        torch.optim.AdamW([wrapped.weight]),
+        [None] * 3,
+        lambda: torch.autocast("cpu", enabled=False),
+        0,
+    )
     assert seen == [True, True, False]

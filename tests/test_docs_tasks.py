@@ -2,9 +2,9 @@
 
 import pytest
 
-from minitransformer import docs_tasks
-from minitransformer.config import UserError
-from minitransformer.docs_tasks import DOCS, docs_library, docs_next, docs_order, swappable
+from distill.evaluation import docs_tasks
+from distill.evaluation.docs_tasks import DOCS, docs_library, docs_next, docs_order, swappable
+from minitransformer.errors import UserError
 
 
 @pytest.mark.parametrize("make", DOCS.values())

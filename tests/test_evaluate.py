@@ -15,9 +15,9 @@ from torture import environment, make_inputs
 
 import evaluate
 import train
+from distill.evaluation.finetune import Tuner
+from distill.method import Batch
 from minitransformer import load_pretrained, save_pretrained
-from minitransformer.data import Batch
-from minitransformer.finetune import Tuner
 
 RUNS = {
     "mha": ["--method", "mha"],
@@ -88,8 +88,15 @@ def test_the_whole_of_it(here, run, capsys, monkeypatch):
     results = run("mha", "od", *QUICK, "--out", "results")
     printed = capsys.readouterr().out
     files = {path.name for path in (here / "results").iterdir()}
-    assert files == {"results.json", "results.md", "score-latency.png", "relations-mha.png",
-                     "similarity-mha.png", "relations-od.png", "similarity-od.png"}
+    assert files == {
+        "results.json",
+        "results.md",
+        "score-latency.png",
+        "relations-mha.png",
+        "similarity-mha.png",
+        "relations-od.png",
+        "similarity-od.png",
+    }
 
     rows = {(r["model"], r["metric"]): r for r in results["rows"]}
     assert len(rows) == 3 * 3
@@ -160,8 +167,11 @@ def test_agreement_is_on_masked_text_at_the_masked_places():
 
 def test_another_teacher_is_said(here, run, tmp_path, capsys):
     other = tmp_path / "other"
-    save_pretrained(other, tiny_encoder(tiny_config(max_position_embeddings=64), seed=9),
-                    load_pretrained(here / "teacher")[1])
+    save_pretrained(
+        other,
+        tiny_encoder(tiny_config(max_position_embeddings=64), seed=9),
+        load_pretrained(here / "teacher")[1],
+    )
     run("mha", "--teacher", other, "--tasks", "none")
     assert f"mha learned from a teacher with other weights than {other}" in capsys.readouterr().out
 
@@ -199,9 +209,18 @@ def test_all_of_glue_from_files(form, here, run, tmp_path, capsys):
     assert tasks == {"cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte", "glue"}
     rows = {(r["task"], r["metric"]): r["mean"] for r in results["rows"] if r["model"] == "mha"}
     assert rows["mnli", "accuracy"] == pytest.approx(
-        (rows["mnli", "accuracy matched"] + rows["mnli", "accuracy mismatched"]) / 2)
-    headlines = [("cola", "matthews"), ("sst2", "accuracy"), ("mrpc", "f1"), ("stsb", "spearman"),
-                 ("qqp", "f1"), ("mnli", "accuracy"), ("qnli", "accuracy"), ("rte", "accuracy")]
+        (rows["mnli", "accuracy matched"] + rows["mnli", "accuracy mismatched"]) / 2
+    )
+    headlines = [
+        ("cola", "matthews"),
+        ("sst2", "accuracy"),
+        ("mrpc", "f1"),
+        ("stsb", "spearman"),
+        ("qqp", "f1"),
+        ("mnli", "accuracy"),
+        ("qnli", "accuracy"),
+        ("rte", "accuracy"),
+    ]
     average = sum(rows[key] for key in headlines) / 8
     assert rows["glue", "average"] == pytest.approx(average)
     assert ("lack cells and are left out" in capsys.readouterr().out) == (form == "own")
@@ -209,24 +228,40 @@ def test_all_of_glue_from_files(form, here, run, tmp_path, capsys):
 
 def test_xnli_in_fifteen_languages(here, run, tmp_path):
     write_xnli(tmp_path)
-    results = run("mha", "--tasks", "xnli", "--data-dir", tmp_path, "--lrs", "1e-3", "--epochs",
-                  "1", "--seeds", "1", "--out", tmp_path / "out")
+    results = run(
+        "mha",
+        "--tasks",
+        "xnli",
+        "--data-dir",
+        tmp_path,
+        "--lrs",
+        "1e-3",
+        "--epochs",
+        "1",
+        "--seeds",
+        "1",
+        "--out",
+        tmp_path / "out",
+    )
     rows = {r["metric"]: r["mean"] for r in results["rows"] if r["model"] == "mha"}
     assert len(rows) == 16
     each = [mean for metric, mean in rows.items() if metric != "accuracy"]
     assert rows["accuracy"] == pytest.approx(sum(each) / 15)
 
 
-@pytest.mark.parametrize(("flags", "message"), [
-    (["--lrs", "nan"], "--lrs nan must be above 0"),
-    (["--epochs", "0"], "--epochs is 0, must be at least 1"),
-    (["--max-tokens", "2"], "--max-tokens is 2, must be at least 8"),
-    (["--task", "docs"], "unrecognized arguments: --task"),
-    (["--seeds", "two"], "argument --seeds: invalid int value"),
-    (["--tasks", "mine", "other/mine"], "another task called mine"),
-    (["--out", "mine/train.jsonl"], "--out mine/train.jsonl: nothing can be written to"),
-    (["--device", "abacus"], "--device abacus cannot be used here"),
-])
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--lrs", "nan"], "--lrs nan must be above 0"),
+        (["--epochs", "0"], "--epochs is 0, must be at least 1"),
+        (["--max-tokens", "2"], "--max-tokens is 2, must be at least 8"),
+        (["--task", "docs"], "unrecognized arguments: --task"),
+        (["--seeds", "two"], "argument --seeds: invalid int value"),
+        (["--tasks", "mine", "other/mine"], "another task called mine"),
+        (["--out", "mine/train.jsonl"], "--out mine/train.jsonl: nothing can be written to"),
+        (["--device", "abacus"], "--device abacus cannot be used here"),
+    ],
+)
 def test_what_is_wrong_is_one_line(flags, message, here, run, monkeypatch):
     shutil.copytree(here / "mine", here / "other" / "mine", dirs_exist_ok=True)
     monkeypatch.setattr(evaluate, "held_out_batches", None)  # cheap checks come before any work

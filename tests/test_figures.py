@@ -5,9 +5,9 @@ import pytest
 import torch
 from conftest import tiny_config, tiny_encoder, tokens
 
-from minitransformer import figures
-from minitransformer.data import Batch
-from minitransformer.figures import cka, frontier, relation_map
+from distill.evaluation import figures
+from distill.evaluation.figures import cka, frontier, relation_map
+from distill.method import Batch
 
 
 def random_states(*shape, seed=0):
@@ -59,8 +59,11 @@ def test_pictures_are_drawn(tmp_path):
     figures.draw_relations(tmp_path / "s.png", names, encoders, ids[:1], words, settings)
     figures.draw_similarity(tmp_path / "c.png", names, encoders, Batch(ids, mask))
     models = [{"model": n, "latency_ms": {"1 x 9": {"median": t}}} for n, t in (("a", 1), ("b", 2))]
-    rows = [{"model": m, "task": t, "metric": "accuracy", "values": [0.5, 0.6]}
-            for m in "ab" for t in ("t", "u")]
+    rows = [
+        {"model": m, "task": t, "metric": "accuracy", "values": [0.5, 0.6]}
+        for m in "ab"
+        for t in ("t", "u")
+    ]
     headlines = {"t": "accuracy", "u": "accuracy", "glue": "average"}
     figures.draw_frontier(tmp_path / "f.png", models, rows, headlines)
     for name in "rscf":

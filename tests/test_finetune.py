@@ -9,9 +9,8 @@ import pytest
 import torch
 from conftest import WORDS, tiny_config, tiny_encoder, tiny_tokenizer
 
-from minitransformer import finetune
-from minitransformer.config import UserError
-from minitransformer.finetune import (
+from distill.evaluation import finetune
+from distill.evaluation.finetune import (
     CHOOSE,
     Cell,
     Classifier,
@@ -21,7 +20,8 @@ from minitransformer.finetune import (
     Tuner,
     fingerprint,
 )
-from minitransformer.tasks import Split, Task
+from distill.evaluation.tasks import Split, Task
+from minitransformer.errors import UserError
 
 TYPES = ("bert", "roberta", "xlm-roberta")
 RECIPE = Recipe(batch_size=8)

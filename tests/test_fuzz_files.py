@@ -17,17 +17,29 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from minitransformer import Encoder, load_pretrained, save_pretrained
-from minitransformer.config import UserError
+from minitransformer.errors import UserError
 
 pytestmark = pytest.mark.timeout(120)  # a hang is a failure
-quick = settings(max_examples=80, deadline=5000, derandomize=True, print_blob=True,
-                 suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+quick = settings(
+    max_examples=80,
+    deadline=5000,
+    derandomize=True,
+    print_blob=True,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
 
 anything = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20)
-    | st.integers(min_value=-2**70, max_value=2**70),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=10), inner,
-                                                                max_size=4), max_leaves=8)
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=20)
+    | st.integers(min_value=-(2**70), max_value=2**70),
+    lambda inner: (
+        st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=10), inner, max_size=4)
+    ),
+    max_leaves=8,
+)
 sizes = st.integers(-3, 70) | st.sampled_from([2**31, 2**63, 10**30])
 
 
@@ -93,8 +105,11 @@ def mangled(content: bytes, draw) -> bytes:
 
 
 @quick
-@given(content=st.binary(max_size=200) | st.text(max_size=200).map(lambda t: t.encode(
-    "utf-8", "surrogatepass")) | anything.map(lambda value: json.dumps(value).encode()))
+@given(
+    content=st.binary(max_size=200)
+    | st.text(max_size=200).map(lambda t: t.encode("utf-8", "surrogatepass"))
+    | anything.map(lambda value: json.dumps(value).encode())
+)
 def test_any_bytes_as_config(outcome, content):
     assert outcome(**{"config.json": content}) != "loads"
 
@@ -140,8 +155,11 @@ def test_any_bytes_as_weights(outcome, content):
 
 
 @quick
-@given(header=anything | st.binary(max_size=60), body=st.binary(max_size=40),
-       size=st.none() | st.integers(0, 2**64 - 1))
+@given(
+    header=anything | st.binary(max_size=60),
+    body=st.binary(max_size=40),
+    size=st.none() | st.integers(0, 2**64 - 1),
+)
 def test_any_header_of_safetensors(outcome, header, body, size):
     assert outcome(**{"model.safetensors": safetensors_of(header, body, size)}) != "loads"
 
@@ -157,7 +175,9 @@ def test_a_header_that_lies_about_its_tensors(outcome, good, data):
         entry = header.get(name) or {}
         entry[data.draw(st.sampled_from(["dtype", "shape", "data_offsets"]))] = data.draw(
             st.sampled_from(["F32", "F64", "BF16", "I64", "BOOL", "F8_E4M3", "U8"])
-            | st.lists(sizes, max_size=3) | anything)
+            | st.lists(sizes, max_size=3)
+            | anything
+        )
         header[name] = entry
     if data.draw(st.booleans()):
         header[data.draw(st.text(max_size=10))] = header.pop(data.draw(st.sampled_from(names)), {})
@@ -171,10 +191,31 @@ def test_safetensors_with_damaged_bytes(outcome, good, data):
 
 
 @quick
-@given(index=anything | st.fixed_dictionaries({"weight_map": st.dictionaries(
-    st.text(max_size=5), anything | st.sampled_from(
-        ["model.safetensors", "config.json", "../x.bin", "/etc/passwd", ".", "..", "a\0b.bin",
-         "con.safetensors", "x" * 5000 + ".bin"]), max_size=3)}))
+@given(
+    index=anything
+    | st.fixed_dictionaries(
+        {
+            "weight_map": st.dictionaries(
+                st.text(max_size=5),
+                anything
+                | st.sampled_from(
+                    [
+                        "model.safetensors",
+                        "config.json",
+                        "../x.bin",
+                        "/etc/passwd",
+                        ".",
+                        "..",
+                        "a\0b.bin",
+                        "con.safetensors",
+                        "x" * 5000 + ".bin",
+                    ]
+                ),
+                max_size=3,
+            )
+        }
+    )
+)
 def test_any_index(outcome, good, index):
     files = {"model.safetensors": None, "model.safetensors.index.json": json.dumps(index).encode()}
     assert outcome(**files) != "loads"
@@ -210,24 +251,45 @@ def in_archive(content: bytes, good: bytes) -> bytes:
 
 
 @quick
-@given(content=st.binary(max_size=100) | anything.map(lambda value: pickle.dumps(value, 2)),
-       archive=st.booleans())
+@given(
+    content=st.binary(max_size=100) | anything.map(lambda value: pickle.dumps(value, 2)),
+    archive=st.booleans(),
+)
 def test_any_pickle(outcome, bin_file, content, archive):
     content = in_archive(content, bin_file) if archive else content
     assert outcome(**{"model.safetensors": None, "pytorch_model.bin": content}) != "loads"
 
 
-CALLS = [("builtins", "exec"), ("builtins", "eval"), ("builtins", "open"), ("os", "system"),
-         ("posix", "system"), ("subprocess", "Popen"), ("torch", "load"), ("torch.hub", "load"),
-         ("torch.storage", "_load_from_bytes"), ("builtins", "getattr"), ("operator", "attrgetter"),
-         ("torch._utils", "_rebuild_tensor_v2"), ("collections", "OrderedDict"),
-         ("torch.serialization", "load"), ("numpy", "load"), ("builtins", "__import__"),
-         ("torch.jit", "load"), ("importlib", "import_module"), ("pickle", "loads")]
+CALLS = [
+    ("builtins", "exec"),
+    ("builtins", "eval"),
+    ("builtins", "open"),
+    ("os", "system"),
+    ("posix", "system"),
+    ("subprocess", "Popen"),
+    ("torch", "load"),
+    ("torch.hub", "load"),
+    ("torch.storage", "_load_from_bytes"),
+    ("builtins", "getattr"),
+    ("operator", "attrgetter"),
+    ("torch._utils", "_rebuild_tensor_v2"),
+    ("collections", "OrderedDict"),
+    ("torch.serialization", "load"),
+    ("numpy", "load"),
+    ("builtins", "__import__"),
+    ("torch.jit", "load"),
+    ("importlib", "import_module"),
+    ("pickle", "loads"),
+]
 
 
 @quick
-@given(call=st.sampled_from(CALLS), arguments=st.lists(anything, max_size=3).map(tuple),
-       opcode=st.sampled_from([b"R", b"\x81", b"b"]), archive=st.booleans())
+@given(
+    call=st.sampled_from(CALLS),
+    arguments=st.lists(anything, max_size=3).map(tuple),
+    opcode=st.sampled_from([b"R", b"\x81", b"b"]),
+    archive=st.booleans(),
+)
 def test_no_pickle_calls_what_it_names(outcome, bin_file, call, arguments, opcode, archive):
     """Each names a function and calls it, builds it as an object, or sets its state."""
     module, name = call
@@ -238,8 +300,14 @@ def test_no_pickle_calls_what_it_names(outcome, bin_file, call, arguments, opcod
     with pytest.MonkeyPatch.context() as patch:
         for dangerous in ("exec", "eval", "__import__"):
             whole = getattr(builtins, dangerous)
-            patch.setattr(builtins, dangerous, lambda *a, whole=whole, **k: (
-                ran.append(a) if a and a[0] in arguments else None, whole(*a, **k))[1])
+            patch.setattr(
+                builtins,
+                dangerous,
+                lambda *a, whole=whole, **k: (
+                    ran.append(a) if a and a[0] in arguments else None,
+                    whole(*a, **k),
+                )[1],
+            )
         patch.setattr(os, "system", lambda *a: ran.append(a))
         assert outcome(**{"model.safetensors": None, "pytorch_model.bin": content}) != "loads"
     assert not ran
@@ -251,8 +319,11 @@ def test_no_pickle_calls_what_it_names(outcome, bin_file, call, arguments, opcod
 @settings(quick, max_examples=25)  # each builds a tokenizer or two
 @given(data=st.data())
 def test_a_tokenizer_with_damaged_bytes(outcome, good, data):
-    name = data.draw(st.sampled_from(
-        ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt"]))
+    name = data.draw(
+        st.sampled_from(
+            ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt"]
+        )
+    )
     outcome(**{name: mangled(good[name], data.draw)})
     without = {"tokenizer.json": None} if name != "tokenizer.json" else {}
     outcome(**without, **{name: data.draw(st.binary(max_size=100))})
@@ -261,8 +332,9 @@ def test_a_tokenizer_with_damaged_bytes(outcome, good, data):
 @settings(quick, max_examples=25)  # each builds a tokenizer or two
 @given(data=st.data())
 def test_a_tokenizer_with_anything_in_its_places(outcome, good, data):
-    name = data.draw(st.sampled_from(
-        ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"]))
+    name = data.draw(
+        st.sampled_from(["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"])
+    )
     content = json.loads(good[name])
     keys = st.sampled_from(sorted(content)) | st.sampled_from(["cls_token", "do_lower_case"])
     content |= data.draw(st.dictionaries(keys, anything, max_size=3))

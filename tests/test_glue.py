@@ -5,8 +5,8 @@ import random
 import pytest
 from test_tasks import write
 
-from minitransformer.config import UserError
-from minitransformer.glue import GLUE, LANGUAGES, NLI, glue_task, xnli_task
+from distill.evaluation.glue import GLUE, LANGUAGES, NLI, glue_task, xnli_task
+from minitransformer.errors import UserError
 
 # what GLUE's texts are full of: stray quotes, nothing at all, separators that are no line's end
 ODD = ['he said "no', '"', "", "it 's \u2028 two lines ? \x85 one", "a, b; c"]
@@ -126,8 +126,9 @@ def test_xnli_learns_english_and_is_scored_in_fifteen_languages(tmp_path):
     assert task.classes == NLI
 
 
-@pytest.mark.parametrize(("dataset", "load"), [("glue", lambda: glue_task("rte")),
-                                               ("xnli", xnli_task)])
+@pytest.mark.parametrize(
+    ("dataset", "load"), [("glue", lambda: glue_task("rte")), ("xnli", xnli_task)]
+)
 def test_the_hub_is_asked_where_there_is_no_folder(dataset, load, monkeypatch):
     asked = []
 

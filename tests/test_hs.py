@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from distill.hs import STRATEGIES, hs_loss, layer_map
-from minitransformer.config import UserError
+from minitransformer.errors import UserError
 
 
 def states(*shape, seed=0, dtype=torch.float64):
@@ -92,7 +92,9 @@ def test_equals_explicit_loops(projected, lengths):
             for e in range(D_t):
                 mapped = (
                     sum((student[b, n, d] * W[d, e]).item() for d in range(D_s))
-                    if projected else student[b, n, e].item())
+                    if projected
+                    else student[b, n, e].item()
+                )
                 expected += (mapped - teacher[b, n, e].item()) ** 2 / D_t
     assert total.item() == pytest.approx(expected, rel=1e-12)
     assert count.item() == sum(lengths)
@@ -131,8 +133,10 @@ def test_invariances():
         assert equals(hs_loss(student, noisy, mask, W)[0])
     assert equals(hs_loss(student.flip(1), teacher.flip(1), mask.flip(1), W)[0])  # left padding
     assert equals(hs_loss(student.flip(0), teacher.flip(0), mask.flip(0), W)[0])
-    parts = [hs_loss(student[i:j, :n], teacher[i:j, :n], real(lengths[i:j], n), W)
-             for (i, j), n in (((0, 1), 6), ((1, 3), 3))]
+    parts = [
+        hs_loss(student[i:j, :n], teacher[i:j, :n], real(lengths[i:j], n), W)
+        for (i, j), n in (((0, 1), 6), ((1, 3), 3))
+    ]
     assert equals(sum(total for total, _ in parts))
     assert sum(count.item() for _, count in parts) == 11
     turn = torch.linalg.qr(states(5, 5, seed=3)).Q  # turning the target together with W

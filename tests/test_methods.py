@@ -10,7 +10,8 @@ from distill.method import Method
 from distill.mha import relation_loss_plain
 from distill.mlm import mlm_loss
 from distill.od import od_loss
-from minitransformer.config import EncoderConfig, UserError
+from minitransformer.config import EncoderConfig
+from minitransformer.errors import UserError
 from minitransformer.model import Encoder
 
 
@@ -27,11 +28,22 @@ ALL = pytest.mark.parametrize("name", METHODS)
 
 
 def config(layers, width, vocab=60):
-    return EncoderConfig.from_dict({
-        "model_type": "bert", "vocab_size": vocab, "hidden_size": width,
-        "num_hidden_layers": layers, "num_attention_heads": 4, "intermediate_size": 2 * width,
-        "max_position_embeddings": 16, "type_vocab_size": 2, "layer_norm_eps": 1e-12,
-        "pad_token_id": 0, "initializer_range": 0.2, "hidden_act": "gelu"})
+    return EncoderConfig.from_dict(
+        {
+            "model_type": "bert",
+            "vocab_size": vocab,
+            "hidden_size": width,
+            "num_hidden_layers": layers,
+            "num_attention_heads": 4,
+            "intermediate_size": 2 * width,
+            "max_position_embeddings": 16,
+            "type_vocab_size": 2,
+            "layer_norm_eps": 1e-12,
+            "pad_token_id": 0,
+            "initializer_range": 0.2,
+            "hidden_act": "gelu",
+        }
+    )
 
 
 def encoder(layers=4, width=24, seed=0, mlm_head=True):
@@ -91,17 +103,23 @@ def test_which_student_parameters_learn(name):
     idle = {key for key, p in student.named_parameters() if p.grad is None}
     head = {key for key in idle if key.startswith("mlm_head.")}
     assert bool(head) == (name not in ("od", "mlm"))
-    last = {f"blocks.1.{part}.{kind}" for kind in ("weight", "bias")
-            for part in ("output", "attention_norm", "expand", "contract", "ffn_norm")}
+    last = {
+        f"blocks.1.{part}.{kind}"
+        for kind in ("weight", "bias")
+        for part in ("output", "attention_norm", "expand", "contract", "ffn_norm")
+    }
     assert idle - head == (last if name in ("mha", "direct-minilm") else set())
 
 
 @pytest.mark.parametrize(
     ("name", "settings", "highest", "whole"),
     [
-        ("mha", {}, 3, False), ("mha", {"teacher_layer": 1}, 1, False),
+        ("mha", {}, 3, False),
+        ("mha", {"teacher_layer": 1}, 1, False),
         ("direct-minilm", {"teacher_layer": 2}, 2, False),
-        ("hs", {}, 4, True), ("hs", {"mapping": "single"}, 4, True), ("od", {}, 4, True),
+        ("hs", {}, 4, True),
+        ("hs", {"mapping": "single"}, 4, True),
+        ("od", {}, 4, True),
     ],
 )
 def test_the_teacher_stops_where_the_method_does(name, settings, highest, whole):
@@ -111,7 +129,8 @@ def test_the_teacher_stops_where_the_method_does(name, settings, highest, whole)
     for number, block in enumerate(teacher.blocks, start=1):
         for what in ("query", "contract"):
             block.get_submodule(what).register_forward_hook(
-                lambda *_, key=(number, what): ran.add(key))
+                lambda *_, key=(number, what): ran.add(key)
+            )
     build(name, student, teacher, **settings)(student, teacher, make_batch())
     assert max(number for number, _ in ran) == highest
     assert ((highest, "contract") in ran) == whole
@@ -174,16 +193,20 @@ def test_forward_is_the_published_formula():
     of_student, of_teacher = student(batch.ids, batch.mask), teacher(batch.ids, batch.mask)
     total, _ = build("mha", student, teacher, teacher_layer=2)(student, teacher, batch)
     expected = sum(
-        relation_loss_plain(x_s[1], x_t[1], batch.mask, 8)[0] for x_s, x_t in zip(
-            of_student[1:], of_teacher[1:], strict=True))
+        relation_loss_plain(x_s[1], x_t[1], batch.mask, 8)[0]
+        for x_s, x_t in zip(of_student[1:], of_teacher[1:], strict=True)
+    )
     assert total.item() == pytest.approx(expected.item(), rel=1e-5)
     method = build("hs", student, teacher)  # layers (1, 2) and (2, 4), each with its own map
     expected = sum(
         ((of_student.hidden[i] @ w - of_teacher.hidden[j])[batch.mask] ** 2).sum() / 24
-        for (i, j), w in zip([(1, 2), (2, 4)], method.maps, strict=True))
+        for (i, j), w in zip([(1, 2), (2, 4)], method.maps, strict=True)
+    )
     assert method(student, teacher, batch)[0].item() == pytest.approx(expected.item(), rel=1e-5)
-    logits = [model.mlm_logits(model(batch.masked_ids, batch.mask).hidden[-1])
-              for model in (student, teacher)]
+    logits = [
+        model.mlm_logits(model(batch.masked_ids, batch.mask).hidden[-1])
+        for model in (student, teacher)
+    ]
     for positions, rows in (("masked", batch.chosen), ("all", batch.mask)):
         method = build("od", student, teacher, positions=positions, temperature=2.0)
         total, count = method(student, teacher, batch)
@@ -248,10 +271,16 @@ def test_learned_maps_do_not_depend_on_the_global_random_state():
 
 def test_settings_reach_the_method():
     student, teacher = config(2, 16), config(4, 24)
-    settings = {"mapping": "single", "teacher_layer": 2, "relation_heads": 4, "temperature": 2.0,
-                "positions": "all"}
+    settings = {
+        "mapping": "single",
+        "teacher_layer": 2,
+        "relation_heads": 4,
+        "temperature": 2.0,
+        "positions": "all",
+    }
     described = {
-        name: build_method(name, student, teacher, **settings).describe() for name in METHODS}
+        name: build_method(name, student, teacher, **settings).describe() for name in METHODS
+    }
     layers = "student layer 2, teacher layer 2, 4 relation heads"
     assert described["mha"] == f"Q, K, V relations: {layers}"
     assert described["direct-minilm"] == f"Q, K, V directly: {layers}"
@@ -280,8 +309,10 @@ def test_mistakes():
 def test_models_without_an_mlm_head():
     student, teacher = encoder(2, seed=1), encoder(mlm_head=False)
     method = build("od", student, teacher)
-    for call in (lambda: method.check_models(student, teacher),
-                 lambda: method(student, teacher, make_batch())):
+    for call in (
+        lambda: method.check_models(student, teacher),
+        lambda: method(student, teacher, make_batch()),
+    ):
         with pytest.raises(UserError, match=r"teacher has no MLM head.*mlm --init TEACHER"):
             call()
     headless = encoder(2, mlm_head=False)

@@ -7,7 +7,7 @@ import pytest
 import scipy.stats
 import sklearn.metrics
 
-from minitransformer import metrics
+from distill.evaluation import metrics
 
 SKLEARN = {
     "accuracy": lambda p, y: sklearn.metrics.accuracy_score(y, p),

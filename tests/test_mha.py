@@ -10,7 +10,7 @@ from conftest import largest_tensor
 from distill import mha
 from distill.method import choose_heads, choose_teacher_layer
 from distill.mha import relation_loss, relation_loss_plain
-from minitransformer.config import UserError
+from minitransformer.errors import UserError
 
 FORMS = pytest.mark.parametrize("loss", [relation_loss, relation_loss_plain])
 
@@ -112,8 +112,11 @@ def test_lean_equals_plain(size, block, monkeypatch):
     B, N, D_s, D_t, R, lengths = size
     monkeypatch.setitem(mha.BLOCK, "cpu", block)
     mask = lengths_mask(lengths or [N] * B, N)
-    tolerances = (torch.float64, 1e-10, 1e-16), (torch.float32, 1e-6, 1e-12), (
-        torch.bfloat16, 3e-3, 3e-7)
+    tolerances = (
+        (torch.float64, 1e-10, 1e-16),
+        (torch.float32, 1e-6, 1e-12),
+        (torch.bfloat16, 3e-3, 3e-7),
+    )
     for dtype, tolerance, nothing in tolerances:
         inputs = states(B, N, D_s, dtype=dtype), states(B, N, D_t, seed=1, dtype=dtype), mask, R
         value, gradient, count = value_and_gradient(relation_loss, *inputs)
@@ -157,7 +160,8 @@ def test_heads_beyond_the_range_do_not_spoil_the_others(monkeypatch):
         mask = lengths_mask([20, 11, 1], 20)
         expected, slope, _ = value_and_gradient(relation_loss_plain, *inputs, mask, 6)
         value, gradient, _ = value_and_gradient(
-            relation_loss, *(x.float() for x in inputs), mask, 6)
+            relation_loss, *(x.float() for x in inputs), mask, 6
+        )
         assert value == pytest.approx(expected, rel=1e-5)
         assert (gradient - slope).norm() <= 1e-5 * slope.norm()
 
@@ -196,8 +200,10 @@ def test_order_of_sequences_and_split_into_micro_batches(loss):
     swapped, _ = loss(student.flip(0), teacher.flip(0), lengths_mask(lengths[::-1], 8), 3)
     assert swapped.item() == pytest.approx(value, rel=1e-12)
     parts = [((0, 1), 8), ((1, 4), 5)]
-    sums = [loss(student[i:j, :n], teacher[i:j, :n], lengths_mask(lengths[i:j], n), 3)
-            for (i, j), n in parts]
+    sums = [
+        loss(student[i:j, :n], teacher[i:j, :n], lengths_mask(lengths[i:j], n), 3)
+        for (i, j), n in parts
+    ]
     assert sum(total.item() for total, _ in sums) == pytest.approx(value, rel=1e-12)
     assert sum(c.item() for _, c in sums) == count == 4
 
@@ -277,7 +283,7 @@ def test_bfloat16_states_are_compared_in_float32(loss):
 def test_only_the_student_learns_and_upstream_scales(loss):
     student, teacher = states(2, 5, 6).requires_grad_(), states(2, 5, 6, seed=1).requires_grad_()
     mask = lengths_mask([5, 4], 5)
-    slope, = torch.autograd.grad(loss(student, teacher, mask, 2)[0], student)
+    (slope,) = torch.autograd.grad(loss(student, teacher, mask, 2)[0], student)
     (3 * loss(student, teacher, mask, 2)[0]).backward()
     assert torch.allclose(student.grad, 3 * slope)
     assert teacher.grad is None

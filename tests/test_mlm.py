@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 
-from distill import vocabulary
+from distill.fast import vocabulary
 from distill.mlm import mlm_loss, mlm_loss_fused
-from minitransformer.config import UserError
+from minitransformer.errors import UserError
 
 
 def states(*shape, seed=0, dtype=torch.float64):
@@ -37,7 +37,8 @@ def test_equals_explicit_loops():
     logits, targets = states(4, 6), torch.tensor([5, 0, 2, 2])
     expected = sum(
         math.log(sum(math.exp(z) for z in row)) - row[target]
-        for row, target in zip(logits.tolist(), targets.tolist(), strict=True))
+        for row, target in zip(logits.tolist(), targets.tolist(), strict=True)
+    )
     assert mlm_loss(logits, targets)[0].item() == pytest.approx(expected, rel=1e-12)
 
 

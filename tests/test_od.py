@@ -6,9 +6,9 @@ import pytest
 import torch
 from conftest import largest_tensor
 
-from distill import vocabulary
+from distill.fast import vocabulary
 from distill.od import od_loss, od_loss_fused
-from minitransformer.config import UserError
+from minitransformer.errors import UserError
 
 
 def states(*shape, seed=0, dtype=torch.float64):
@@ -37,7 +37,8 @@ def test_equals_explicit_loops(temperature):
     expected = sum(
         p_t * math.log(p_t / p_s) * temperature**2
         for z_s, z_t in zip(student.tolist(), teacher.tolist(), strict=True)
-        for p_s, p_t in zip(softmax(z_s), softmax(z_t), strict=True))
+        for p_s, p_t in zip(softmax(z_s), softmax(z_t), strict=True)
+    )
     assert total.item() == pytest.approx(expected, rel=1e-12)
     assert count.item() == 3
 

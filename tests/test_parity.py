@@ -6,7 +6,7 @@ import transformers
 from conftest import MODEL_TYPES, PADDINGS, padded, tiny_encoder
 
 from minitransformer.convert import family, to_hugging_face
-from minitransformer.pretrained import embedded_teacher_folder
+from minitransformer.embedded import embedded_teacher_folder
 
 
 def reference(encoder, attention="sdpa"):

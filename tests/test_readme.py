@@ -39,7 +39,8 @@ def test_tree():
         if not name.endswith("/"):
             named.add((folder if line.startswith(" ") else "") + name)
     assert named == set(lines("*.py", "minitransformer/*.py", "distill/*.py")) - {
-        "minitransformer/__init__.py"}
+        "minitransformer/__init__.py"
+    }
 
 
 def commands():

@@ -1,7 +1,7 @@
 """Interrupted anywhere and gone on with, a run ends with the very weights of the unbroken one.
 
 Most tests stop train.main in this process, by an exception that none of its code catches; those
-with processes of their own use real signals. tests/torture.py is the long form of these.
+with processes of their own use real signals. tests/torture/torture.py is the long form of these.
 """
 
 import errno
@@ -32,14 +32,21 @@ from torture import (
 
 import train
 from distill import METHODS
-from distill.run import Run
-from minitransformer import cli, corpus, save_pretrained
-from minitransformer.config import UserError
+from distill.data import corpus
+from distill.training.run import Run
+from distill.training.signals import Signals
+from minitransformer import save_pretrained
+from minitransformer.errors import UserError
 
 OFTEN = ["--steps", "12", "--save-every", "3", "--eval-every", "4"]
 NARROW = ["--student-hidden", "16"]  # so that hs and direct-minilm have maps to learn
 METHOD_FLAGS = {
-    "mha": [], "hs": NARROW, "od": [], "direct-minilm": NARROW, "mlm": ["--accumulate", "2"]}
+    "mha": [],
+    "hs": NARROW,
+    "od": [],
+    "direct-minilm": NARROW,
+    "mlm": ["--accumulate", "2"],
+}
 
 
 class Killed(BaseException):
@@ -86,8 +93,10 @@ def new(folder):
 
 @pytest.fixture(autouse=True)
 def signals_as_they_were():
-    before = {number: signal.getsignal(number)
-              for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
+    before = {
+        number: signal.getsignal(number)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+    }
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
@@ -124,7 +133,8 @@ def steps_once(run):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_killed_three_times_each_method_ends_as_if_nothing_had_happened(
-        method, flags, unbroken, new, capsys):
+    method, flags, unbroken, new, capsys
+):
     """Before the first checkpoint, between two, and again before the next: torn lines each time."""
     resume = ["--out", new, "--resume"]
     killed_at(2, [*flags, "--method", method, *METHOD_FLAGS[method], "--out", new])
@@ -141,7 +151,7 @@ def test_killed_three_times_each_method_ends_as_if_nothing_had_happened(
 
 
 def test_real_kills_in_real_processes(folder, flags, new):
-    """The short form of tests/torture.py: amid a save, then soon after the first step."""
+    """The short form of tests/torture/torture.py: amid a save, then soon after the first step."""
     flags, whole = [*flags, "--accumulate", "16"], folder / "not-killed"
     process = start(folder, *flags, "--out", new, "--save-every", 1)
     assert wait_for(process, lambda: steps_of(new) >= 2)
@@ -158,8 +168,7 @@ def test_real_kills_in_real_processes(folder, flags, new):
     assert steps_once(new)
 
 
-def test_sigterm_and_ctrl_c_finish_the_step_save_and_say_how_to_go_on(
-        folder, flags, new):
+def test_sigterm_and_ctrl_c_finish_the_step_save_and_say_how_to_go_on(folder, flags, new):
     runs = {signal.SIGTERM: new, signal.SIGINT: folder / "interrupted"}
     flags = [*flags, "--accumulate", "32", "--save-every", "1000"]
     whole = folder / "not-interrupted"
@@ -181,9 +190,11 @@ def test_sigterm_and_ctrl_c_finish_the_step_save_and_say_how_to_go_on(
         steps = steps_of(runs[number])
         assert 1 <= steps < 12
         assert printed.splitlines()[-1] == (
-            f"stopped after step {steps}; to go on: python train.py --out {runs[number]} --resume")
+            f"stopped after step {steps}; to go on: python train.py --out {runs[number]} --resume"
+        )
         assert [path.name for path in Run(runs[number]).checkpoints()] == [
-            f"checkpoint-{steps:09d}"]
+            f"checkpoint-{steps:09d}"
+        ]
     for run in runs.values():
         assert train.main(["--out", str(run), "--resume"]) == 0
         assert differences(run, whole) == []
@@ -192,7 +203,7 @@ def test_sigterm_and_ctrl_c_finish_the_step_save_and_say_how_to_go_on(
 def test_signals_end_at_once_only_when_they_come_again_later(monkeypatch):
     # a shell starts what it puts in the background, perhaps this suite, with Ctrl-C ignored
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    signals = cli.Signals()
+    signals = Signals()
     signal.raise_signal(signal.SIGTERM)
     signal.raise_signal(signal.SIGINT)
     assert (signals.received, signals.status) == (signal.SIGTERM, 143)
@@ -205,7 +216,7 @@ def test_signals_end_at_once_only_when_they_come_again_later(monkeypatch):
 
 def test_what_nohup_ignores_stays_ignored():
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    signals = cli.Signals()
+    signals = Signals()
     signal.raise_signal(signal.SIGHUP)
     assert not signals.received
 
@@ -213,15 +224,27 @@ def test_what_nohup_ignores_stays_ignored():
 @pytest.mark.parametrize("logged", [11, 12], ids=["before its computing", "after it"])
 def test_a_signal_in_the_last_step_lets_the_run_finish(logged, flags, unbroken, new, monkeypatch):
     whole = unbroken()
-    at_step(monkeypatch, logged, lambda: signal.raise_signal(signal.SIGTERM) or os.truncate(
-        new / "log.jsonl", (new / "log.jsonl").read_bytes().rindex(b"\n") + 1))
+    at_step(
+        monkeypatch,
+        logged,
+        lambda: (
+            signal.raise_signal(signal.SIGTERM)
+            or os.truncate(new / "log.jsonl", (new / "log.jsonl").read_bytes().rindex(b"\n") + 1)
+        ),
+    )
     assert train.main([*flags, "--out", str(new)]) == 0
     assert differences(new, whole) == []
 
 
-@pytest.mark.parametrize("place", ["distill.report.save_pretrained", "distill.report.plot_loss",
-                                   "distill.report.write_tensors",
-                                   "distill.run.Run.remove_checkpoints"])
+@pytest.mark.parametrize(
+    "place",
+    [
+        "distill.training.report.save_pretrained",
+        "distill.training.report.plot_loss",
+        "distill.training.report.write_tensors",
+        "distill.training.run.Run.remove_checkpoints",
+    ],
+)
 def test_killed_while_it_finishes(place, flags, unbroken, new, monkeypatch, capsys):
     """No step is done again: the last one has its checkpoint, too."""
     method, whole = ["--method", "direct-minilm", *NARROW], unbroken("direct-minilm")
@@ -341,7 +364,8 @@ def test_a_step_that_is_no_number_is_skipped_and_counted(how, flags, new, monkey
 
 
 def test_too_many_such_steps_stop_the_run_and_leave_what_was_good(
-        flags, unbroken, new, monkeypatch):
+    flags, unbroken, new, monkeypatch
+):
     """Its checkpoints are those from before; when the cause is gone it goes on as if it never was:
     a skipped step changes no weight.
     """
@@ -361,8 +385,16 @@ def test_steps_in_a_row_are_counted_across_an_interruption(flags, new):
     """Five, a signal, five more: the streak is part of the state, so the end is the same."""
     with pytest.MonkeyPatch.context() as patch:
         spoil(patch, range(4, 30), "loss")
-        at_step(patch, 8, lambda: signal.raise_signal(signal.SIGTERM) or os.truncate(
-            new / "log.jsonl", (new / "log.jsonl").read_bytes().rindex(b"\n") + 1))
+        at_step(
+            patch,
+            8,
+            lambda: (
+                signal.raise_signal(signal.SIGTERM)
+                or os.truncate(
+                    new / "log.jsonl", (new / "log.jsonl").read_bytes().rindex(b"\n") + 1
+                )
+            ),
+        )
         assert train.main([*flags, "--steps", "30", "--out", str(new)]) == 143
     assert Run(new).newest()["bad"] == 6
     with pytest.MonkeyPatch.context() as patch:

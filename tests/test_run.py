@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from distill.run import Run, write_tensors
-from minitransformer.config import UserError
+from distill.training.run import Run, write_tensors
+from minitransformer.errors import UserError
 
 
 class Killed(BaseException):
@@ -140,12 +140,24 @@ def test_killed_at_any_moment_of_a_save(run, moment, monkeypatch):
 def test_all_is_on_the_disk_before_it_has_its_name(run, monkeypatch):
     """A power cut, too, finds the old checkpoint or the new one, and the log that belongs to it."""
     seen, fsync, replace = [], os.fsync, os.replace
-    monkeypatch.setattr(os, "fsync", lambda handle: (
-        seen.append(Path(os.readlink(f"/proc/self/fd/{handle}")).name), fsync(handle)))
+    monkeypatch.setattr(
+        os,
+        "fsync",
+        lambda handle: (
+            seen.append(Path(os.readlink(f"/proc/self/fd/{handle}")).name),
+            fsync(handle),
+        ),
+    )
     monkeypatch.setattr(os, "replace", lambda a, b: (seen.append("renamed"), replace(a, b)))
     run.save(5, state(5))
-    assert seen == ["log.jsonl", "state.pt", "state.sha256", "checkpoint-000000005.tmp", "renamed",
-                    "run"]
+    assert seen == [
+        "log.jsonl",
+        "state.pt",
+        "state.sha256",
+        "checkpoint-000000005.tmp",
+        "renamed",
+        "run",
+    ]
 
 
 def test_a_failed_write_leaves_the_last_good_one(run, monkeypatch):
@@ -182,9 +194,13 @@ def small_disk(tmp_path):
     """A real file system of 3 MB; skipped where mounting is not allowed."""
     folder = tmp_path / "disk"
     folder.mkdir()
-    if shutil.which("mount") is None or subprocess.run(
-            ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", folder], capture_output=True,
-    ).returncode:
+    if (
+        shutil.which("mount") is None
+        or subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", folder],
+            capture_output=True,
+        ).returncode
+    ):
         pytest.skip("no right to mount a small file system here")
     yield folder
     subprocess.run(["umount", folder], check=True)
@@ -201,7 +217,9 @@ def test_a_disk_that_is_really_full(small_disk):
         write_tensors(run.folder / "maps.safetensors", {"w": torch.zeros(10**6)})
     assert run.newest()["step"] == 5
     assert sorted(path.name for path in run.folder.iterdir()) == [
-        "checkpoint-000000005", "log.jsonl"]
+        "checkpoint-000000005",
+        "log.jsonl",
+    ]
 
     def fill():
         for step in range(1000):
@@ -226,11 +244,23 @@ def test_the_log_is_cut_back_to_the_checkpoint(run):
     assert [r["event"] for r in run.records()] == ["start"]
 
 
-@pytest.mark.parametrize("content", [
-    None, b"", b'{"event": "start"', b'{"event": "step"}\n', b"3\n", b"[]\n", b"{}\n",
-    b'{"event": "start"}\n\xff\xfe\n', b'{"event": "start"}\nnonsense\n', b"[" * 100_000 + b"\n",
-    b'{"event": "start"}\n' + b"1" * 5000 + b"\n",
-], ids=repr)
+@pytest.mark.parametrize(
+    "content",
+    [
+        None,
+        b"",
+        b'{"event": "start"',
+        b'{"event": "step"}\n',
+        b"3\n",
+        b"[]\n",
+        b"{}\n",
+        b'{"event": "start"}\n\xff\xfe\n',
+        b'{"event": "start"}\nnonsense\n',
+        b"[" * 100_000 + b"\n",
+        b'{"event": "start"}\n' + b"1" * 5000 + b"\n",
+    ],
+    ids=repr,
+)
 def test_a_log_that_no_run_wrote(tmp_path, content):
     if content is not None:
         (tmp_path / "log.jsonl").write_bytes(content)
@@ -259,8 +289,12 @@ def test_a_new_folder_must_be_new_and_possible(tmp_path):
     Run(tmp_path / "a" / "b" / "c").check_new()
     (tmp_path / "file").write_text("")
     (tmp_path / "link").symlink_to("nowhere")
-    for name, message in (("", "exists"), ("file", "exists"), ("link", "exists"),
-                          ("file/run", "nothing can be made in")):
+    for name, message in (
+        ("", "exists"),
+        ("file", "exists"),
+        ("link", "exists"),
+        ("file/run", "nothing can be made in"),
+    ):
         with pytest.raises(UserError, match=message):
             Run(tmp_path / name).check_new()
     with pytest.raises(UserError, match="cannot be made"):

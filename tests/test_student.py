@@ -4,15 +4,9 @@ import pytest
 import torch
 
 from distill import build_method
-from distill.student import (
-    default_init,
-    freeze_unreached,
-    is_folder,
-    start_student,
-    student_config,
-)
+from distill.method import Batch
+from distill.student import default_init, freeze_unreached, is_folder, start_student, student_config
 from minitransformer import Encoder, EncoderConfig, UserError
-from minitransformer.data import Batch
 
 
 def config(layers=6, hidden=24, heads=4, **more):
@@ -33,6 +27,7 @@ def teacher():
 
 def copied_layers(student, teacher):
     """For each student block the number of the teacher layer it equals, or None."""
+
     def same(a, b):
         pairs = zip(a.state_dict().values(), b.state_dict().values(), strict=True)
         return all(torch.equal(x, y) for x, y in pairs)
@@ -121,7 +116,12 @@ def test_starts_that_cannot_be(teacher, init, student, says):
 
 def test_what_names_a_folder():
     assert [is_folder(i) for i in ("random", "2,4,6", "3", "runs/hs", "embedded")] == [
-        False, False, False, True, True]
+        False,
+        False,
+        False,
+        True,
+        True,
+    ]
 
 
 def test_freeze_finds_what_the_method_never_reaches(teacher):
@@ -129,7 +129,8 @@ def test_freeze_finds_what_the_method_never_reaches(teacher):
     ids = torch.randint(5, 60, (2, 8))
     batch = Batch(ids, torch.ones_like(ids, dtype=torch.bool))
     line = freeze_unreached(
-        student, build_method("mha", student.config, teacher.config), teacher.eval(), batch)
+        student, build_method("mha", student.config, teacher.config), teacher.eval(), batch
+    )
     frozen = {n.rpartition(".")[0] for n, p in student.named_parameters() if not p.requires_grad}
     last = {f"blocks.2.{n}" for n in ("output", "attention_norm", "expand", "contract", "ffn_norm")}
     assert frozen == last | {"mlm_head", "mlm_head.dense", "mlm_head.norm"}

@@ -2,10 +2,10 @@
 
 import pytest
 
-from minitransformer.finetune import Cell
-from minitransformer.glue import GLUE
-from minitransformer.table import cell_records, markdown, plain, record, result_records, table
-from minitransformer.tasks import Task
+from distill.evaluation.finetune import Cell
+from distill.evaluation.glue import GLUE
+from distill.evaluation.table import cell_records, markdown, plain, record, result_records, table
+from distill.evaluation.tasks import Task
 
 
 class FakeGrid:
@@ -15,9 +15,13 @@ class FakeGrid:
     def __init__(self, task, base):
         def scores(shift):
             return [
-                {split: {metric: base + shift + seed / 100 + n / 10 + m
-                         for m, metric in enumerate(task.metrics)}
-                 for n, split in enumerate(task.scored)}
+                {
+                    split: {
+                        metric: base + shift + seed / 100 + n / 10 + m
+                        for m, metric in enumerate(task.metrics)
+                    }
+                    for n, split in enumerate(task.scored)
+                }
                 for seed in range(2)
             ]
 
@@ -36,15 +40,31 @@ def make_task(name, metrics=("accuracy",), scored=("dev",)):
 
 def make_model(name, teacher=None, **more):
     times = {"median": 1.25, "p95": 2.5}
-    return {"model": name, "teacher": teacher, "layers": 2, "hidden": 8, "parameters": 1_500_000,
-            "parameters_without_embeddings": 400_000, "megabytes": 6.0, "flops_per_token": 800_000,
-            "inputs_per_s": 99.6, "latency_ms": {"1 x 128": times}, **more}
+    return {
+        "model": name,
+        "teacher": teacher,
+        "layers": 2,
+        "hidden": 8,
+        "parameters": 1_500_000,
+        "parameters_without_embeddings": 400_000,
+        "megabytes": 6.0,
+        "flops_per_token": 800_000,
+        "inputs_per_s": 99.6,
+        "latency_ms": {"1 x 128": times},
+        **more,
+    }
 
 
 def test_record():
     assert record("m", "t", "f1", [0.5, 0.7, 0.9]) == {
-        "model": "m", "task": "t", "metric": "f1", "mean": pytest.approx(0.7),
-        "sd": pytest.approx(0.2), "seeds": 3, "values": [0.5, 0.7, 0.9]}
+        "model": "m",
+        "task": "t",
+        "metric": "f1",
+        "mean": pytest.approx(0.7),
+        "sd": pytest.approx(0.2),
+        "seeds": 3,
+        "values": [0.5, 0.7, 0.9],
+    }
     assert record("m", "t", "f1", [0.5])["sd"] is None  # one seed knows no spread
 
 
@@ -53,7 +73,9 @@ def test_records_are_of_the_best_cell():
     grids = {("m", "t"): FakeGrid(task, 0.5)}
     rows = result_records(grids, [task], ["m"])
     assert [(r["metric"], r["values"]) for r in rows] == [
-        ("f1", [0.5, 0.51]), ("accuracy", [1.5, 1.51])]
+        ("f1", [0.5, 0.51]),
+        ("accuracy", [1.5, 1.51]),
+    ]
     cells = cell_records(grids)
     assert [(c["lr"], c["epochs"], c["best"]) for c in cells] == [(1e-5, 3, False), (1e-4, 3, True)]
     assert cells[0]["scores"][0] == {"dev": {"f1": 0.4, "accuracy": 1.4}}
@@ -63,7 +85,8 @@ def test_several_splits_are_averaged_and_kept():
     task = make_task("mnli", scored=("matched", "mismatched"))
     rows = result_records({("m", "mnli"): FakeGrid(task, 0.5)}, [task], ["m"])
     assert {r["metric"]: r["mean"] for r in rows} == pytest.approx(
-        {"accuracy": 0.555, "accuracy matched": 0.505, "accuracy mismatched": 0.605})
+        {"accuracy": 0.555, "accuracy matched": 0.505, "accuracy mismatched": 0.605}
+    )
 
 
 def test_glue_average_is_one_number_a_task():

@@ -7,8 +7,8 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from minitransformer.config import UserError
-from minitransformer.tasks import folder_task
+from distill.evaluation.tasks import folder_task
+from minitransformer.errors import UserError
 
 
 def write(path, rows, columns):

@@ -9,9 +9,9 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from minitransformer import text
-from minitransformer.config import UserError
-from minitransformer.text import documents, identity, parse_source
+from distill.data import sources as text
+from distill.data.sources import documents, identity, parse_source
+from minitransformer.errors import UserError
 
 
 @pytest.fixture
@@ -43,20 +43,35 @@ def test_what_data_may_say(folder):
     assert parse_source("web=a.txt@2e6").tokens == 2_000_000
     hub = parse_source("sw=hub:uonlp/CulturaX:sw@1.2e9")
     assert (hub.dataset, hub.config, hub.split, hub.column, hub.tokens) == (
-        "uonlp/CulturaX", "sw", "train", "text", 1_200_000_000)
+        "uonlp/CulturaX",
+        "sw",
+        "train",
+        "text",
+        1_200_000_000,
+    )
     hub = parse_source("w=hub:a/b::validation:body")
     assert (hub.dataset, hub.config, hub.split, hub.column) == ("a/b", "", "validation", "body")
     assert hub.tokens is None
 
 
-@pytest.mark.parametrize(("spec", "message"), [
-    ("nonsense", "unknown; give docs"), ("", "unknown; give docs"), ("=a.txt", "unknown"),
-    ("web=", "unknown"), ("web=none*.txt", r"no file matches none\*"), ("web=.", "no file matches"),
-    ("web=a.csv", "a.csv is none of .txt, .jsonl, .parquet"), ("web=hub:", "expected hub:dataset"),
-    ("web=hub:a:b:c:d:e", "expected hub:dataset"), ("web=hub:a@many", "@many is not a number"),
-    ("web=a.csv@-5", "@-5 is not a number"), ("web=a.csv@1e400", "@1e400 is not a number"),
-    ("web=a.csv@nan", "@nan is not a number"),
-])
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("nonsense", "unknown; give docs"),
+        ("", "unknown; give docs"),
+        ("=a.txt", "unknown"),
+        ("web=", "unknown"),
+        ("web=none*.txt", r"no file matches none\*"),
+        ("web=.", "no file matches"),
+        ("web=a.csv", "a.csv is none of .txt, .jsonl, .parquet"),
+        ("web=hub:", "expected hub:dataset"),
+        ("web=hub:a:b:c:d:e", "expected hub:dataset"),
+        ("web=hub:a@many", "@many is not a number"),
+        ("web=a.csv@-5", "@-5 is not a number"),
+        ("web=a.csv@1e400", "@1e400 is not a number"),
+        ("web=a.csv@nan", "@nan is not a number"),
+    ],
+)
 def test_what_it_may_not(folder, spec, message):
     (folder / "a.csv").write_text("x")
     with pytest.raises(UserError, match=message):
@@ -79,8 +94,7 @@ def test_a_file_is_known_by_path_size_and_time(folder):
 
 
 def test_txt_documents_end_at_blank_lines(folder):
-    (folder / "a.txt").write_bytes(
-        "\ufeffone\ntwo\n\n \t\n\nthree\r\nfour\r\n\r\nfünf 字".encode())
+    (folder / "a.txt").write_bytes("\ufeffone\ntwo\n\n \t\n\nthree\r\nfour\r\n\r\nfünf 字".encode())
     assert read("w=a.txt") == ["one\ntwo\n", "three\nfour\n", "fünf 字"]
     (folder / "b.txt").write_text("\n\n\n")
     assert read("w=b.txt") == []
@@ -124,21 +138,28 @@ def test_several_files_in_the_order_of_their_names(folder):
     assert read("w=*") == ["one", "two", "three"]
 
 
-@pytest.mark.parametrize(("name", "content", "message"), [
-    ("a.txt", b"fine\nfine\n\xff\xfe", r"a.txt, near line \d: not UTF-8"),
-    ("a.jsonl", b'{"text": "x"}\nnonsense', "a.jsonl, line 2: not JSON"),
-    ("a.jsonl", b'{"text": "x"}\n{"text": ', "a.jsonl, line 2: not JSON"),
-    ("a.jsonl", b"[" * 100_000, "a.jsonl, line 1: not JSON"),
-    ("a.jsonl", b'{"text": ' + b"1" * 5000 + b"}", "a.jsonl, line 1: not JSON"),
-    ("a.jsonl", b'{"body": "x"}', "a.jsonl, line 1: no column 'text'; name it as NAME=a.jsonl:COL"),
-    ("a.jsonl", b'["text"]', "a.jsonl, line 1: no column 'text'"),
-    ("a.jsonl", b'"text"', "a.jsonl, line 1: no column 'text'"),
-    ("a.jsonl", b"3", "a.jsonl, line 1: no column 'text'"),
-    ("a.jsonl", b'{"text": 3}', "a.jsonl, line 1: column 'text' holds int, not text"),
-    ("a.jsonl", b"\xff\xfe", "a.jsonl, near line 1: not UTF-8"),
-    ("a.parquet", b"", "a.parquet: not a readable parquet file"),
-    ("a.parquet", b"PAR1 and then nonsense PAR1", "a.parquet: not a readable parquet file"),
-])
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.txt", b"fine\nfine\n\xff\xfe", r"a.txt, near line \d: not UTF-8"),
+        ("a.jsonl", b'{"text": "x"}\nnonsense', "a.jsonl, line 2: not JSON"),
+        ("a.jsonl", b'{"text": "x"}\n{"text": ', "a.jsonl, line 2: not JSON"),
+        ("a.jsonl", b"[" * 100_000, "a.jsonl, line 1: not JSON"),
+        ("a.jsonl", b'{"text": ' + b"1" * 5000 + b"}", "a.jsonl, line 1: not JSON"),
+        (
+            "a.jsonl",
+            b'{"body": "x"}',
+            "a.jsonl, line 1: no column 'text'; name it as NAME=a.jsonl:COL",
+        ),
+        ("a.jsonl", b'["text"]', "a.jsonl, line 1: no column 'text'"),
+        ("a.jsonl", b'"text"', "a.jsonl, line 1: no column 'text'"),
+        ("a.jsonl", b"3", "a.jsonl, line 1: no column 'text'"),
+        ("a.jsonl", b'{"text": 3}', "a.jsonl, line 1: column 'text' holds int, not text"),
+        ("a.jsonl", b"\xff\xfe", "a.jsonl, near line 1: not UTF-8"),
+        ("a.parquet", b"", "a.parquet: not a readable parquet file"),
+        ("a.parquet", b"PAR1 and then nonsense PAR1", "a.parquet: not a readable parquet file"),
+    ],
+)
 def test_files_that_cannot_be_read_are_named_with_the_line(folder, name, content, message):
     (folder / name).write_bytes(content)
     with pytest.raises(UserError, match=message):
@@ -177,14 +198,21 @@ def test_docs_are_the_prose_of_docstrings(folder, monkeypatch):
     (folder / "lib").mkdir()
     (folder / "lib" / "one.py").write_text(MODULE)
     (folder / "lib" / "two.py").write_text(
-        '"""The same paragraph stands here and in another module with many words."""')
+        '"""The same paragraph stands here and in another module with many words."""'
+    )
     (folder / "lib" / "three.py").write_text('"""print this is Python two with a docstring\n')
-    modules = [(name, text._docstrings(folder / "lib" / f"{name}.py"))
-               for name in ("one", "two", "three")]
+    modules = [
+        (name, text._docstrings(folder / "lib" / f"{name}.py")) for name in ("one", "two", "three")
+    ]
     monkeypatch.setattr(text, "_all_docstrings", lambda: modules)
-    expected = [("one", "This is a paragraph of the module with more than eight words in it.\n"
-                        "The same paragraph stands here and in another module with many words.\n"
-                        "A class has words, too, and they are read like those of modules.")]
+    expected = [
+        (
+            "one",
+            "This is a paragraph of the module with more than eight words in it.\n"
+            "The same paragraph stands here and in another module with many words.\n"
+            "A class has words, too, and they are read like those of modules.",
+        )
+    ]
     assert text.docs_documents() == expected
     monkeypatch.setattr(text, "_all_docstrings", lambda: 1 / 0)  # from the cache now
     assert text.docs_documents() == expected
@@ -198,7 +226,7 @@ def test_several_processes_may_want_the_same_token_file_at_once(folder, monkeypa
     """Threads with a lock file each behave as processes do: one writes, the others wait."""
     from test_data import CountingTokenizer
 
-    from minitransformer import corpus
+    from distill.data import corpus
 
     (folder / "a.txt").write_text(" ".join(map(str, range(10, 5000))))
     whole, writing, made = corpus._write_tokens, [], []
@@ -213,8 +241,14 @@ def test_several_processes_may_want_the_same_token_file_at_once(folder, monkeypa
 
     monkeypatch.setattr(corpus, "_write_tokens", write)
     results = []
-    threads = [threading.Thread(target=lambda: results.append(
-        corpus.tokenise(parse_source("w=a.txt"), CountingTokenizer()))) for _ in range(4)]
+    threads = [
+        threading.Thread(
+            target=lambda: results.append(
+                corpus.tokenise(parse_source("w=a.txt"), CountingTokenizer())
+            )
+        )
+        for _ in range(4)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -8,7 +8,7 @@ import transformers
 from conftest import MODEL_TYPES, tiny_config, tiny_tokenizer, write_tokenizer
 
 from minitransformer import UserError
-from minitransformer.pretrained import embedded_teacher_folder
+from minitransformer.embedded import embedded_teacher_folder
 from minitransformer.tokenizer import load_tokenizer
 
 TEXTS = [
@@ -162,7 +162,8 @@ def test_a_vocabulary_without_its_unknown_token(tmp_path):
     tiny_tokenizer("bert").save(tmp_path)
     text = (tmp_path / "tokenizer.json").read_text()
     (tmp_path / "tokenizer.json").write_text(
-        text.replace('"unk_token":"[UNK]"', '"unk_token":"[NONE]"'))
+        text.replace('"unk_token":"[UNK]"', '"unk_token":"[NONE]"')
+    )
     assert "[UNK]" in refusal(tmp_path)  # what the library calls it, whatever its name
 
 

@@ -10,16 +10,28 @@ import torch
 
 import train
 from distill import METHODS, build_method
+from distill.data.batches import Text
 from distill.student import freeze_unreached
 from minitransformer import Encoder, EncoderConfig, load_pretrained, save_pretrained, weights_hash
-from minitransformer.config import UserError
-from minitransformer.data import Text
+from minitransformer.errors import UserError
 from minitransformer.tokenizer import load_tokenizer
 
 SENTENCE = "the cat dog bird sees hears likes a red green small old tree house and or then"
 WORDS = SENTENCE.split()
-FAST = ["--seq-len", "16", "--batch-size", "8", "--threads", "1", "--device", "cpu", "--lr", "3e-3",
-        "--precision", "fp32"]
+FAST = [
+    "--seq-len",
+    "16",
+    "--batch-size",
+    "8",
+    "--threads",
+    "1",
+    "--device",
+    "cpu",
+    "--lr",
+    "3e-3",
+    "--precision",
+    "fp32",
+]
 
 
 @pytest.fixture(scope="module")
@@ -31,16 +43,23 @@ def here(tmp_path_factory):
     patch.chdir(folder)
     vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
     (folder / "vocab.txt").write_text("\n".join(vocabulary) + "\n")
-    config = EncoderConfig(vocab_size=len(vocabulary), hidden_size=32, num_hidden_layers=4,
-                           num_attention_heads=4, intermediate_size=64, max_position_embeddings=32,
-                           initializer_range=0.2)
+    config = EncoderConfig(
+        vocab_size=len(vocabulary),
+        hidden_size=32,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        intermediate_size=64,
+        max_position_embeddings=32,
+        initializer_range=0.2,
+    )
     tokenizer = load_tokenizer(folder, config)
     for name, head in (("teacher", True), ("headless", False)):
         encoder = Encoder(config, mlm_head=head).reset_parameters(torch.Generator().manual_seed(5))
         save_pretrained(folder / name, encoder, tokenizer)
     # sentences with a rule in them, so that words can be guessed: each is followed by the next
-    lines = [" ".join(WORDS[(s + i * (1 + s % 3)) % len(WORDS)] for i in range(40))
-             for s in range(150)]
+    lines = [
+        " ".join(WORDS[(s + i * (1 + s % 3)) % len(WORDS)] for i in range(40)) for s in range(150)
+    ]
     (folder / "text.txt").write_text("\n\n".join(lines))
     yield folder
     patch.undo()
@@ -48,8 +67,18 @@ def here(tmp_path_factory):
 
 def run(folder, *flags, teacher="teacher"):
     out = folder / f"run{len(list(folder.glob('run*')))}"
-    status = train.main(["--teacher", str(folder / teacher), "--data", f"t={folder}/text.txt",
-                         "--out", str(out), *FAST, *map(str, flags)])
+    status = train.main(
+        [
+            "--teacher",
+            str(folder / teacher),
+            "--data",
+            f"t={folder}/text.txt",
+            "--out",
+            str(out),
+            *FAST,
+            *map(str, flags),
+        ]
+    )
     assert status == 0
     return out, [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
 
@@ -96,8 +125,16 @@ def test_the_student_overfits_one_batch(here, method):
     config = SimpleNamespace(lr=3e-3, weight_decay=0.0, clip=1.0)
     optimizer = train.make_optimizer(config, transfer)
     losses = [
-        train.train_step(config, transfer, teacher, optimizer, [batch], lambda: torch.autocast(
-            "cpu", enabled=False), 0)[0] for _ in range(400)
+        train.train_step(
+            config,
+            transfer,
+            teacher,
+            optimizer,
+            [batch],
+            lambda: torch.autocast("cpu", enabled=False),
+            0,
+        )[0]
+        for _ in range(400)
     ]
     assert losses[-1] < 0.1 * losses[0]
     assert weights_hash(teacher) == before
@@ -151,8 +188,23 @@ def test_no_transformers_at_run_time(here):
 import sys
 sys.modules["transformers"] = sys.modules["sentence_transformers"] = None
 import evaluate, train
-train.main({["--teacher", str(here / "teacher"), "--data", f"t={here}/text.txt", "--steps", "1",
-             "--out", str(here / "bare"), *FAST]})
+train.main({
+        [
+            "--teacher",
+            str(here / "teacher"),
+            "--data",
+            f"t={here}/text.txt",
+            "--steps",
+            "1",
+            "--out",
+            str(here / "bare"),
+            *FAST,
+        ]
+    })
 """
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=train.__file__.rpartition("/")[0],
-                   stdout=subprocess.DEVNULL)
+    subprocess.run(
+        [sys.executable, "-c", code],
+        check=True,
+        cwd=train.__file__.rpartition("/")[0],
+        stdout=subprocess.DEVNULL,
+    )

@@ -49,8 +49,11 @@ def make_batch(case, device):
     ids = torch.randint(5, V, (B, N), generator=generator)
     chosen = torch.rand(B, N, generator=generator) < 0.15
     return SimpleNamespace(
-        ids=ids.to(device), masked_ids=ids.masked_fill(chosen, 4).to(device),
-        chosen=chosen.to(device), mask=torch.ones(B, N, dtype=torch.bool, device=device))
+        ids=ids.to(device),
+        masked_ids=ids.masked_fill(chosen, 4).to(device),
+        chosen=chosen.to(device),
+        mask=torch.ones(B, N, dtype=torch.bool, device=device),
+    )
 
 
 def arithmetic(case, positions):
@@ -75,10 +78,17 @@ def arithmetic(case, positions):
 def settings(case, layers):
     xlmr = CASES[case][5] == XLMR
     return {
-        "vocab_size": CASES[case][5], "hidden_size": WIDTH, "num_hidden_layers": layers,
-        "num_attention_heads": HEADS, "intermediate_size": 4 * WIDTH, "hidden_act": "gelu",
-        "max_position_embeddings": 514 if xlmr else 512, "type_vocab_size": 1 if xlmr else 2,
-        "pad_token_id": 1 if xlmr else 0, "layer_norm_eps": 1e-5}
+        "vocab_size": CASES[case][5],
+        "hidden_size": WIDTH,
+        "num_hidden_layers": layers,
+        "num_attention_heads": HEADS,
+        "intermediate_size": 4 * WIDTH,
+        "hidden_act": "gelu",
+        "max_position_embeddings": 514 if xlmr else 512,
+        "type_vocab_size": 1 if xlmr else 2,
+        "pad_token_id": 1 if xlmr else 0,
+        "layer_norm_eps": 1e-5,
+    }
 
 
 def this_project(case, contender, batch, device):
@@ -90,8 +100,11 @@ def this_project(case, contender, batch, device):
     method, L_s, L_t, _, _, V, _ = CASES[case]
     model_type = {"model_type": "xlm-roberta" if V == XLMR else "bert"}
     student, teacher = (
-        Encoder(EncoderConfig.from_dict(settings(case, layers) | model_type),
-                mlm_head=method == "od").to(device) for layers in (L_s, L_t))
+        Encoder(
+            EncoderConfig.from_dict(settings(case, layers) | model_type), mlm_head=method == "od"
+        ).to(device)
+        for layers in (L_s, L_t)
+    )
     if method == "infer":
         return [], lambda: student(batch.ids, batch.mask, keep="last").hidden[-1]
     teacher.requires_grad_(False)
@@ -110,8 +123,8 @@ def this_project(case, contender, batch, device):
 
 def real_batches(case, device):
     """The batches that train.py would make of the docs text, one after the other."""
+    from distill.data.batches import Text
     from minitransformer import load_pretrained
-    from minitransformer.data import Text
 
     _, _, _, B, N, _, _ = CASES[case]
     _, tokenizer = load_pretrained("embedded")
@@ -131,7 +144,8 @@ def transformers_models(case, device):
     without = {} if method == "od" else {"add_pooling_layer": False}
     student, teacher = (
         Model(Config(**settings(case, layers), attn_implementation="sdpa"), **without).to(device)
-        for layers in (L_s, L_t))
+        for layers in (L_s, L_t)
+    )
     return student.train(), teacher.eval().requires_grad_(False)
 
 
@@ -158,8 +172,10 @@ def textbook(case, contender, batch, device):
     if method == "hs":
         return parameters, hs
     qkv_s, qkv_t = watch_qkv(student, L_s), watch_qkv(teacher, L_t - 1)
-    maps = {name: torch.eye(WIDTH // R, device=device).repeat(R, 1, 1).requires_grad_()
-            for name in ("query", "key", "value")}
+    maps = {
+        name: torch.eye(WIDTH // R, device=device).repeat(R, 1, 1).requires_grad_()
+        for name in ("query", "key", "value")
+    }
 
     def relations(x):
         heads = x.unflatten(-1, (R, -1)).transpose(1, 2)
@@ -186,7 +202,8 @@ def watch_qkv(model, layer):
     seen = {}
     for name in ("query", "key", "value"):
         model.encoder.layer[layer - 1].attention.self.get_submodule(name).register_forward_hook(
-            lambda _, inputs, output, name=name: seen.__setitem__(name, output))
+            lambda _, inputs, output, name=name: seen.__setitem__(name, output)
+        )
     return seen
 
 
@@ -215,7 +232,10 @@ def bertdistiller(case, contender, batch, device):
     trainer.teacher, trainer.attention_extractor = teacher, BertAttentionExtractor()
     trainer.kl_loss = torch.nn.KLDivLoss(reduction="sum")
     trainer.args = SimpleNamespace(
-        teacher_layer=L_t - 1, student_layer=L_s, num_relation_heads=R,
-        relations={(1, 1): 1.0, (2, 2): 1.0, (3, 3): 1.0})
+        teacher_layer=L_t - 1,
+        student_layer=L_s,
+        num_relation_heads=R,
+        relations={(1, 1): 1.0, (2, 2): 1.0, (3, 3): 1.0},
+    )
     inputs = {"input_ids": batch.ids, "attention_mask": batch.mask.long()}
     return [*student.parameters()], lambda: (trainer.compute_loss(student, inputs), None)

@@ -1,7 +1,7 @@
 """Kill a run again and again, and see that its result is the one of a run that nobody disturbed.
 
-    python tests/torture.py                 20 SIGKILLs, amid a save and at random moments
-    python tests/torture.py --gigabytes 2   a text larger than it may hold in memory: time to the
+    python tests/torture/torture.py                 20 SIGKILLs, amid a save and at random moments
+    python tests/torture/torture.py --gigabytes 2   a text larger than it may hold in memory: time to the
                                             first step, and anonymous memory from then on
 
 The functions are what tests/test_resume.py and tests/test_distributed.py do the same with, in
@@ -20,7 +20,7 @@ import tempfile
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from conftest import WORDS, tiny_config, tiny_encoder, tiny_tokenizer  # noqa: E402
@@ -35,21 +35,38 @@ def make_inputs(folder: Path, **sizes) -> list[str]:
     chance = random.Random(0)
     paragraphs = (" ".join(chance.choices(WORDS, k=60)) for _ in range(100))
     (folder / "text.txt").write_text("\n\n".join(paragraphs))
-    return ["--teacher", f"{folder}/teacher", "--data", f"web={folder}/text.txt", "--threads", "1",
-            "--seq-len", "16", "--batch-size", "4", "--precision", "fp32", "--device", "cpu"]
+    return [
+        "--teacher",
+        f"{folder}/teacher",
+        "--data",
+        f"web={folder}/text.txt",
+        "--threads",
+        "1",
+        "--seq-len",
+        "16",
+        "--batch-size",
+        "4",
+        "--precision",
+        "fp32",
+        "--device",
+        "cpu",
+    ]
 
 
 def without_figures(patch) -> None:
     """Training in a test's own process without what is slow at its end, and not the question."""
-    patch.setattr("distill.report.plot_loss", lambda *figure: None)
-    patch.setattr("minitransformer.cost.latencies", lambda models, *shape: [[1.0] for _ in models])
+    patch.setattr("distill.training.report.plot_loss", lambda *figure: None)
+    patch.setattr("distill.program.cost.latencies", lambda models, *shape: [[1.0] for _ in models])
 
 
 def environment(folder: Path) -> dict:
     """For programs on one thread each, with a cache of their own, offline."""
     return os.environ | {
-        "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive", "HF_HUB_OFFLINE": "1",
-        "XDG_CACHE_HOME": str(folder / "cache")}
+        "OMP_NUM_THREADS": "1",
+        "OMP_WAIT_POLICY": "passive",
+        "HF_HUB_OFFLINE": "1",
+        "XDG_CACHE_HOME": str(folder / "cache"),
+    }
 
 
 def start(folder: Path, *flags, processes=None, script=ROOT / "train.py") -> subprocess.Popen:
@@ -57,10 +74,15 @@ def start(folder: Path, *flags, processes=None, script=ROOT / "train.py") -> sub
     torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     python = [sys.executable, *(torchrun if processes else [])]
     return subprocess.Popen(
-        [*python, str(script), *map(str, flags)], cwd=folder, env=environment(folder),
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        [*python, str(script), *map(str, flags)],
+        cwd=folder,
+        env=environment(folder),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
         # a shell starts what it puts in the background with Ctrl-C ignored
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
 
 
 def wait_for(process: subprocess.Popen, come_true) -> bool:
@@ -112,8 +134,10 @@ def differences(run: Path, other: Path) -> list[str]:
         elif files[0].exists() and files[0].read_bytes() != files[1].read_bytes():
             found.append(f"{name} differs")
     for event in ("step", "eval"):
-        logs = [[(r["step"], r["loss"], r.get("lr")) for r in records(each) if r["event"] == event]
-                for each in (run, other)]
+        logs = [
+            [(r["step"], r["loss"], r.get("lr")) for r in records(each) if r["event"] == event]
+            for each in (run, other)
+        ]
         if logs[0] != logs[1]:
             found.append(f"the log's {event} records differ")
     left = [path.name for path in run.iterdir() if path.name.startswith(("checkpoint", "."))]
@@ -122,8 +146,22 @@ def differences(run: Path, other: Path) -> list[str]:
 
 def torture(folder: Path, kills: int, seed: int) -> None:
     flags = make_inputs(folder, hidden_size=256, intermediate_size=1024)
-    flags += ["--method", "direct-minilm", "--student-layers", "2", "--student-hidden", "192",
-              "--student-heads", "4", "--steps", "600", "--save-every", "3", "--eval-every", "50"]
+    flags += [
+        "--method",
+        "direct-minilm",
+        "--student-layers",
+        "2",
+        "--student-hidden",
+        "192",
+        "--student-heads",
+        "4",
+        "--steps",
+        "600",
+        "--save-every",
+        "3",
+        "--eval-every",
+        "50",
+    ]
     began = time.time()
     unbroken = start(folder, *flags, "--out", "unbroken")
     if unbroken.wait():
@@ -151,14 +189,19 @@ def torture(folder: Path, kills: int, seed: int) -> None:
             sys.exit(f"the run ended by itself after {done} kills; more steps are needed")
         done += 1
         saves = sorted(path.name for path in run.glob("checkpoint-*"))
-        print(f"kill {done:>2} {'amid a save' if amid and met else 'at a random moment':<19}"
-              f" after {steps_of(run)} steps; there is {', '.join(saves) or 'nothing'}", flush=True)
+        print(
+            f"kill {done:>2} {'amid a save' if amid and met else 'at a random moment':<19}"
+            f" after {steps_of(run)} steps; there is {', '.join(saves) or 'nothing'}",
+            flush=True,
+        )
     _, complaint = process.communicate()
     if process.returncode:
         sys.exit(complaint)
     found = differences(run, folder / "unbroken")
-    print(f"{kills} kills in {time.time() - began - took:.0f} s:",
-          "; ".join(found) or "weights, maps and log equal the unbroken run's, bit for bit")
+    print(
+        f"{kills} kills in {time.time() - began - took:.0f} s:",
+        "; ".join(found) or "weights, maps and log equal the unbroken run's, bit for bit",
+    )
     sys.exit(bool(found))
 
 
@@ -176,8 +219,18 @@ def large_text(folder: Path, gigabytes: float, minutes: float) -> None:
     with open(folder / "text.txt", "w") as text:
         while text.tell() < gigabytes * 1e9:
             text.write(page + "\n\n")
-    process = start(folder, *flags, "--steps", "100000000", "--save-every", "1000",
-                    "--eval-every", "1000", "--out", "run")
+    process = start(
+        folder,
+        *flags,
+        "--steps",
+        "100000000",
+        "--save-every",
+        "1000",
+        "--eval-every",
+        "1000",
+        "--out",
+        "run",
+    )
     began, sizes, spoke = time.time(), [], -60.0
     while process.poll() is None and time.time() < began + 60 * minutes:
         time.sleep(1)
@@ -190,8 +243,10 @@ def large_text(folder: Path, gigabytes: float, minutes: float) -> None:
     process.terminate()
     printed, complaint = process.communicate()
     print("\n".join([*printed.splitlines()[:8], "...", *printed.splitlines()[-2:]]), complaint)
-    print(f"anonymous memory from minute 1 to the end: {min(sizes)} to {max(sizes)} MB,"
-          f" {100 * (max(sizes) / min(sizes) - 1):.1f} %")
+    print(
+        f"anonymous memory from minute 1 to the end: {min(sizes)} to {max(sizes)} MB,"
+        f" {100 * (max(sizes) / min(sizes) - 1):.1f} %"
+    )
 
 
 if __name__ == "__main__":

@@ -12,35 +12,17 @@ Nothing here owns a random state that could be lost: the order and the masks are
 draw). Only the buffer of a stream has a generator, which is saved with its position.
 """
 
-from dataclasses import dataclass
-
 import numpy as np
 import torch
-from torch import Tensor
 
-from minitransformer.config import UserError
-from minitransformer.corpus import HELD_OUT, TokenFile, TokenStream
-from minitransformer.text import Source, parse_source
+from distill.data.corpus import HELD_OUT, TokenFile, TokenStream
+from distill.data.sources import Source, parse_source
+from distill.method import Batch
+from minitransformer.errors import UserError
 from minitransformer.tokenizer import Tokenizer
 
 # of the tokens are to be predicted: 80 % of those as [MASK], 10 % as a random token, 10 % kept
 MASK_SHARE = 0.15
-
-
-@dataclass
-class Batch:
-    """`ids` (B, N) int64; `mask` (B, N) bool, True = real token. For methods that read masked text
-    also `masked_ids` (B, N) and `chosen` (B, N) bool, the positions drawn for prediction.
-    """
-
-    ids: Tensor
-    mask: Tensor
-    masked_ids: Tensor | None = None
-    chosen: Tensor | None = None
-
-    def to(self, device) -> "Batch":
-        tensors = (self.ids, self.mask, self.masked_ids, self.chosen)
-        return Batch(*(None if t is None else t.to(device, non_blocking=True) for t in tensors))
 
 
 def parse_sources(specs: list[str]) -> list[Source]:
@@ -115,8 +97,7 @@ class Text:
         return index, sequence
 
     def held_out(self, batch_size: int, *, masked: bool, sequences: int = HELD_OUT) -> list[Batch]:
-        """Batches of text that no run trains on, with masks that do not depend on the run's seed.
-        """
+        """Batches of text that no run trains on, with masks that do not depend on the run's seed."""
         each = max(1, sequences // len(self.corpora))
         rows = [row for corpus in self.corpora for row in corpus.held_out(each)]
         numbered = list(enumerate(rows))

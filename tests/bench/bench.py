@@ -1,8 +1,8 @@
 """What a step costs: this project, transformers with textbook formulas, bertdistiller, the floor.
 
-    python tests/bench.py                                     every case, 3 rounds
-    python tests/bench.py --cases mha-8x512 od-250k --runs 9 --threads 2 --precision fp32
-    python tests/bench.py --cases mha-8x512 --profile         where our own step's time goes
+    python tests/bench/bench.py                                     every case, 3 rounds
+    python tests/bench/bench.py --cases mha-8x512 od-250k --runs 9 --threads 2 --precision fp32
+    python tests/bench/bench.py --cases mha-8x512 --profile         where our own step's time goes
     pip install --no-deps bertdistiller==0.1.2                to see it beside the others
 
 A step is: forward of teacher and student, loss, backward, AdamW (the same fused one for all).
@@ -12,7 +12,7 @@ pipeline-* is this project's step on one batch and on the batches of the docs te
 is and with torch.compile, attention-* with either fast form of attention. Each contender is a
 process of its own and they take turns, so that a busy minute hits all of them; the first step of a
 turn is not counted. Memory is the peak above weights and optimizer state. The floor is the
-arithmetic of the step (bench_contenders.py) at the rate of a large matrix product, measured in each
+arithmetic of the step (contenders.py) at the rate of a large matrix product, measured in each
 turn.
 """
 
@@ -32,9 +32,9 @@ from pathlib import Path
 import torch
 
 HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE), str(HERE.parent)]  # whatever folder it is called from
+sys.path[:0] = [str(HERE), str(HERE.parent.parent)]  # whatever folder it is called from
 
-from bench_contenders import (  # noqa: E402
+from contenders import (  # noqa: E402
     ALL,
     CASES,
     COMPILED,
@@ -45,7 +45,7 @@ from bench_contenders import (  # noqa: E402
     make_batch,
 )
 
-from minitransformer.cli import can_compile  # noqa: E402
+from distill.program.machine import can_compile  # noqa: E402
 
 
 def build_step(case, contender, precision, device):
@@ -193,42 +193,56 @@ def table(case, precision, results):
         floor = statistics.median(wall / each["floor"] for each in turns for wall in each["walls"])
         seconds, peak = statistics.median(walls), turns[0]["peak"]
         ours = ours or (seconds, max(peak, 1))
-        yield (f"| {case} | {precision} | {contender} | {seconds:.3f} ({min(walls):.3f}-"
-               f"{max(walls):.3f}) | {cpu:.2f} | {batch * length / seconds:,.0f} |"
-               f" {peak / 2**20:,.0f} | {seconds / ours[0]:.2f}x | {peak / ours[1]:.2f}x |"
-               f" {floor:.2f}x |")
+        yield (
+            f"| {case} | {precision} | {contender} | {seconds:.3f} ({min(walls):.3f}-"
+            f"{max(walls):.3f}) | {cpu:.2f} | {batch * length / seconds:,.0f} |"
+            f" {peak / 2**20:,.0f} | {seconds / ours[0]:.2f}x | {peak / ours[1]:.2f}x |"
+            f" {floor:.2f}x |"
+        )
 
 
 def parse_options():
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
     parser.add_argument("--runs", type=int, default=3, help="rounds, each contender once a round")
     parser.add_argument("--steps", type=int, default=2, help="timed steps of a turn, at least")
     parser.add_argument("--seconds", type=float, default=6, help="length of a turn, at least")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
-    parser.add_argument("--precision", choices=["fp32", "bf16", "both"],
-                        default="both" if native_bf16() else "fp32",
-                        help="default: both where the machine multiplies bf16, else fp32")
+    parser.add_argument(
+        "--precision",
+        choices=["fp32", "bf16", "both"],
+        default="both" if native_bf16() else "fp32",
+        help="default: both where the machine multiplies bf16, else fp32",
+    )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--profile", action="store_true",
-                        help="instead: which operations this project's step consists of")
+    parser.add_argument(
+        "--profile",
+        action="store_true",
+        help="instead: which operations this project's step consists of",
+    )
     parser.add_argument("--worker", nargs=2, help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
 def main():
     options = parse_options()
-    shared = {name: getattr(options, name) for name in
-              ("precision", "threads", "steps", "seconds", "device")}
+    shared = {
+        name: getattr(options, name)
+        for name in ("precision", "threads", "steps", "seconds", "device")
+    }
     if options.worker:
         turn = prepare(*options.worker, **shared)
         print("{}", flush=True)
         for _ in sys.stdin:
             print(json.dumps(turn()), flush=True)
         return
-    print(f"{platform.machine()}, {options.threads} threads, {options.device},"
-          f" torch {torch.__version__}", end="\n\n" if options.profile else ", ")
+    print(
+        f"{platform.machine()}, {options.threads} threads, {options.device},"
+        f" torch {torch.__version__}",
+        end="\n\n" if options.profile else ", ",
+    )
     precisions = ["fp32", "bf16"] if options.precision == "both" else [options.precision]
     if options.profile:
         torch.set_num_threads(options.threads)
@@ -237,8 +251,11 @@ def main():
             print(*profile(case, precision, options.device), sep="\n", flush=True)
         return
     print(f"{options.runs} rounds of {options.steps} steps or more\n")
-    print("| case | precision | who | seconds, median (min-max) | CPU s | tokens/s | peak MB"
-          " | time | memory | over the floor |\n" + "|---" * 10 + "|", flush=True)
+    print(
+        "| case | precision | who | seconds, median (min-max) | CPU s | tokens/s | peak MB"
+        " | time | memory | over the floor |\n" + "|---" * 10 + "|",
+        flush=True,
+    )
     for case, precision in itertools.product(options.cases, precisions):
         contenders = [c for c in CASES[case][-1] if available(c, options.device)]
         flags = [f"--{name}={value}" for name, value in {**shared, "precision": precision}.items()]

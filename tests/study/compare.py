@@ -1,7 +1,7 @@
 """The README's comparison: every method from the same start, on the same text, for the same steps.
 
-    python tests/compare.py                          goes on where it was killed
-    python tests/compare.py --steps 20 --seeds 1     a trial of a few minutes
+    python tests/study/compare.py                          goes on where it was killed
+    python tests/study/compare.py --steps 20 --seeds 1     a trial of a few minutes
 
 1. The embedded teacher has no MLM head, which OD needs: `--method mlm --init embedded` trains one.
    The result is the teacher of all methods.
@@ -52,11 +52,33 @@ def main() -> None:
     settings = parser.parse_args()
 
     teacher = settings.folder / "teacher"
-    train(teacher, "--method", "mlm", "--init", "embedded", "--lr", "2e-4",
-          "--steps", str(settings.teacher_steps), "--save-every", "50")
-    shape = ["--student-layers", str(settings.layers), "--student-hidden", str(settings.hidden),
-             "--teacher", str(teacher), "--init", settings.init, "--save-every", "50",
-             "--eval-every", str(settings.steps)]
+    train(
+        teacher,
+        "--method",
+        "mlm",
+        "--init",
+        "embedded",
+        "--lr",
+        "2e-4",
+        "--steps",
+        str(settings.teacher_steps),
+        "--save-every",
+        "50",
+    )
+    shape = [
+        "--student-layers",
+        str(settings.layers),
+        "--student-hidden",
+        str(settings.hidden),
+        "--teacher",
+        str(teacher),
+        "--init",
+        settings.init,
+        "--save-every",
+        "50",
+        "--eval-every",
+        str(settings.steps),
+    ]
     groups: dict[str, list[str]] = {"teacher": [str(teacher)]}
     for seed in range(settings.seeds):
         seeded = [*shape, "--seed", str(seed)]
@@ -78,15 +100,27 @@ def main() -> None:
 def summarise(results: dict, groups: dict[str, list[str]]) -> None:
     """Mean and standard deviation over all fine-tuned models of a method: students x seeds."""
     tasks = sorted({(row["task"], row["metric"]) for row in results["rows"]})
-    print("| method | " + " | ".join(f"{task} {metric}" for task, metric in tasks)
-          + " | mean of the tasks |\n" + "| --- " * (len(tasks) + 2) + "|")
+    print(
+        "| method | "
+        + " | ".join(f"{task} {metric}" for task, metric in tasks)
+        + " | mean of the tasks |\n"
+        + "| --- " * (len(tasks) + 2)
+        + "|"
+    )
     for name, runs in groups.items():
-        columns = [[score for row in results["rows"] for score in row["values"]
-                    if row["model"] in runs and (row["task"], row["metric"]) == key]
-                   for key in tasks]
+        columns = [
+            [
+                score
+                for row in results["rows"]
+                for score in row["values"]
+                if row["model"] in runs and (row["task"], row["metric"]) == key
+            ]
+            for key in tasks
+        ]
         columns.append([statistics.fmean(scores) for scores in zip(*columns, strict=True)])
-        cells = [f"{statistics.fmean(scores):.3f} ± {statistics.stdev(scores):.3f}"
-                 for scores in columns]
+        cells = [
+            f"{statistics.fmean(scores):.3f} ± {statistics.stdev(scores):.3f}" for scores in columns
+        ]
         print(f"| {name} | " + " | ".join(cells) + " |")
 
 

@@ -19,10 +19,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from minitransformer.cli import Progress, cache_folder
-from minitransformer.config import UserError
-from minitransformer.pretrained import first_line
-from minitransformer.text import Source, documents, identity
+from distill.data.sources import Source, documents, identity
+from distill.program.progress import Progress
+from minitransformer.errors import UserError, first_line
+from minitransformer.files import cache_folder
 from minitransformer.tokenizer import Tokenizer
 
 HELD_OUT = 256  # rows a corpus at most; a fiftieth of a small one

@@ -15,8 +15,7 @@ the test splits are not public: dev is scored. Sources: arXiv 1804.07461 and 180
 from dataclasses import dataclass
 from pathlib import Path
 
-from minitransformer.config import UserError
-from minitransformer.tasks import (
+from distill.evaluation.tasks import (
     Split,
     Task,
     find_split,
@@ -28,10 +27,26 @@ from minitransformer.tasks import (
     tsv_cells,
     with_header,
 )
+from minitransformer.errors import UserError
 
 GLUE_HUB, XNLI_HUB = "nyu-mll/glue", "facebook/xnli"
-LANGUAGES = ("ar", "bg", "de", "el", "en", "es", "fr", "hi", "ru", "sw", "th", "tr", "ur", "vi",
-             "zh")
+LANGUAGES = (
+    "ar",
+    "bg",
+    "de",
+    "el",
+    "en",
+    "es",
+    "fr",
+    "hi",
+    "ru",
+    "sw",
+    "th",
+    "tr",
+    "ur",
+    "vi",
+    "zh",
+)
 NLI = ("entailment", "neutral", "contradiction")
 ENTAILED = ("entailment", "not_entailment")
 
@@ -52,16 +67,19 @@ class Form:
 ONE, TWO, ASKED = ("sentence",), ("sentence1", "sentence2"), ("question1", "question2")
 PARAPHRASE, DUPLICATE = ("not_equivalent", "equivalent"), ("not_duplicate", "duplicate")
 GLUE = {
-    "cola": Form(ONE, (*ONE, "label"), "CoLA", ("unacceptable", "acceptable"),
-                 ("matthews", "accuracy")),
+    "cola": Form(
+        ONE, (*ONE, "label"), "CoLA", ("unacceptable", "acceptable"), ("matthews", "accuracy")
+    ),
     "sst2": Form(ONE, (*ONE, "label"), "SST-2", ("negative", "positive"), ("accuracy",)),
-    "mrpc": Form(TWO, ("#1 String", "#2 String", "Quality"), "MRPC", PARAPHRASE,
-                 ("f1", "accuracy")),
+    "mrpc": Form(
+        TWO, ("#1 String", "#2 String", "Quality"), "MRPC", PARAPHRASE, ("f1", "accuracy")
+    ),
     "stsb": Form(TWO, (*TWO, "score"), "STS-B", (), ("spearman", "pearson")),
     "qqp": Form(ASKED, (*ASKED, "is_duplicate"), "QQP", DUPLICATE, ("f1", "accuracy")),
     "mnli": Form(("premise", "hypothesis"), (*TWO, "gold_label"), "MNLI", NLI, ("accuracy",)),
-    "qnli": Form(("question", "sentence"), ("question", "sentence", "label"), "QNLI", ENTAILED,
-                 ("accuracy",)),
+    "qnli": Form(
+        ("question", "sentence"), ("question", "sentence", "label"), "QNLI", ENTAILED, ("accuracy",)
+    ),
     "rte": Form(TWO, (*TWO, "label"), "RTE", ENTAILED, ("accuracy",)),
 }
 XNLI = Form(("premise", "hypothesis"), (), "XNLI", NLI, ("accuracy",))

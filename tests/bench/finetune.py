@@ -1,6 +1,6 @@
 """Fine-tuning throughput on real-length pairs, against padding to 128 with transformers.
 
-    python tests/bench_finetune.py [PAIRS]                  (512, all of them; 3 minutes)
+    python tests/bench/finetune.py [PAIRS]                  (512, all of them; 3 minutes)
 
 Both train the embedded teacher on sentence pairs (the task docs-next) in float32 on the same cores,
 with AdamW (fused), the same clipping and the same linear head on the mean of the last hidden
@@ -18,11 +18,11 @@ from torch import nn
 
 sys.path.insert(0, __file__.rsplit("/tests/", 1)[0] if "/tests/" in __file__ else ".")
 
-from minitransformer import cli
-from minitransformer.docs_tasks import docs_next
-from minitransformer.finetune import Recipe, Tuner
+from distill.evaluation.docs_tasks import docs_next
+from distill.evaluation.finetune import Recipe, Tuner
+from distill.evaluation.tasks import Split, Task
+from distill.program.machine import machine
 from minitransformer.pretrained import find_folder, load_pretrained
-from minitransformer.tasks import Split, Task
 
 ROUNDS = 3
 
@@ -84,7 +84,7 @@ def main(pairs: int = 512) -> float:
                 rates[name].append(size / (time.perf_counter() - start))
     medians = {name: statistics.median(values) for name, values in rates.items()}
     lengths = tuner.splits["train"].lengths
-    print(f"{cli.machine()}, float32")
+    print(f"{machine()}, float32")
     print(f"{len(lengths)} pairs of {lengths.mean():.0f} tokens ({lengths.min()}-{lengths.max()})")
     for name, rate in medians.items():
         print(f"{name:28} {rate:7.1f} pairs/s")

@@ -13,9 +13,9 @@ import hashlib
 import itertools
 import re
 
-from minitransformer.config import UserError
-from minitransformer.tasks import Split, Task
-from minitransformer.text import docs_documents
+from distill.data.docs import docs_documents
+from distill.evaluation.tasks import Split, Task
+from minitransformer.errors import UserError
 
 LIBRARIES = ("huggingface_hub", "matplotlib", "networkx", "numpy", "pandas")
 LIBRARIES += ("python", "reference", "sympy")  # Python's library and the reference of its language

@@ -5,10 +5,10 @@ import json
 import sys
 
 import bench
-import bench_contenders as contenders
+import contenders as contenders
 import pytest
 import torch
-from bench_contenders import ALL, BLOCKED, FUSED, MASKED, OURS, PEER, TEXTBOOK
+from contenders import ALL, BLOCKED, FUSED, MASKED, OURS, PEER, TEXTBOOK
 
 from minitransformer import attention
 from minitransformer.config import EncoderConfig
@@ -74,8 +74,9 @@ def test_contenders_compute_the_same(case, monkeypatch):
 @pytest.mark.parametrize(("contender", "form"), [(FUSED, "fused"), (BLOCKED, "blocked")])
 def test_a_named_form_of_attention_is_used_by_both_models(contender, form, monkeypatch):
     original, calls = getattr(attention, f"{form}_attention"), []
-    monkeypatch.setattr(attention, f"{form}_attention",
-                        lambda *given: calls.append(form) or original(*given))
+    monkeypatch.setattr(
+        attention, f"{form}_attention", lambda *given: calls.append(form) or original(*given)
+    )
     contenders.build("mha", contender, contenders.make_batch("mha", "cpu"), "cpu")[1]()
     assert len(calls) == 1 + 1  # layer 1 of either: layer 2, the last needed, stops at Q, K, V
 
@@ -92,7 +93,8 @@ def test_all_positions_count_more_than_the_masked(monkeypatch):
 @pytest.mark.parametrize("case", ["hs", "infer"])
 def test_record_and_table(case):
     records = {
-        who: [bench.prepare(case, who, "fp32", 1, 2, 0, "cpu")()] for who in (OURS, TEXTBOOK)}
+        who: [bench.prepare(case, who, "fp32", 1, 2, 0, "cpu")()] for who in (OURS, TEXTBOOK)
+    }
     assert len(records[OURS][0]["walls"]) == 2
     assert json.loads(json.dumps(records[OURS][0]))["floor"] > 0
     lines = list(bench.table(case, "fp32", records))
@@ -135,10 +137,12 @@ def test_workers_take_turns_and_a_failure_ends_the_benchmark(monkeypatch, tmp_pa
         "for _ in sys.stdin:\n"
         f"    open({str(notes)!r}, 'a').write(sys.argv[-1])\n"
         "    if sys.argv[-1] == 'X': sys.exit(3)\n"
-        "    print('noise\\n{\"who\": \"%s\"}' % sys.argv[-1], flush=True)\n")
+        '    print(\'noise\\n{"who": "%s"}\' % sys.argv[-1], flush=True)\n'
+    )
     monkeypatch.setattr(bench, "__file__", str(script))
     assert bench.take_turns("case", ["A", "B"], 2, []) == {
-        who: 2 * [{"who": who}] for who in ("A", "B")}
+        who: 2 * [{"who": who}] for who in ("A", "B")
+    }
     assert notes.read_text() == "abABAB"  # all are ready before the first is asked
     assert bench.take_turns("case", [], 2, []) == {}
     with pytest.raises(SystemExit, match="case, X: exit 3"):

@@ -1,6 +1,6 @@
 """Are the docs tasks worth anything? Four answers a task side by side, as a Markdown table.
 
-    python tests/show_tasks.py                       (ten minutes on two cores; cached afterwards)
+    python tests/study/show_tasks.py                       (ten minutes on two cores; cached afterwards)
 
     majority        the most frequent class of train
     bag of words    logistic regression on the counts of word pieces, of both sentences apart;
@@ -20,14 +20,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from distill.evaluation.docs_tasks import DOCS
+from distill.evaluation.finetune import Grid, Recipe, fingerprint
+from distill.evaluation.table import markdown
 from distill.student import start_student, student_config
-from minitransformer import cli
-from minitransformer.docs_tasks import DOCS
-from minitransformer.finetune import Grid, Recipe, fingerprint
+from minitransformer.files import cache_folder
 from minitransformer.pretrained import load_pretrained
-from minitransformer.table import markdown
 
 RATES, EPOCHS, SEEDS = [2e-4, 5e-4], [3], 2
 
@@ -68,7 +68,7 @@ def main() -> None:
         "copied start": start_student("uniform", shape, teacher, 0, mlm_head=False),
         "teacher": teacher,
     }
-    cache = cli.cache_folder() / "finetune"
+    cache = cache_folder() / "finetune"
     cache.mkdir(exist_ok=True)
     lines = [["task", "majority", "bag of words", *models]]
     for name, make in DOCS.items():

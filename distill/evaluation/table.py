@@ -6,7 +6,7 @@ model a column, or the other way round where there are many models.
 
 import statistics
 
-from minitransformer.glue import GLUE
+from distill.evaluation.glue import GLUE
 
 WIDEST = 4  # models that stand beside each other; more stand below each other
 

@@ -28,11 +28,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minitransformer.config import UserError
-from minitransformer.metrics import METRICS
+from distill.evaluation.metrics import METRICS
+from distill.evaluation.tasks import Split, Task
+from minitransformer.errors import UserError
 from minitransformer.model import Encoder
 from minitransformer.pretrained import weights_hash
-from minitransformer.tasks import Split, Task
 from minitransformer.tokenizer import Tokenizer
 
 FORMAT = 1  # of a cached result; to be raised whenever the recipe changes

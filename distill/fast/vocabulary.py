@@ -19,7 +19,7 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from distill.method import exact, no_autocast, slices
-from minitransformer.config import UserError
+from minitransformer.errors import UserError
 
 CHUNK = 2**25  # logits of one model in a chunk; with fewer, W is read from memory more often
 # So much at once on a CPU, so that it stays in the cache; elsewhere the whole chunk.
@@ -43,15 +43,18 @@ class _ChunkedLoss(torch.autograd.Function):
     def forward(ctx, features, weight, bias, fixed, score):
         d_features, d_weight, d_bias = (
             exact(torch.zeros_like(x)) if needed else None
-            for x, needed in zip((features, weight, bias), ctx.needs_input_grad, strict=False))
+            for x, needed in zip((features, weight, bias), ctx.needs_input_grad, strict=False)
+        )
         product, (M, V) = product_dtype(features), (len(features), len(weight))
         size = max(1, min(M, CHUNK // V))
         device = features.device.type
         rows_at_once, words_at_once = max(1, ROWS.get(device, CHUNK) // V), WORDS.get(device, V)
         total = exact(features.new_zeros(()))
         with no_autocast(features):
-            heads = [(x.to(product), W.to(product), exact(b))
-                     for x, W, b in ((features, weight, bias), *fixed)]
+            heads = [
+                (x.to(product), W.to(product), exact(b))
+                for x, W, b in ((features, weight, bias), *fixed)
+            ]
             buffers = features.new_empty(len(heads), size, V, dtype=product)
             for chunk in slices(0, M, size):
                 logits = buffers[:, : chunk.stop - chunk.start]  # (models, C, V)
@@ -60,8 +63,10 @@ class _ChunkedLoss(torch.autograd.Function):
                         z[:, words] = x[chunk] @ W[words].T
                 for rows in slices(chunk.start, chunk.stop, rows_at_once):
                     here = slice(rows.start - chunk.start, rows.stop - chunk.start)
-                    loss, slope = score(rows, *(
-                        exact(z[here]) + b for z, (_, _, b) in zip(logits, heads, strict=True)))
+                    loss, slope = score(
+                        rows,
+                        *(exact(z[here]) + b for z, (_, _, b) in zip(logits, heads, strict=True)),
+                    )
                     total += loss
                     logits[0][here] = slope
                     if d_bias is not None:

@@ -14,7 +14,7 @@ import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from minitransformer.config import UserError
+from minitransformer.errors import UserError
 
 CLASS_METRICS, NUMBER_METRICS = ("accuracy", "macro-f1", "matthews"), ("pearson", "spearman")
 SUFFIXES = (".parquet", ".jsonl", ".csv", ".tsv")

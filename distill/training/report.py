@@ -4,16 +4,18 @@ import math
 import statistics
 from pathlib import Path
 
-from distill.run import write_tensors
-from minitransformer import cost
+from distill.program import cost
+from distill.training.run import write_tensors
 from minitransformer.model import Encoder
 from minitransformer.pretrained import save_pretrained
 
 
 def describe_encoder(encoder: Encoder) -> str:
     c, (total, _) = encoder.config, cost.parameter_counts(encoder)
-    return (f"{c.num_hidden_layers} layers x {c.hidden_size}, {c.num_attention_heads} heads,"
-            f" FFN {c.intermediate_size}, {total / 1e6:.1f} M parameters")
+    return (
+        f"{c.num_hidden_layers} layers x {c.hidden_size}, {c.num_attention_heads} heads,"
+        f" FFN {c.intermediate_size}, {total / 1e6:.1f} M parameters"
+    )
 
 
 def finish(config, run, teacher, student, method, tokenizer, text) -> None:
@@ -43,8 +45,10 @@ def finish(config, run, teacher, student, method, tokenizer, text) -> None:
     shape = f"x {min(128, config.seq_len)}, median"
     print(f"\n{'':<26}" + "".join(f"{name:>12}" for name in ["teacher", "student"][-len(models) :]))
     for name, cells in (
-        ("layers x width",
-         [f"{m.config.num_hidden_layers} x {m.config.hidden_size}" for m in models]),
+        (
+            "layers x width",
+            [f"{m.config.num_hidden_layers} x {m.config.hidden_size}" for m in models],
+        ),
         ("parameters", [f"{cost.parameter_counts(m)[0] / 1e6:.1f} M" for m in models]),
         ("size, float32", [f"{cost.megabytes(m):.0f} MB" for m in models]),
         (f"latency 1 {shape}", [f"{1e3 * statistics.median(s):.1f} ms" for s in short]),
@@ -52,8 +56,10 @@ def finish(config, run, teacher, student, method, tokenizer, text) -> None:
     ):
         print(f"{name:<26}" + "".join(f"{cell:>12}" for cell in cells))
     print(f"\nheld-out {config.method} loss  {shown(evals[0])} -> {shown(evals[-1])}")
-    print(f"training speed     {speed:,.0f} tokens/s"
-          + f"\nskipped steps      {skipped}, not finite" * bool(skipped))
+    print(
+        f"training speed     {speed:,.0f} tokens/s"
+        + f"\nskipped steps      {skipped}, not finite" * bool(skipped)
+    )
     print(f"student            {run.folder}\n\nnext:\n  python evaluate.py {run.folder}")
 
 
@@ -68,8 +74,11 @@ def plot_loss(config, steps, evals, file: Path) -> None:
     for records, style, label in ((steps, "-", "training"), (evals, "o-", "held-out")):
         losses = [math.nan if r["loss"] is None else r["loss"] for r in records]
         axes.plot([r["step"] for r in records], losses, style, linewidth=1, label=label)
-    axes.set(xlabel="optimizer step", ylabel=f"{config.method} loss",
-             title=f"{config.out}: {config.teacher} -> student")
+    axes.set(
+        xlabel="optimizer step",
+        ylabel=f"{config.method} loss",
+        title=f"{config.out}: {config.teacher} -> student",
+    )
     axes.legend()
     axes.grid(alpha=0.3)
     figure.savefig(file, dpi=120)

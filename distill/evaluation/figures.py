@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from distill.method import choose_heads, choose_teacher_layer
-from minitransformer import cli
+from distill.program.machine import machine
 from minitransformer.attention import attention_map, split_heads
 
 matplotlib.use("agg")  # files only; a window needs a screen
@@ -133,7 +133,7 @@ def draw_frontier(file: Path, models: list[dict], records: list[dict], headlines
     named = named if len(headlines) < 2 else f"mean of {named}"
     axes.set_ylabel(textwrap.fill(named, 45))  # a longer line does not fit beside the axis
     axes.set_xlabel(f"latency of a batch of {shape} tokens, median (ms)")
-    axes.set_title(f"Score and time on {cli.machine()}", fontsize=10)
+    axes.set_title(f"Score and time on {machine()}", fontsize=10)
     axes.margins(0.1)
     axes.set_xlim(left=0)
     axes.grid(alpha=0.3)

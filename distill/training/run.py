@@ -20,8 +20,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from minitransformer.config import UserError
-from minitransformer.pretrained import first_line, flush
+from minitransformer.errors import UserError, first_line
+from minitransformer.files import flush
 
 
 class Run:
@@ -78,8 +78,11 @@ class Run:
                 f"{self.log_file}: cannot be read ({first_line(error)}); restore it or start a new"
                 " run"
             ) from None
-        if not records or not all(isinstance(r, dict) and "event" in r for r in records) or (
-                records[0]["event"] != "start"):
+        if (
+            not records
+            or not all(isinstance(r, dict) and "event" in r for r in records)
+            or (records[0]["event"] != "start")
+        ):
             raise UserError(
                 f"{self.log_file}: has no start record; nothing was trained here, so start a new"
                 " run under another name"

@@ -1,0 +1,1 @@
+"""From documents to batches: sources, token files and streams, packed and masked sequences."""

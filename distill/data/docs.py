@@ -1,0 +1,112 @@
+"""`docs`: English prose that is already on the machine, the default text.
+
+Docstrings of the installed libraries and the Python language reference.
+"""
+
+import ast
+import hashlib
+import importlib.metadata
+import importlib.util
+import json
+import os
+import platform
+import re
+import sysconfig
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+from minitransformer.files import atomic, cache_folder
+
+PACKAGES = (
+    "numpy",
+    "pandas",
+    "matplotlib",
+    "networkx",
+    "sympy",
+    "datasets",
+    "huggingface_hub",
+    "fsspec",
+)
+SKIPPED_FOLDERS = {"site-packages", "tests", "test", "testing", "idlelib", "lib2to3", "__pycache__"}
+
+
+def docs_identity() -> str:
+    """sha256 over the versions of Python and of every package that `docs` reads."""
+    versions = {"python": platform.python_version(), "format": 1}
+    for package in PACKAGES:
+        if importlib.util.find_spec(package):
+            versions[package] = importlib.metadata.version(package)
+    return hashlib.sha256(json.dumps(versions).encode()).hexdigest()
+
+
+def docs_documents() -> list[tuple[str, str]]:
+    """[(name, text)]: one document for each module with prose in its docstrings and for each topic
+    of the Python reference.
+
+    A name is a dotted module path (`numpy.linalg.linalg`) or `reference.TOPIC`; a text is its
+    paragraphs, one a line. A paragraph that stood in an earlier document is left out, so no two
+    documents share one. Parsing takes 20 s, hence a cache.
+    """
+    file = cache_folder() / f"docs-{docs_identity()[:16]}.json"
+    if file.exists():
+        return [(name, text) for name, text in json.loads(file.read_text("utf-8"))]
+    print("reading the docstrings of the installed libraries (once) …", flush=True)
+    seen: set[str] = set()
+    found = []
+    for name, docstrings in _all_docstrings():
+        paragraphs = [
+            p for d in docstrings for p in _paragraphs(d) if not (p in seen or seen.add(p))
+        ]
+        if paragraphs:
+            found.append((name, "\n".join(paragraphs)))
+    with atomic(file) as unfinished:
+        unfinished.write_text(json.dumps(found, ensure_ascii=False), "utf-8")
+    return found
+
+
+def _all_docstrings() -> Iterator[tuple[str, list[str]]]:
+    from pydoc_data.topics import topics
+
+    for topic in sorted(topics):
+        yield f"reference.{topic}", [topics[topic]]
+    roots = {"python": sysconfig.get_path("stdlib")}
+    for package in PACKAGES:
+        if spec := importlib.util.find_spec(package):
+            roots[package] = spec.submodule_search_locations[0]
+    for package, root in roots.items():
+        for folder, folders, files in os.walk(root):
+            folders[:] = sorted(set(folders) - SKIPPED_FOLDERS)
+            for file in sorted(f for f in files if f.endswith(".py")):
+                path = Path(folder, file)
+                module = ".".join([package, *path.relative_to(root).with_suffix("").parts])
+                yield module.removesuffix(".__init__"), _docstrings(path)
+
+
+def _docstrings(path: Path) -> list[str]:
+    source = path.read_text("utf-8", errors="replace")
+    if '"""' not in source and "'''" not in source:
+        return []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # other people's invalid escapes are not our user's concern
+        try:
+            tree = ast.parse(source)
+        except SyntaxError:  # templates and Python 2 examples are shipped with some libraries
+            return []
+    nodes = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    docstrings = (ast.get_docstring(node) for node in ast.walk(tree) if isinstance(node, nodes))
+    return [d for d in docstrings if d]
+
+
+def _paragraphs(docstring: str) -> list[str]:
+    """The paragraphs that are prose: eight words or more, of letters and punctuation almost alone,
+    no interpreter session.
+    """
+    kept = []
+    for paragraph in re.split(r"\n\s*\n", docstring):
+        words = paragraph.split()
+        text = " ".join(words)
+        prose = sum(c.isalpha() or c in " ,.;:'()-" for c in text)
+        if len(words) >= 8 and prose >= 0.93 * len(text) and ">>>" not in text:
+            kept.append(text)
+    return kept

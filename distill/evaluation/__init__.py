@@ -1,0 +1,1 @@
+"""What a student kept: tasks, fine-tuning, scores, tables and pictures."""

@@ -1,0 +1,1 @@
+"""What both programs do at their edges: flags, one-line errors, devices, progress, cost."""

