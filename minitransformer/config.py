@@ -6,6 +6,7 @@ name, instead of computing something else in silence: another activation, relati
 decoder.
 """
 
+import math
 from dataclasses import dataclass, field, fields
 
 from minitransformer.errors import UserError
@@ -76,21 +77,15 @@ class EncoderConfig:
                 raise UserError(f"config: {name} is {value!r:.80}; it must lie in {low} to {high}")
         width, heads = self.hidden_size, self.num_attention_heads
         if width % heads:
-            divisors = [n for n in range(1, width + 1) if width % n == 0]
             raise UserError(
                 f"{heads} attention heads do not divide the width {width};"
-                f" these do: {', '.join(map(str, divisors))}"
+                f" these do: {', '.join(map(str, divisors(width)))}"
             )
         if self.max_tokens < 1:
             raise UserError(
                 f"config: max_position_embeddings {self.max_position_embeddings} leaves no room for"
                 f" a token after pad_token_id {self.pad_token_id}"
             )
-
-    @property
-    def head_size(self):
-        """d, the width of one attention head."""
-        return self.hidden_size // self.num_attention_heads
 
     @property
     def max_tokens(self):
@@ -131,6 +126,12 @@ class EncoderConfig:
         own = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "extra"}
         fixed = {"hidden_act": "gelu", "position_embedding_type": "absolute"}
         return {**self.extra, **own, **fixed, "architectures": [architecture]}
+
+
+def divisors(*widths: int) -> list[int]:
+    """Return, in ascending order, the whole numbers that divide all these widths."""
+    largest = math.gcd(*widths)
+    return [number for number in range(1, largest + 1) if largest % number == 0]
 
 
 def check_model_type(model_type):
