@@ -9,6 +9,10 @@
     rewrite(folder, form)                                                       other weight files
     same(encoder, other)                                                        equal bit for bit
     largest_tensor(call)                                                        numbers in it
+    states(*shape, seed=0, dtype=torch.float64)                                 random numbers
+    lengths_mask(lengths, tokens, left=False)                                   (B, N) bool
+    Attack(path)                                                                unpickled, writes it
+    Killed                                                                      SIGKILL, in process
     embedded                                                                    (Encoder, Tokenizer)
 
 All but the last are plain functions: `from conftest import tiny_config`. `embedded` is a fixture,
@@ -73,13 +77,23 @@ def tiny_encoder(config="bert", mlm_head=True, seed=0):
     return encoder
 
 
+def states(*shape, seed=0, dtype=torch.float64):
+    """Return normally distributed numbers, the same for the same seed."""
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+def lengths_mask(lengths, tokens, left=False):
+    """Return the (B, N) mask of sequences with these lengths, padded to `tokens`."""
+    mask = torch.arange(tokens) < torch.tensor(lengths)[:, None]
+    return mask.flip(1) if left else mask
+
+
 def tokens(config, lengths, side="right", seed=0):
     """(ids (B, N), mask (B, N) bool) of random text with these lengths, padded on one side."""
     generator = torch.Generator().manual_seed(seed)
     shape = (len(lengths), max(lengths))
     ids = torch.randint(5, config.vocab_size, shape, generator=generator)
-    mask = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
-    mask = mask if side == "right" else mask.flip(1)
+    mask = lengths_mask(lengths, max(lengths), left=side == "left")
     return ids.where(mask, config.pad_token_id), mask
 
 
@@ -184,6 +198,20 @@ def largest_tensor(call):
     with Watch():
         call()
     return max(sizes)
+
+
+class Attack:
+    """Create a file when unpickled without weights_only."""
+
+    def __init__(self, path):
+        self.path = str(path)
+
+    def __reduce__(self):
+        return open, (self.path, "w")
+
+
+class Killed(BaseException):
+    """A SIGKILL as seen inside the process: nothing catches it, nothing is tidied up."""
 
 
 @pytest.fixture(scope="session")

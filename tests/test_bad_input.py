@@ -14,8 +14,8 @@ import sys
 import pytest
 import torch
 from conftest import WORDS, tiny_config, tiny_encoder, tiny_tokenizer
+from helpers import environment, make_inputs
 from safetensors.torch import load_file, save_file
-from torture import environment, make_inputs
 
 import evaluate
 import train

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 import safetensors.torch
 import torch
-from torture import (
+from helpers import (
     differences,
     environment,
     make_inputs,

@@ -9,9 +9,9 @@ from contextlib import nullcontext
 import pytest
 import torch
 from conftest import WORDS, tiny_config, tiny_encoder, tiny_tokenizer, tokens
+from helpers import environment, make_inputs
 from test_glue import GLUE_FORMS, write_glue, write_xnli
 from test_tasks import own
-from torture import environment, make_inputs
 
 import evaluate
 import train
@@ -159,7 +159,7 @@ def test_agreement_is_on_masked_text_at_the_masked_places():
         guesses = [side.mlm_logits(side(masked, mask).hidden[-1]).argmax(-1) for side in sides]
         clean = [side.mlm_logits(side(ids, mask).hidden[-1]).argmax(-1) for side in sides]
     same = [guesses[0][i, j] == guesses[1][i, j] for i, j in chosen.nonzero().tolist()]
-    found = evaluate.agreement(*sides, [Batch(ids, mask, masked, chosen)], nullcontext)
+    found = evaluate.agreement(*sides, [Batch(ids, mask, masked, chosen.flatten().nonzero().flatten())], nullcontext)
     assert found == pytest.approx(sum(map(float, same)) / len(same))
     assert found != pytest.approx(float((clean[0] == clean[1])[chosen].float().mean()))
     assert found != pytest.approx(float((guesses[0] == guesses[1]).float().mean()))

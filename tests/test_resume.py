@@ -17,7 +17,7 @@ import pytest
 import safetensors.torch
 import torch
 from conftest import WORDS, tiny_encoder, tiny_tokenizer
-from torture import (
+from helpers import (
     amid_a_save,
     differences,
     environment,

@@ -1,20 +1,16 @@
 """Kill a run again and again, and see that its result is the one of a run that nobody disturbed.
 
     python tests/torture/torture.py                 20 SIGKILLs, amid a save and at random moments
-    python tests/torture/torture.py --gigabytes 2   a text larger than it may hold in memory: time to the
-                                            first step, and anonymous memory from then on
+    python tests/torture/torture.py --gigabytes 2   a text larger than memory: time to the first
+                                                    step, and anonymous memory later
 
-The functions are what tests/test_resume.py and tests/test_distributed.py do the same with, in
-little.
+tests/test_resume.py and tests/test_distributed.py are the short form; tests/helpers.py is shared.
 """
 
 import argparse
-import json
 import os
 import random
 import shutil
-import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -23,125 +19,16 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-from conftest import WORDS, tiny_config, tiny_encoder, tiny_tokenizer  # noqa: E402
-
-from minitransformer import save_pretrained  # noqa: E402
-
-
-def make_inputs(folder: Path, **sizes) -> list[str]:
-    """A tiny teacher with an MLM head and a text in `folder`, and the flags that name them."""
-    (folder / "teacher").mkdir()
-    save_pretrained(folder / "teacher", tiny_encoder(tiny_config(**sizes)), tiny_tokenizer())
-    chance = random.Random(0)
-    paragraphs = (" ".join(chance.choices(WORDS, k=60)) for _ in range(100))
-    (folder / "text.txt").write_text("\n\n".join(paragraphs))
-    return [
-        "--teacher",
-        f"{folder}/teacher",
-        "--data",
-        f"web={folder}/text.txt",
-        "--threads",
-        "1",
-        "--seq-len",
-        "16",
-        "--batch-size",
-        "4",
-        "--precision",
-        "fp32",
-        "--device",
-        "cpu",
-    ]
-
-
-def without_figures(patch) -> None:
-    """Training in a test's own process without what is slow at its end, and not the question."""
-    patch.setattr("distill.training.report.plot_loss", lambda *figure: None)
-    patch.setattr("distill.program.cost.latencies", lambda models, *shape: [[1.0] for _ in models])
-
-
-def environment(folder: Path) -> dict:
-    """For programs on one thread each, with a cache of their own, offline."""
-    return os.environ | {
-        "OMP_NUM_THREADS": "1",
-        "OMP_WAIT_POLICY": "passive",
-        "HF_HUB_OFFLINE": "1",
-        "XDG_CACHE_HOME": str(folder / "cache"),
-    }
-
-
-def start(folder: Path, *flags, processes=None, script=ROOT / "train.py") -> subprocess.Popen:
-    """train.py as a program of its own, or as `processes` of them under torchrun."""
-    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    python = [sys.executable, *(torchrun if processes else [])]
-    return subprocess.Popen(
-        [*python, str(script), *map(str, flags)],
-        cwd=folder,
-        env=environment(folder),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        # a shell starts what it puts in the background with Ctrl-C ignored
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
-
-
-def wait_for(process: subprocess.Popen, come_true) -> bool:
-    """Waits until something is the case; False if the process ended before."""
-    while process.poll() is None:
-        if come_true():
-            return True
-        time.sleep(0.0005)
-    return False
-
-
-def steps_of(run: Path) -> int:
-    """How many lines about steps the log has by now."""
-    log = run / "log.jsonl"
-    return log.read_bytes().count(b'"event": "step"') if log.exists() else 0
-
-
-def amid_a_save(run: Path):
-    """True once a new checkpoint is being written (of the files that an earlier kill left, not)."""
-    before = unfinished(run)
-    return lambda: not unfinished(run) <= before
-
-
-def unfinished(run: Path) -> set[int]:
-    """Inodes of the checkpoints not yet renamed; from the folder alone, since they come and go."""
-    if not run.is_dir():
-        return set()
-    names = [e for e in os.scandir(run) if e.name.startswith("checkpoint-")]
-    return {e.inode() for e in names if e.name.endswith(".tmp")}
-
-
-def kill(process: subprocess.Popen) -> int:
-    process.kill()
-    process.communicate()
-    return process.returncode
-
-
-def records(run: Path) -> list[dict]:
-    return [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
-
-
-def differences(run: Path, other: Path) -> list[str]:
-    """In what two finished runs differ: weights, learned maps, the log's steps and evaluations."""
-    found = []
-    for name in ("model.safetensors", "projections.safetensors", "config.json"):
-        files = run / name, other / name
-        if files[0].exists() != files[1].exists():
-            found.append(f"{name} is in one of them only")
-        elif files[0].exists() and files[0].read_bytes() != files[1].read_bytes():
-            found.append(f"{name} differs")
-    for event in ("step", "eval"):
-        logs = [
-            [(r["step"], r["loss"], r.get("lr")) for r in records(each) if r["event"] == event]
-            for each in (run, other)
-        ]
-        if logs[0] != logs[1]:
-            found.append(f"the log's {event} records differ")
-    left = [path.name for path in run.iterdir() if path.name.startswith(("checkpoint", "."))]
-    return found + [f"{name} is left" for name in left]
+from conftest import WORDS  # noqa: E402
+from helpers import (  # noqa: E402
+    amid_a_save,
+    differences,
+    kill,
+    make_inputs,
+    start,
+    steps_of,
+    wait_for,
+)
 
 
 def torture(folder: Path, kills: int, seed: int) -> None:

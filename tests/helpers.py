@@ -1,0 +1,120 @@
+"""Start train.py on tiny inputs, disturb it, and compare the runs that come out."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from conftest import WORDS, tiny_config, tiny_encoder, tiny_tokenizer
+
+from minitransformer import save_pretrained
+
+ROOT = Path(__file__).resolve().parents[1]
+SMALL = "--threads 1 --seq-len 16 --batch-size 4 --precision fp32 --device cpu".split()
+
+
+def make_inputs(folder: Path, **sizes) -> list[str]:
+    """Write a tiny teacher with an MLM head and a text to `folder`; return the flags for them."""
+    (folder / "teacher").mkdir()
+    save_pretrained(folder / "teacher", tiny_encoder(tiny_config(**sizes)), tiny_tokenizer())
+    chance = random.Random(0)
+    paragraphs = [" ".join(chance.choices(WORDS, k=60)) for _ in range(100)]
+    (folder / "text.txt").write_text("\n\n".join(paragraphs))
+    return ["--teacher", f"{folder}/teacher", "--data", f"web={folder}/text.txt", *SMALL]
+
+
+def without_figures(patch) -> None:
+    """Skip the loss figure and the latency measurement at the end of a run, which are slow."""
+    patch.setattr("distill.training.report.plot_loss", lambda *figure: None)
+    patch.setattr("distill.program.cost.latencies", lambda models, *shape: [[1.0] for _ in models])
+
+
+def environment(folder: Path) -> dict[str, str]:
+    """Return this environment with one thread, a cache in `folder`, and the hub offline."""
+    return os.environ | {
+        "OMP_NUM_THREADS": "1",
+        "OMP_WAIT_POLICY": "passive",
+        "HF_HUB_OFFLINE": "1",
+        "XDG_CACHE_HOME": str(folder / "cache"),
+    }
+
+
+def start(folder: Path, *flags, processes=None, script=ROOT / "train.py") -> subprocess.Popen:
+    """Start train.py in `folder`: one process, or `processes` of them under torchrun."""
+    command = [sys.executable]
+    if processes:
+        command += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    return subprocess.Popen(
+        [*command, str(script), *map(str, flags)],
+        cwd=folder,
+        env=environment(folder),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # a shell starts its background jobs with Ctrl-C ignored
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+
+
+def wait_for(process: subprocess.Popen, condition: Callable[[], bool]) -> bool:
+    """Wait until the condition holds; return False if the process ended before."""
+    while process.poll() is None:
+        if condition():
+            return True
+        time.sleep(0.0005)
+    return False
+
+
+def kill(process: subprocess.Popen) -> int:
+    process.kill()
+    process.communicate()
+    return process.returncode
+
+
+def steps_of(run: Path) -> int:
+    """Count the step records that the log holds by now."""
+    log = run / "log.jsonl"
+    return log.read_bytes().count(b'"event": "step"') if log.exists() else 0
+
+
+def amid_a_save(run: Path) -> Callable[[], bool]:
+    """Return a condition: a checkpoint is being written that was not there before."""
+    before = unfinished(run)
+    return lambda: not unfinished(run) <= before
+
+
+def unfinished(run: Path) -> set[int]:
+    """Return the inodes of checkpoints that are not renamed yet."""
+    if not run.is_dir():
+        return set()
+    entries = [entry for entry in os.scandir(run) if entry.name.startswith("checkpoint-")]
+    return {entry.inode() for entry in entries if entry.name.endswith(".tmp")}
+
+
+def records(run: Path) -> list[dict]:
+    return [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+
+
+def differences(run: Path, other: Path) -> list[str]:
+    """List how two finished runs differ: weights, learned maps, logged steps and evaluations."""
+    found = []
+    for name in ("model.safetensors", "projections.safetensors", "config.json"):
+        contents = [
+            path.read_bytes() if path.exists() else None for path in (run / name, other / name)
+        ]
+        if contents[0] != contents[1]:
+            found.append(f"{name} differs")
+    for event in ("step", "eval"):
+        logs = []
+        for folder in (run, other):
+            rows = [row for row in records(folder) if row["event"] == event]
+            logs.append([(row["step"], row["loss"], row.get("lr")) for row in rows])
+        if logs[0] != logs[1]:
+            found.append(f"the log's {event} records differ")
+    names = [path.name for path in run.iterdir()]
+    return found + [f"{name} is left" for name in names if name.startswith(("checkpoint", "."))]
