@@ -224,7 +224,8 @@ def agreement(student: Encoder, teacher: Encoder, batches, autocast) -> float:
         guesses = []
         for encoder in (student, teacher):
             with autocast():
-                hidden = encoder(batch.masked_ids, batch.mask, keep="last").hidden[-1][batch.chosen]
+                hidden = encoder(batch.masked_ids, batch.mask, keep="last").hidden[-1]  # (B, N, D)
+                hidden = hidden.flatten(0, 1)[batch.positions]  # (M, D)
                 guesses.append(encoder.mlm_logits(hidden).argmax(dim=-1))
         same, count = same + int((guesses[0] == guesses[1]).sum()), count + len(guesses[0])
     return same / count

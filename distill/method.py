@@ -20,24 +20,50 @@ from minitransformer.model import all_real
 
 @dataclass
 class Batch:
-    """`ids` (B, N) int64; `mask` (B, N) bool, True = real token. For methods that read masked text
-    also `masked_ids` (B, N) and `chosen` (B, N) bool, the positions drawn for prediction.
+    """B sequences of N tokens, and for methods that read masked text what is to be predicted.
+
+    ids         (B, N) int64
+    mask        (B, N) bool         True = real token
+    masked_ids  (B, N) int64        the ids with some tokens masked, or None
+    positions   (M,) int64          where a word is to be predicted, or None
+    real        (tokens,) int64     where a real token is; worked out from the mask
+
+    `positions` and `real` are indices into the B * N tokens, made on the CPU. To index with a
+    boolean mask instead would make a GPU wait, because its result has no size known beforehand.
     """
 
     ids: Tensor
     mask: Tensor
     masked_ids: Tensor | None = None
-    chosen: Tensor | None = None
+    positions: Tensor | None = None
+    real: Tensor | None = None
+
+    def __post_init__(self):
+        if self.real is None:
+            self.real = self.mask.flatten().nonzero().flatten()
 
     def to(self, device) -> "Batch":
-        tensors = (self.ids, self.mask, self.masked_ids, self.chosen)
-        return Batch(*(None if t is None else t.to(device, non_blocking=True) for t in tensors))
+        moved = {
+            name: tensor if tensor is None else tensor.to(device, non_blocking=True)
+            for name, tensor in vars(self).items()
+        }
+        return Batch(**moved)
+
+    def sequences(self, start: int, stop: int) -> "Batch":
+        """Return the batch of sequences start, ..., stop - 1 alone."""
+        masked_ids, positions, N = self.masked_ids, self.positions, self.ids.shape[1]
+        if masked_ids is not None:
+            masked_ids = masked_ids[start:stop]
+        if positions is not None:
+            inside = (positions >= start * N) & (positions < stop * N)
+            positions = positions[inside] - start * N
+        return Batch(self.ids[start:stop], self.mask[start:stop], masked_ids, positions)
 
 
 class Method(nn.Module):
     """Base of OD, HS, MHA, DirectMiniLM and MLM."""
 
-    masked_text = False  # reads batch.masked_ids instead of batch.ids, and predicts at batch.chosen
+    masked_text = False  # reads batch.masked_ids instead of batch.ids, and predicts at batch.positions
     needs_teacher = True
 
     def describe(self):

@@ -74,8 +74,8 @@ class MLM(Method):
     def forward(self, student, teacher, batch):
         self.check_models(student)
         return mlm_loss_fused(
-            features_at(student, batch, batch.chosen),
+            features_at(student, batch, batch.positions),
             student.embeddings.word.weight,
             student.mlm_head.bias,
-            batch.ids[batch.chosen],
+            batch.ids.flatten()[batch.positions],
         )

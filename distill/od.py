@@ -113,7 +113,7 @@ class OD(Method):
 
     def forward(self, student, teacher, batch):
         self.check_models(student, teacher)
-        rows = batch.chosen if self.positions == "masked" else batch.mask
+        rows = batch.positions if self.positions == "masked" else batch.real
         with torch.no_grad():
             target = features_at(teacher, batch, rows)  # (M, D_t)
         return od_loss_fused(

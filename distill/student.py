@@ -241,8 +241,7 @@ def freeze_unreached(student: Encoder, method: Method, teacher, batch: Batch) ->
     """Freezes what the method's gradient never reaches, found by asking for one; returns a line
     about it.
     """
-    one = Batch(*(None if tensor is None else tensor[:1] for tensor in vars(batch).values()))
-    total, _ = method(student, teacher, one)
+    total, _ = method(student, teacher, batch.sequences(0, 1))
     total.backward()
     unreached = {name: p for name, p in student.named_parameters() if p.grad is None}
     for parameter in unreached.values():

@@ -264,7 +264,8 @@ def test_masks_are_drawn_anew_in_every_pass(folder):
     masks = {}
     for _ in range(5):
         (batch,) = text.step(49, 1, masked=True)
-        for ids, chosen in zip(batch.ids, batch.chosen, strict=True):
+        for row, ids in enumerate(batch.ids):
+            chosen = batch.sequences(row, row + 1).positions
             masks.setdefault(tuple(ids.tolist()), []).append(tuple(chosen.tolist()))
     assert {len(of_row) for of_row in masks.values()} == {5}
     assert sum(len(set(of_row)) == 1 for of_row in masks.values()) < 10
@@ -405,8 +406,9 @@ def test_rows_are_framed_by_the_special_tokens(folder):
         assert (ids[:, 0] == tokenizer.cls_id).all()
         assert (ids[:, -1] == tokenizer.sep_id).all()
     assert batch.mask.all()
-    assert not batch.chosen[torch.isin(batch.ids, torch.tensor(tokenizer.special_ids))].any()
-    assert batch.chosen.any(1).all()
+    special = torch.isin(batch.ids, torch.tensor(tokenizer.special_ids)).flatten()
+    assert not special[batch.positions].any()
+    assert all(len(batch.sequences(row, row + 1).positions) for row in range(len(batch.ids)))
     assert data.MASK_SHARE == 0.15
 
 

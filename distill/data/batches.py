@@ -103,7 +103,7 @@ class Text:
         numbered = list(enumerate(rows))
         starts = range(0, len(rows), batch_size)
         batches = [self._batch(numbered[i : i + batch_size], masked, 2**32 - 1) for i in starts]
-        if masked and not any(batch.chosen.any() for batch in batches):
+        if masked and not any(len(batch.positions) for batch in batches):
             raise UserError(
                 "the held-out text is nothing but special tokens, so there is no word to predict;"
                 " does the tokenizer know its script?"
@@ -122,7 +122,8 @@ class Text:
                 for (index, _), row in zip(rows, ids, strict=True)
             ]
             batch.masked_ids = torch.from_numpy(np.stack([masked_row for masked_row, _ in drawn]))
-            batch.chosen = torch.from_numpy(np.stack([chosen for _, chosen in drawn]))
+            chosen = np.stack([chosen for _, chosen in drawn])  # (B, N) bool
+            batch.positions = torch.from_numpy(np.flatnonzero(chosen))
         return batch
 
     def describe(self) -> list[dict]:

@@ -101,10 +101,10 @@ def softmax(logits):
     return p, logits.amax(-1, keepdim=True) - p.amax(-1, keepdim=True).log()
 
 
-def features_at(encoder, batch, rows):
+def features_at(encoder, batch, positions):
     """What the vocabulary is compared with at the chosen positions of masked text, (M, D)."""
     hidden = encoder(batch.masked_ids, batch.mask, keep="last").hidden[-1]  # (B, N, D)
-    return encoder.mlm_features(hidden[rows])
+    return encoder.mlm_features(hidden.flatten(0, 1)[positions])
 
 
 def check_mlm_head(encoder, side, remedy):
