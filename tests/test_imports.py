@@ -1,0 +1,124 @@
+"""Imports run one way only: a module imports its own level and the levels below it.
+
+The levels, from the bottom, stand in LEVELS. Among the methods there are three: the contract
+(distill/method.py), the fast forms (distill/fast/), and the pages (distill/*.py), so that a fast
+form can be deleted without touching the contract, and the pages stand above both.
+Every import counts, also one inside a function, since deferring an import hides a circle.
+"""
+
+import ast
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+LEVELS = [
+    ("minitransformer",),
+    ("distill.method",),
+    ("distill.fast",),
+    ("distill",),  # distill/__init__.py and the pages: mha, direct_minilm, hs, od, mlm, student
+    ("distill.program",),
+    ("distill.data",),
+    ("distill.training",),
+    ("distill.evaluation",),
+    ("distill.study",),
+    ("train", "evaluate"),
+]
+FILES = [*ROOT.glob("*.py"), *ROOT.glob("minitransformer/**/*.py"), *ROOT.glob("distill/**/*.py")]
+
+
+def level(module: str) -> int | None:
+    """Return the level of the longest package name that the module's name begins with."""
+    while module:
+        for number, names in enumerate(LEVELS):
+            if module in names:
+                return number
+        module = module.rpartition(".")[0]
+    return None
+
+
+def imports(source: str) -> set[str]:
+    """Return the dotted names that this source imports anywhere, relative ones refused."""
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"line {node.lineno}: a relative import"
+            # "from distill import method" may name a module or something inside the package
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def upward(module: str, source: str) -> list[str]:
+    """List the imports of this source that go up, and those that the program must do without."""
+    own = level(module)
+    assert own is not None, f"{module} belongs to no level"
+    names = imports(source)
+    above = {name for name in names if (level(name) or 0) > own}
+    without = {name for name in names if name.split(".")[0] in ("transformers", "fcntl")}
+    return sorted(above | without)
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))
+def test_no_import_goes_up(file):
+    module = ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+    assert upward(module, file.read_text("utf-8")) == []
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("minitransformer.model", "import distill.method"),
+        ("minitransformer.model", "def f():\n    from distill import method"),
+        ("distill.method", "from distill.fast.relations import x"),
+        ("distill.fast.relations", "from distill.mha import relation_loss"),
+        ("distill.hs", "from distill.data.batches import Text"),
+        ("distill.program.cli", "from distill.training import run"),
+        ("distill.data.corpus", "if x:\n    import distill.training.run as run"),
+        ("distill.training.run", "from distill.evaluation.tasks import Task"),
+        ("distill.evaluation.table", "import train"),
+        ("distill.study", "from evaluate import main"),
+        ("evaluate", "def f():\n    import transformers"),
+        ("distill.data.corpus", "import fcntl"),
+    ],
+)
+def test_a_planted_import_is_found(module, source):
+    assert len(upward(module, source)) == 1
+
+
+def test_the_names_that_scripts_rely_on():
+    from distill.direct_minilm import direct_loss
+    from distill.hs import hs_loss, layer_map
+    from distill.mha import relation_loss
+    from distill.mlm import mlm_loss
+    from distill.od import od_loss
+    from minitransformer import Encoder, EncoderConfig, load_pretrained, save_pretrained
+
+    losses = (direct_loss, hs_loss, relation_loss, mlm_loss, od_loss)
+    assert all(map(callable, (*losses, layer_map, load_pretrained, save_pretrained)))
+    assert Encoder(EncoderConfig(vocab_size=8, hidden_size=8, num_attention_heads=2))
+
+
+def test_every_module_imports_where_unix_is_missing():
+    """Take away what Windows lacks and what run time must not need, then import the program."""
+    modules = [".".join(file.relative_to(ROOT).with_suffix("").parts) for file in FILES]
+    program = (
+        "import os, signal, sys, datasets, filelock, matplotlib.pyplot, tokenizers, torch\n"
+        "sys.modules.update(fcntl=None, transformers=None, sentence_transformers=None)\n"
+        "for name in ('SIGHUP', 'SIGUSR1', 'SIGUSR2'): delattr(signal, name)\n"
+        "for name in ('sysconf', 'sysconf_names', 'sched_getaffinity', 'getuid', 'fork'):\n"
+        "    delattr(os, name)\n"
+        f"import {', '.join(module.removesuffix('.__init__') for module in modules)}\n"
+        "from distill.training.signals import Signals\n"
+        "Signals()\n"
+    )
+    subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=ROOT,
+        check=True,
+        env=os.environ | {"MPLBACKEND": "Agg"},
+    )
