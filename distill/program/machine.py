@@ -1,4 +1,4 @@
-"""Devices and precision, and what a measured number depends on beside its command."""
+"""Devices and precision, and what a measured number depends on besides its command."""
 
 import importlib.metadata
 import importlib.util
@@ -11,53 +11,62 @@ from pathlib import Path
 
 import torch
 
-from minitransformer.errors import UserError
+from minitransformer.errors import UserError, first_line
 
 
 def provenance() -> dict:
-    """What a number depends on beside its command: argv, commit, versions, machine."""
-    root = Path(__file__).resolve().parents[2]
-    git = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--abbrev=40"],
-        cwd=root,
-        capture_output=True,
-        text=True,
-    )
+    """Return what a number depends on besides its command: argv, commit, versions, machine."""
     names = ("torch", "numpy", "tokenizers", "datasets", "safetensors")
-    versions = {"python": platform.python_version()} | {
-        name: importlib.metadata.version(name) for name in names
-    }
+    versions = {name: importlib.metadata.version(name) for name in names}
     return {
         "argv": sys.argv,
-        "commit": git.stdout.strip() or None,
-        "versions": versions,
+        "commit": commit(),
+        "versions": {"python": platform.python_version(), **versions},
         "machine": machine(),
     }
 
 
+def commit() -> str | None:
+    """Return the commit of this checkout, `-dirty` where files differ; None without git."""
+    if shutil.which("git") is None:
+        return None
+    describe = ["git", "describe", "--always", "--dirty", "--abbrev=40"]
+    root = Path(__file__).resolve().parents[2]
+    git = subprocess.run(describe, cwd=root, capture_output=True, text=True)
+    return git.stdout.strip() or None
+
+
 def machine() -> str:
-    """One line: processor or GPU, cores, threads, memory."""
+    """Return one line: processor or GPU, cores, threads, memory."""
     name = platform.processor() or platform.machine()
     if os.path.exists("/proc/cpuinfo"):
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        name = next(
-            (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), name
-        )
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    line = f"{name}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, {memory:.0f} GiB"
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                name = line.split(":", 1)[1].strip()
+                break
+    line = f"{name}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
+    if "SC_PHYS_PAGES" in getattr(os, "sysconf_names", ()):  # neither Windows nor every macOS
+        line += f", {os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.0f} GiB"
     if torch.cuda.is_available():
         line += f", {torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
+    elif torch.backends.mps.is_available():
+        line += ", Apple GPU"
     return line
 
 
 def choose_device(name: str) -> torch.device:
-    """`auto`, or a name that PyTorch knows; under torchrun `cuda` is this process' own GPU."""
+    """Return the device of that name; `auto` is cuda where there is one, else cpu.
+
+    Under torchrun `cuda` is this process' own GPU.
+    """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
-        if device.type not in ("cpu", "cuda"):
-            raise RuntimeError("only cpu and cuda are supported")
+        if device.type not in ("cpu", "cuda", "mps"):
+            raise RuntimeError("only cpu, cuda and mps are supported")
+        if device.type == "mps" and not torch.backends.mps.is_available():
+            raise RuntimeError("PyTorch finds no Apple GPU")
         if device.type == "cuda":
             if not torch.cuda.is_available():
                 raise RuntimeError("PyTorch finds no GPU")
@@ -66,26 +75,39 @@ def choose_device(name: str) -> torch.device:
             torch.cuda.set_device(device)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"--device {name} cannot be used here ({reason}); give auto") from None
+        raise UserError(
+            f"--device {name} cannot be used here ({first_line(error)}); give auto"
+        ) from None
     return device
 
 
+def choose_precision(name: str, device: torch.device) -> str:
+    """Return fp32 or bf16; `auto` is bf16 where the hardware multiplies it."""
+    if name == "auto":
+        return "bf16" if native_bfloat16(device) else "fp32"
+    return name
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """Return the context in which products run in this precision; it may be entered again."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+
+
 def can_compile(device: torch.device) -> bool:
-    """Whether torch.compile has what it needs; if not, one line says what is missing."""
+    """Return whether torch.compile has what it needs; if not, print what is missing."""
     compiler = os.environ.get("CXX", "g++")
     found = shutil.which(compiler) if device.type == "cpu" else importlib.util.find_spec("triton")
     if not found:
         missing = f"C++ compiler ({compiler})" if device.type == "cpu" else "triton package"
-        print(f"--compile: there is no {missing} on this machine; going on without")
+        print(f"--compile: this machine has no {missing}; training without it")
     return bool(found)
 
 
 def native_bfloat16(device: torch.device) -> bool:
-    """Whether bfloat16 matrix products run in hardware; elsewhere they are emulated, up to fifty
-    times slower than float32.
-    """
+    """Return whether bfloat16 products run in hardware; emulated they are up to 50 times slower."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == "mps":
+        return False  # not measured: float32 is the safe choice
     capabilities = torch.cpu.get_capabilities()
     return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))

@@ -1,0 +1,34 @@
+"""The loss on text that training never sees."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+
+import torch
+from torch import Tensor
+
+from distill.method import Batch
+from distill.training.processes import rank, sums_over_ranks, world
+from minitransformer.model import Encoder
+
+
+@torch.no_grad()
+def held_out_loss(
+    compute: Callable[[Encoder | None, Batch], tuple[Tensor, Tensor]],
+    teacher: Encoder | None,
+    batches: list[Batch],
+    autocast: AbstractContextManager,
+) -> float:
+    """Return sum / count over all batches; each rank computes every world()-th batch.
+
+    compute    (teacher, batch) -> (sum, count), a method's loss with its student inside
+    autocast   entered anew for each batch, as machine.autocast returns it
+    """
+    zero = torch.zeros((), device=batches[0].ids.device)  # a rank may have no batch
+    totals, counts = [zero], [zero]
+    for batch in batches[rank() :: world()]:
+        with autocast:
+            total, count = compute(teacher, batch)
+        totals.append(total)
+        counts.append(count)
+    total, count = sums_over_ranks(totals, counts)
+    return total / count
