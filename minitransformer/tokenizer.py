@@ -8,6 +8,7 @@ The files are kept as bytes and written back unchanged, so that what transformer
 import functools
 import hashlib
 import json
+from operator import itemgetter
 from pathlib import Path
 
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors
@@ -31,12 +32,28 @@ BERT_NAMES = dict(zip(KINDS, ("[CLS]", "[SEP]", "[PAD]", "[MASK]", "[UNK]"), str
 ROBERTA_NAMES = dict(zip(KINDS, ("<s>", "</s>", "<pad>", "<mask>", "<unk>"), strict=True))
 
 
+# Lines on which tokenizers of the same vocabulary differ.
+PROBES = (
+    "The quick brown Fox, and  two  spaces;\ttab\nline\r\nend  ",
+    "  it's 3.14 (1,000) e-mail@site.org #x_y $5 50% “quoted” – dash… don't WON'T",
+    "naïve café Ångström Straße ǅ İstanbul ﬁne ½ ² Ⅷ e\u0301 ñ Å",
+    "Привет мир Ёлка Ελληνικά ΣΊΣΥΦΟΣ العربية مُحَمَّد עברית שָׁלוֹם हिन्दी में ไทยภาษา",
+    "中文字符 日本語のテキスト カタカナ ｶﾅ 한국어 한국 全角ＡＢＣ１２３　空白 😀👩\u200d👧🇫🇷",
+    "a\x00b\x07c\u00a0d\u200be\u2028f\ufeffg\u00adh\ufffdi",
+    "x [CLS] y [SEP] z [MASK] w[PAD] [UNK]; <s> a </s> b <mask> c<pad> <unk> [mask] <MASK> ▁Ġ ##in",
+    "a" * 99 + " " + "b" * 101 + " " + "ab" * 200,
+    "",
+    " ",
+)
+
+
 class Tokenizer:
     """A vocabulary and its pipeline.
 
-    cls_id sep_id pad_id mask_id    the tokens that an encoder's input is built with
-    special_ids                     sorted; these and all others that are never ordinary text
-    vocab_size                      all ids are below it
+    cls_id sep_id pad_id    the tokens that an encoder's input is built with
+    mask_id unk_id          None where the vocabulary has no such token
+    special_ids             sorted; these and all others that are never ordinary text
+    vocab_size              all ids are below it
     """
 
     def __init__(self, pipeline, names, files):
@@ -44,24 +61,43 @@ class Tokenizer:
         self.files = files  # {name: bytes}, all that transformers needs to open the same tokenizer
         ids = {kind: pipeline.token_to_id(name) for kind, name in names.items()}
         self.cls_id, self.sep_id = ids["cls_token"], ids["sep_token"]
-        self.pad_id, self.mask_id = ids["pad_token"], ids["mask_token"]
+        self.pad_id, self.mask_id, self.unk_id = (
+            ids["pad_token"],
+            ids["mask_token"],
+            ids["unk_token"],
+        )
         added = pipeline.get_added_tokens_decoder().items()
-        self.special_ids = sorted({i for i, token in added if token.special} | set(ids.values()))
+        special = {i for i, token in added if token.special} | set(ids.values())
+        self.special_ids = sorted(special - {None})
         self.vocab_size = 1 + max(pipeline.get_vocab(with_added_tokens=True).values())
 
     @functools.cached_property
     def hash(self):
-        """sha256 of vocabulary and pipeline; truncation and padding are settings and left out."""
-        text = json.dumps(json.loads(self.pipeline.to_str()), sort_keys=True)
+        """sha256 of what the tokenizer does: its vocabulary, and the ids of PROBES.
+
+        Files of the same tokenizer differ between versions of the libraries (another form of
+        post-processor, default values written out, stored padding); their hash does not.
+        """
+        model = json.loads(self.pipeline.to_str())["model"]
+        kept = {name: model.get(name) for name in ("type", "vocab", "merges")}
+        # Words of the vocabulary itself show what becomes of upper case and of accents.
+        words = [word for word, _ in sorted(self.pipeline.get_vocab().items(), key=itemgetter(1))]
+        words = " ".join(words[:: len(words) // 2000 + 1])
+        probes = [*PROBES, words, words.upper(), words.title()]
+        rows = self.pipeline.encode_batch(probes) + self.pipeline.encode_batch([tuple(PROBES[:2])])
+        text = json.dumps([kept, self.special_ids, [(row.ids, row.type_ids) for row in rows]])
         return hashlib.sha256(text.encode()).hexdigest()
 
     def encode_batch(self, texts):
         """Texts of a corpus -> lists of ids: no special tokens, nothing cut, nothing padded."""
-        return [e.ids for e in self.pipeline.encode_batch_fast(texts, add_special_tokens=False)]
+        rows = self.pipeline.encode_batch_fast(whole(texts), add_special_tokens=False)
+        return [row.ids for row in rows]
 
     def encode_pairs(self, texts, text_pairs=None, *, max_tokens):
         """Texts of a task -> [(ids, token type ids)], with special tokens, cut longest first."""
-        rows = texts if text_pairs is None else list(zip(texts, text_pairs, strict=True))
+        rows = whole(texts)
+        if text_pairs is not None:
+            rows = list(zip(rows, whole(text_pairs), strict=True))
         self.pipeline.enable_truncation(max_tokens, strategy="longest_first")
         try:
             return [(e.ids, e.type_ids) for e in self.pipeline.encode_batch_fast(rows)]
@@ -94,7 +130,8 @@ def load_tokenizer(folder, config):
         raise UserError(f"cannot read the tokenizer: {reason}") from error
     pipeline.no_truncation()
     pipeline.no_padding()
-    lacking = [name for name in names.values() if pipeline.token_to_id(name) is None]
+    needed = [names[kind] for kind in ("cls_token", "sep_token", "pad_token")]
+    lacking = [name for name in needed if pipeline.token_to_id(name) is None]
     if lacking:
         raise UserError(f"the tokenizer's vocabulary lacks {', '.join(map(repr, lacking))}")
     if pipeline.num_special_tokens_to_add(False) != 2:
@@ -114,6 +151,11 @@ def load_tokenizer(folder, config):
             f" is {config.vocab_size}"
         )
     return tokenizer
+
+
+def whole(texts):
+    """Texts that the library takes: half a surrogate pair, as broken JSON holds it, becomes "?"."""
+    return [text.encode("utf-8", "replace").decode() for text in texts]
 
 
 def name_of(token):
