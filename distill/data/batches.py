@@ -12,6 +12,8 @@ Nothing here owns a random state that could be lost: the order and the masks are
 draw). Only the buffer of a stream has a generator, which is saved with its position.
 """
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import torch
 
@@ -152,6 +154,44 @@ class Text:
         self.counts = np.array(state["counts"], dtype=np.int64)
         for corpus, stream in zip(self.corpora, state["streams"], strict=True):
             corpus.load_state_dict(stream)
+
+
+class Prefetcher:
+    """Draw the batches of the next step in a thread while the current step computes.
+
+    `next()` returns this rank's micro-batches of one step; `steps` is how many steps are still to
+    come, and nothing is drawn beyond them. `state` is the text's state as of the batches that
+    `next()` returned last: what a checkpoint must hold, since the text itself is one step ahead.
+    """
+
+    def __init__(
+        self,
+        text: Text,
+        batch_size: int,
+        accumulate: int,
+        rank: int,
+        world: int,
+        *,
+        masked: bool,
+        steps: int,
+    ):
+        self.text, self.masked, self.steps_left = text, masked, steps
+        self.share = (batch_size, accumulate, rank, world)
+        self.state = text.state_dict()
+        self._thread = ThreadPoolExecutor(1)
+        self._drawn = None  # the first step is drawn by the first next()
+
+    def next(self) -> list[Batch]:
+        """Return this rank's micro-batches of the next step; errors of the thread are raised here."""
+        drawn = self._drawn or self._thread.submit(self._draw)
+        batches, self.state = drawn.result()
+        self.steps_left -= 1
+        self._drawn = self._thread.submit(self._draw) if self.steps_left > 0 else None
+        return batches
+
+    def _draw(self) -> tuple[list[Batch], dict]:
+        batches = self.text.step(*self.share, masked=self.masked)
+        return batches, self.text.state_dict()
 
 
 def mask_tokens(
