@@ -63,7 +63,9 @@ class Batch:
 class Method(nn.Module):
     """Base of OD, HS, MHA, DirectMiniLM and MLM."""
 
-    masked_text = False  # reads batch.masked_ids instead of batch.ids, and predicts at batch.positions
+    masked_text = (
+        False  # reads batch.masked_ids instead of batch.ids, and predicts at batch.positions
+    )
     needs_teacher = True
 
     def describe(self):
@@ -126,6 +128,15 @@ def choose_teacher_layer(teacher_layers, teacher_layer=None):
             f" 1 to {teacher_layers}"
         )
     return teacher_layer
+
+
+def evenly_spaced(student_layers, top):
+    """Return the teacher layer of each student layer: i * top / L_s, rounded half up.
+
+    evenly_spaced(6, 12) == [2, 4, 6, 8, 10, 12]
+    """
+    L_s = student_layers
+    return [(2 * i * top + L_s) // (2 * L_s) for i in range(1, L_s + 1)]
 
 
 def initial_map(count, student_width, teacher_width):
