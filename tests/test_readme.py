@@ -1,68 +1,111 @@
-"""The README's facts against the disk: its tree, its line count, its commands, its links."""
+"""README.md and docs/ against the disk: sizes, the tree, commands, links, and the code shown."""
 
 import re
 import shlex
-from pathlib import Path
 
 import pytest
+import torch
+from helpers import ROOT
 
 import evaluate
 import train
+from distill.method import Batch
+from minitransformer import Encoder, EncoderConfig
 
-ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text("utf-8")
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+READING_PATH = ["config.py", "model.py", "attention.py"]
+READING_PATH = [f"minitransformer/{name}" for name in READING_PATH]
+READING_PATH += ["distill/method.py", "distill/mha.py", "train.py"]
+PROGRAM = [
+    str(file.relative_to(ROOT))
+    for pattern in ("*.py", "minitransformer/**/*.py", "distill/**/*.py")
+    for file in ROOT.glob(pattern)
+]
 
 
-def lines(*patterns):
-    files = [file for pattern in patterns for file in ROOT.glob(pattern)]
-    return {str(f.relative_to(ROOT)): len(f.read_text("utf-8").splitlines()) for f in files}
+def lines(files) -> int:
+    return sum(len((ROOT / file).read_text("utf-8").splitlines()) for file in files)
+
+
+def blocks(language: str, text: str = README) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
+
+
+def test_the_readme_is_short():
+    rows = README.splitlines()
+    assert len(rows) <= 180
+    assert max(map(len, rows)) <= 120
 
 
 def test_line_counts():
-    """The sentence about size, the limits on files, and the columns."""
-    program = lines("*.py", "minitransformer/*.py", "distill/*.py")
-    said = int(re.search(r"([\d,]+) lines of Python", README)[1].replace(",", ""))
-    assert abs(said - sum(program.values())) <= 50, sum(program.values())
-    for file, count in (program | lines("tests/*.py")).items():
-        limit = 450 if file in ("train.py", "evaluate.py") else 300
-        assert count <= limit or file.startswith("tests/"), f"{file} has {count} lines"
+    """The README's "the reading path, N lines" and "the program, N lines" hold within 2 %."""
+    for what, files in (("reading path", READING_PATH), ("program", PROGRAM)):
+        stated = int(re.search(rf"{what}[^.]*?([\d,]+) lines", README)[1].replace(",", ""))
+        assert stated == pytest.approx(lines(files), rel=0.02), what
+    assert lines(READING_PATH) <= 1100
 
 
-def test_tree():
-    """Every file of the program stands in the tree, and nothing else does."""
-    tree = re.search(r"## Reading order\n\n```\n(.*?)```", README, re.DOTALL)[1]
-    named, folder = set(), ""
+def test_the_tree_is_the_tree_on_disk():
+    tree = re.search(r"## The code\n.*?```\n(.*?)```", README, re.DOTALL)[1]
+    named, folder = [], ""
     for line in tree.splitlines():
-        name = line.split()[0]
         if not line.startswith(" "):
-            folder = name if name.endswith("/") else ""
-        if not name.endswith("/"):
-            named.add((folder if line.startswith(" ") else "") + name)
-    assert named == set(lines("*.py", "minitransformer/*.py", "distill/*.py")) - {
-        "minitransformer/__init__.py"
-    }
+            folder = line.split()[0] if line.split()[0].endswith("/") else ""
+        named += [folder + name for name in re.findall(r"\w+\.py\b", line)]
+    assert sorted(named) == sorted(file for file in PROGRAM if not file.endswith("__init__.py"))
 
 
 def commands():
-    blocks = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
-    inline = re.findall(r"`(python (?:train|evaluate)\.py [^`]*)`", README)
-    text = "".join(blocks).replace("\\\n", " ") + "\n".join(inline)
-    return [line for line in text.splitlines() if ".py" in line and not line.startswith("#")]
+    for page in PAGES:
+        text = page.read_text("utf-8")
+        shown = "".join(blocks("bash", text)).replace("\\\n", " ")
+        shown += "\n".join(re.findall(r"`((?:python|torchrun) [^`]*\.py[^`]*)`", text))
+        for line in shown.splitlines():
+            if re.search(r"\b(train|evaluate)\.py", line) and not line.startswith("#"):
+                yield pytest.param(line, id=f"{page.name}: {line[:60]}")
 
 
 @pytest.mark.parametrize("command", commands())
-def test_commands_parse(command, monkeypatch):
-    """Each command line of the README is one that the program accepts as far as flags go."""
-    words = shlex.split(command)
+def test_commands_parse(command):
+    """The program accepts every flag of each command line that a page shows."""
+    words = shlex.split(command, comments=True)
     program = next(i for i, word in enumerate(words) if word.endswith(".py"))
-    assert (ROOT / words[program]).exists()
-    flags = words[program + 1 :]
-    if words[program] == "train.py" and "--resume" not in flags and "--help" not in flags:
+    flags = [word for word in words[program + 1 :] if word not in ("...", "…")]
+    if words[program] == "train.py" and not {"--resume", "--help"} & {*flags}:
         train.parse_config(flags)
     if words[program] == "evaluate.py":
         evaluate.parse_config(flags)
 
 
-def test_links_lead_somewhere():
-    for target in re.findall(r"\]\(([^)#]+)\)", README):
-        assert target.startswith("https://") or (ROOT / target).exists(), target
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_and_scripts_exist(page):
+    text = page.read_text("utf-8")
+    targets = re.findall(r"\]\(([^)#\s]+)\)", text) + re.findall(r"^\[[^]]+\]: (\S+)", text, re.M)
+    for target in targets:
+        assert target.startswith("https://") or (page.parent / target).exists(), target
+    for script in re.findall(r"python (\S+\.py)", text):
+        assert (ROOT / script).exists(), script
+
+
+def test_the_idea_on_one_screen_runs_and_its_loss_falls(capsys):
+    exec(blocks("python")[0], {})
+    losses = [float(line.split()[-1]) for line in capsys.readouterr().out.splitlines()]
+    first, last = re.search(r"# (\S+) at first, (\S+) at the end", README).groups()
+    assert [losses[0], losses[-1]] == pytest.approx([float(first), float(last)], abs=0.05)
+
+
+def test_the_method_of_ten_lines_runs():
+    names = {}
+    exec(blocks("python")[1], names)
+    config = EncoderConfig(vocab_size=50, hidden_size=8, num_attention_heads=2, num_hidden_layers=2)
+    student, teacher = Encoder(config), Encoder(config)
+    cls = next(value for key, value in names.items() if key == "SentenceVectors")
+    method = cls(config, config)
+    ids = torch.randint(5, 50, (3, 6))
+    total, count = method(student, teacher, Batch(ids, torch.ones_like(ids, dtype=torch.bool)))
+    assert total > 0
+    assert count == 3
+    total.backward()
+    assert student.blocks[0].attention.query.weight.grad.abs().sum() > 0
+    assert method(teacher, teacher, Batch(ids, torch.ones_like(ids, dtype=torch.bool)))[0] == 0
