@@ -1,18 +1,27 @@
-"""Attention some heads at a time, in a buffer that fits the cache."""
+"""Attention a few heads at a time, in one buffer that fits the processor's cache.
+
+Forward    P = softmax(Q K^T / sqrt(d))    O = P V
+Backward   computes P again instead of keeping it; given dO,
+           dV = P^T dO    dP = dO V^T    dS = P * (dP - rowsum(P * dP))
+           dQ = dS K / sqrt(d)    dK = dS^T Q / sqrt(d)
+"""
 
 import torch
 from torch.autograd.function import once_differentiable
 
-softmax_backward = torch.ops.aten._softmax_backward_data.out  # P * (dP - rowsum(P * dP)), one pass
-BLOCK = 2**21  # numbers in one buffer of scores: 4 MiB in bfloat16
+BLOCK = 2**21  # numbers in the buffer: 4 MiB in bfloat16
+
+# P * (dP - rowsum(P * dP)) in one pass over memory
+softmax_backward = torch.ops.aten._softmax_backward_data.out
 
 
-class _BlockedAttention(torch.autograd.Function):
-    """P = softmax(Q K^T / sqrt(d)), O = P V. Backward works P out once more; given dO,
+def blocked_attention(query, key, value, mask=None):
+    """softmax(Q K^T / sqrt(d)) V; query, key, value and result are (B, A, N, d)."""
+    return BlockedAttention.apply(query, key, value, mask)
 
-    dV = P^T dO     dP = dO V^T     dS = P * (dP - rowsum(P * dP))
-    dQ = dS K / sqrt(d)     dK = dS^T Q / sqrt(d)
-    """
+
+class BlockedAttention(torch.autograd.Function):
+    """The two passes. Batch and heads are one dimension here: B * A heads, each (N, d)."""
 
     @staticmethod
     def forward(ctx, query, key, value, mask):
@@ -24,33 +33,37 @@ class _BlockedAttention(torch.autograd.Function):
         for part, P in maps_in_blocks(Q, K, mask):
             torch.bmm(P, V[part], out=out[part])
         ctx.save_for_backward(Q, K, V, mask)
-        return out.view(query.shape)
+        return out.view(B, A, N, d)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, upstream):
         Q, K, V, mask = ctx.saved_tensors
+        scale = Q.shape[-1] ** -0.5
         d_out = upstream.reshape(Q.shape)
         d_query, d_key, d_value = (torch.empty_like(x) for x in (Q, K, V))
-        slopes, scale = None, dict(beta=0, alpha=Q.shape[-1] ** -0.5)
-        for part, P in maps_in_blocks(Q, K, mask):
+        buffer = None
+        for part, P in maps_in_blocks(Q, K, mask):  # P (k, N, N)
             torch.bmm(P.mT, d_out[part], out=d_value[part])
-            slopes = torch.empty_like(P) if slopes is None else slopes[: len(P)]
-            dP = torch.bmm(d_out[part], V[part].mT, out=slopes)
-            dS = softmax_backward(dP, P, -1, P.dtype, grad_input=dP)
-            torch.baddbmm(Q[part], dS, K[part], **scale, out=d_query[part])
-            torch.baddbmm(K[part], dS.mT, Q[part], **scale, out=d_key[part])
-        return *(x.view(upstream.shape) for x in (d_query, d_key, d_value)), None
+            if buffer is None:  # the first block is the largest
+                buffer = torch.empty_like(P)
+            dP = torch.bmm(d_out[part], V[part].mT, out=buffer[: len(P)])
+            dS = softmax_backward(dP, P, -1, P.dtype, grad_input=dP)  # in the same memory
+            # baddbmm with beta=0 ignores its first argument: alpha * (dS @ K) without another pass
+            torch.baddbmm(Q[part], dS, K[part], beta=0, alpha=scale, out=d_query[part])
+            torch.baddbmm(K[part], dS.mT, Q[part], beta=0, alpha=scale, out=d_key[part])
+        shape = upstream.shape
+        return d_query.view(shape), d_key.view(shape), d_value.view(shape), None
 
 
 def maps_in_blocks(Q, K, mask):
-    """Yields (part, P): the attention maps (k, N, N) of heads `part`, all in the same buffer."""
+    """Yield (part, P): the maps P (k, N, N) of the heads in slice `part`, all in one buffer."""
     heads, N, d = Q.shape
     size = max(1, min(heads, BLOCK // N**2))
     buffer = Q.new_empty(size, N, N)
     for start in range(0, heads, size):
         part = slice(start, min(start + size, heads))
-        P = buffer[: part.stop - start]
+        P = buffer[: part.stop - part.start]
         torch.baddbmm(P, Q[part], K[part].mT, beta=0, alpha=d**-0.5, out=P)
         if mask is not None:
             P.masked_fill_(~mask[part], float("-inf"))

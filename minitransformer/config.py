@@ -1,37 +1,48 @@
-"""What an encoder is made of: the sizes in Hugging Face's `config.json`, checked once, here.
+"""The sizes of an encoder: Hugging Face's `config.json`, read, checked and written.
 
-`EncoderConfig` reads and writes the `config.json` of the three model types that share this
-architecture: `bert`, `roberta` and `xlm-roberta`. What the project does not compute it refuses by
-name, instead of computing something else in silence: another activation, relative positions, a
-decoder.
+Four model types share the architecture: `bert`, `roberta`, `xlm-roberta` and `camembert` (the last
+three are one model with other vocabularies). What this project does not compute is refused by name:
+another activation, relative positions, a decoder.
 """
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 
 from minitransformer.errors import UserError
 
-MODEL_TYPES = ("bert", "roberta", "xlm-roberta")
-
-# Keys of a source's config.json that would be untrue of what we write, or that to_dict writes
-# itself. So is every key that begins with "_".
-NOT_WRITTEN_THROUGH = {
-    *("architectures", "name_or_path", "transformers_version", "torch_dtype", "dtype", "auto_map"),
-    *("quantization_config", "pruned_heads", "torchscript", "tie_word_embeddings"),
-    *("hidden_act", "position_embedding_type"),
-    *("is_decoder", "add_cross_attention", "is_encoder_decoder"),
+# model type: how the names of its classes in transformers begin
+MODEL_TYPES = {
+    "bert": "Bert",
+    "roberta": "Roberta",
+    "xlm-roberta": "XLMRoberta",
+    "camembert": "Camembert",
 }
+# Parts of tensor names that only one family has: the encoder's prefix and the MLM head's.
+FAMILY_NAMES = {"bert": ("bert.", "cls.predictions."), "roberta": ("roberta.", "lm_head.")}
 
-# Far above any real encoder: a damaged config.json ends in one line, not in an hour of allocating.
-LARGEST = {
-    "vocab_size": 2**24,
-    "hidden_size": 2**16,
-    "num_hidden_layers": 512,
-    "num_attention_heads": 2**12,
-    "intermediate_size": 2**20,
-    "max_position_embeddings": 2**20,
-    "type_vocab_size": 2**16,
+# Lowest and highest value. The highest are far above any real encoder's, so that a damaged
+# config.json is refused at once instead of allocating memory for an hour.
+SIZES = {  # these have no default
+    "vocab_size": (1, 2**24),
+    "hidden_size": (1, 2**16),
+    "num_hidden_layers": (1, 512),
+    "num_attention_heads": (1, 2**12),
+    "intermediate_size": (1, 2**20),
+    "max_position_embeddings": (1, 2**20),
 }
+RANGES = {
+    **SIZES,
+    "type_vocab_size": (1, 2**16),
+    "pad_token_id": (0, 2**24),
+    "layer_norm_eps": (1e-20, 1.0),
+    "initializer_range": (0.0, 100.0),
+    "hidden_dropout_prob": (0.0, 1.0),
+    "attention_probs_dropout_prob": (0.0, 1.0),
+}
+# The other keys that transformers' BertConfig and RobertaConfig know and that stay true of a
+# student. Nothing else is passed on: labels of the teacher's task, settings of another distiller.
+PASSED_ON = {"bos_token_id": (int,), "eos_token_id": (int,), "classifier_dropout": (int, float)}
 
 
 @dataclass(frozen=True)
@@ -39,7 +50,7 @@ class EncoderConfig:
     """Sizes of an encoder, named as in Hugging Face's config.json.
 
     Letters  V vocab_size, D hidden_size, L num_hidden_layers, A num_attention_heads (model.py)
-    Errors   UserError for sizes that no encoder can have; the line names both numbers.
+    Errors   UserError: sizes that no encoder can have; the line gives expected and actual values.
     """
 
     model_type: str = "bert"
@@ -56,30 +67,23 @@ class EncoderConfig:
     # This encoder has no dropout; both are kept for whoever fine-tunes it in transformers.
     hidden_dropout_prob: float = 0.1
     attention_probs_dropout_prob: float = 0.1
-    # The source's other keys (bos_token_id, classifier_dropout, ...), written back as they came.
-    extra: dict = field(default_factory=dict, compare=False, repr=False)
+    extra: dict = field(default_factory=dict, compare=False, repr=False)  # see PASSED_ON
 
     def __post_init__(self):
         check_model_type(self.model_type)
-        for f in fields(self):
-            value = getattr(self, f.name)
-            if f.type is int and type(value) is not int:  # a bool is an int to isinstance
-                raise UserError(f"config: {f.name} must be a whole number, not {value!r:.80}")
-            if f.type is float and type(value) not in (int, float):
-                raise UserError(f"config: {f.name} must be a number, not {value!r:.80}")
-        ranges = {name: (1, largest) for name, largest in LARGEST.items()}
-        ranges |= {"layer_norm_eps": (1e-20, 1), "initializer_range": (0, 100)}
-        ranges |= {"hidden_dropout_prob": (0, 1), "attention_probs_dropout_prob": (0, 1)}
-        ranges |= {"pad_token_id": (0, self.vocab_size - 1)}
-        for name, (low, high) in ranges.items():
-            value = getattr(self, name)
-            if not low <= value <= high:  # so written, it refuses NaN too
-                raise UserError(f"config: {name} is {value!r:.80}; it must lie in {low} to {high}")
+        for name, (low, high) in RANGES.items():
+            check_number(name, getattr(self, name), low, high)
         width, heads = self.hidden_size, self.num_attention_heads
         if width % heads:
+            nearest = sorted(divisors(width), key=lambda number: abs(number - heads))[:8]
             raise UserError(
                 f"{heads} attention heads do not divide the width {width};"
-                f" these do: {', '.join(map(str, divisors(width)))}"
+                f" these do: {', '.join(map(str, sorted(nearest)))}"
+            )
+        if self.pad_token_id >= self.vocab_size:
+            raise UserError(
+                f"config: pad_token_id {self.pad_token_id} is outside the vocabulary of"
+                f" {self.vocab_size}"
             )
         if self.max_tokens < 1:
             raise UserError(
@@ -88,44 +92,73 @@ class EncoderConfig:
             )
 
     @property
-    def max_tokens(self):
+    def max_tokens(self) -> int:
         """How many tokens fit. RoBERTa's positions start at pad_token_id + 1: 514 - 1 - 1 = 512."""
         if self.model_type == "bert":
             return self.max_position_embeddings
         return self.max_position_embeddings - self.pad_token_id - 1
 
     @classmethod
-    def from_dict(cls, values):
-        """The config that a parsed config.json describes.
+    def from_dict(cls, values: dict, tensor_names: Iterable[str] = ()) -> "EncoderConfig":
+        """Return the config that a parsed config.json describes.
 
-        Errors   UserError: no JSON object; a model type, activation, position or decoder that is
-                 not computed here; a size that is missing or no size.
+        tensor_names  names in the weight file: they decide where config.json has no model_type
+        Errors        UserError: not a JSON object; a model type, activation, position or decoder
+                      that is not computed here; a size that is missing or out of range.
         """
         if not isinstance(values, dict):
             raise UserError(f"config: expected a JSON object, not {type(values).__name__}")
-        check_model_type(values.get("model_type"))
+        if values.get("model_type") in (None, ""):
+            values = {**values, "model_type": infer_model_type(values, tensor_names)}
+        check_model_type(values["model_type"])
         for name, only in (("hidden_act", "gelu"), ("position_embedding_type", "absolute")):
             if values.get(name) not in (None, only):
                 raise UserError(f"{name} {values[name]!r:.80} is not supported; only {only!r} is")
         for name in ("is_decoder", "add_cross_attention", "is_encoder_decoder"):
             if values.get(name):
                 raise UserError(f"{name} is set: a decoder; only encoders are supported")
-        own = {f.name for f in fields(cls)} - {"extra"}
-        given = {name: values[name] for name in own if values.get(name) is not None}
-        missing = LARGEST.keys() - given.keys() - {"type_vocab_size"}
+
+        given = {}
+        for name in ["model_type", *RANGES]:
+            if values.get(name) is not None:
+                given[name] = values[name]
+        missing = sorted(SIZES.keys() - given.keys())
         if missing:
-            raise UserError(f"config: missing {', '.join(sorted(missing))}")
+            raise UserError(f"config: missing {', '.join(missing)}")
         if given["model_type"] != "bert":
             given.setdefault("pad_token_id", 1)
-        left_out = own | NOT_WRITTEN_THROUGH
-        extra = {k: v for k, v in values.items() if k not in left_out and not k.startswith("_")}
+        extra = {}
+        for name, types in PASSED_ON.items():
+            if type(values.get(name)) in types:
+                extra[name] = values[name]
         return cls(**given, extra=extra)
 
-    def to_dict(self, architecture):
-        """The config.json of this encoder; `architecture` is the class of transformers for it."""
-        own = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "extra"}
+    def to_dict(self, architecture: str) -> dict:
+        """Return the config.json of this encoder; `architecture` names its transformers class."""
+        own = {}
+        for entry in fields(self):
+            if entry.name != "extra":
+                # transformers 5 refuses a layer_norm_eps of 1 where it expects 1.0
+                own[entry.name] = entry.type(getattr(self, entry.name))
         fixed = {"hidden_act": "gelu", "position_embedding_type": "absolute"}
         return {**self.extra, **own, **fixed, "architectures": [architecture]}
+
+
+def check_number(name: str, value: object, low: float, high: float) -> None:
+    """Refuse a value of another type than `low`, or outside low..high."""
+    types = (int,) if isinstance(low, int) else (int, float)
+    # type() and not isinstance(): True is an int. NaN fails both comparisons.
+    if type(value) not in types or not low <= value <= high:
+        kind = "a whole number" if types == (int,) else "a number"
+        raise UserError(f"config: {name} must be {kind} from {low} to {high}, not {value!r:.80}")
+
+
+def check_model_type(model_type: object) -> None:
+    """Refuse a model type that is another architecture."""
+    if not isinstance(model_type, str) or model_type not in MODEL_TYPES:
+        raise UserError(
+            f"model_type {model_type!r:.80} is not supported; these are: {', '.join(MODEL_TYPES)}"
+        )
 
 
 def divisors(*widths: int) -> list[int]:
@@ -134,9 +167,44 @@ def divisors(*widths: int) -> list[int]:
     return [number for number in range(1, largest + 1) if largest % number == 0]
 
 
-def check_model_type(model_type):
-    """Refuse a model type that is another architecture."""
-    if model_type not in MODEL_TYPES:
-        raise UserError(
-            f"model_type {model_type!r:.80} is not supported; these are: {', '.join(MODEL_TYPES)}"
-        )
+# ---- a config.json without a model_type (TinyBERT, the first BERT) -------------------------------
+
+
+def families(tensor_names: Iterable[str]) -> dict[str, str]:
+    """Return {family: a part of names that only it has} for the families that the names show."""
+    found = {}
+    for name in tensor_names:
+        for family, parts in FAMILY_NAMES.items():
+            for part in parts:
+                if f".{part}" in f".{name}":
+                    found.setdefault(family, part)
+    return found
+
+
+def infer_model_type(values: dict, tensor_names: Iterable[str]) -> str:
+    """Return the model type that tensor names, class name or sizes show; refuse if they do not."""
+    architecture = str(values.get("architectures")).strip("[]'")
+    named = None
+    for model_type, stem in MODEL_TYPES.items():
+        if architecture.startswith((f"{stem}Model", f"{stem}For")):
+            named = model_type
+    found = list(families(tensor_names))
+    if found == ["bert"]:
+        return "bert"
+    if found == ["roberta"]:
+        return "roberta" if named in (None, "bert") else named
+    if not found and named:
+        return named
+    if not found:  # a bare encoder: its names have no prefix
+        sizes = (values.get("pad_token_id"), values.get("type_vocab_size"))
+        positions = values.get("max_position_embeddings")
+        # RoBERTa's tables have two rows before the first token's: 514 for 512 tokens.
+        remainder = positions % 8 if type(positions) is int else None
+        if sizes in ((0, 2), (0, None), (None, 2), (None, None)) and remainder == 0:
+            return "bert"
+        if sizes == (1, 1) and remainder == 2:
+            return "roberta"
+    raise UserError(
+        "config.json has no model_type, and the names of the tensors do not show which it is;"
+        f' add "model_type": one of {", ".join(MODEL_TYPES)}'
+    )

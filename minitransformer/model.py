@@ -1,4 +1,4 @@
-"""The Transformer encoder of BERT, RoBERTa and XLM-R, written out in the open.
+"""The Transformer encoder of BERT, RoBERTa, XLM-R and CamemBERT.
 
 Size letters, used everywhere in this project:
 
@@ -26,40 +26,18 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from minitransformer.attention import attention, attention_map, merge_heads, split_heads
+from minitransformer.attention import attention, merge_heads, split_heads
 from minitransformer.errors import UserError
+from minitransformer.fast import add_into, all_real, cast_once, gelu
 
 
 class EncoderOutput(NamedTuple):
-    """What a forward pass returns. Every tensor is (B, N, D); None where it was not to be kept."""
+    """What a forward pass returns: tensors (B, N, D), or None in the places that `keep` drops."""
 
-    hidden: tuple  # L + 1: the embeddings' output, then each layer's
-    queries: tuple  # L, before the split into heads; layer i's is entry i - 1
+    hidden: tuple  # L + 1: the output of the embeddings, then that of each layer
+    queries: tuple  # L, before the split into heads; entry i - 1 is that of layer i
     keys: tuple
     values: tuple
-
-
-def add(x, y):
-    """x + y, in the memory of y, a fresh product that nobody keeps, or of its cast."""
-    return y.to(x.dtype).add_(x)
-
-
-def cast_once(x):
-    """What autocast would make of x for every product anew."""
-    device = x.device.type
-    on = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
-    return x.to(torch.get_autocast_dtype(device)) if on else x
-
-
-def all_real(mask):
-    """Whether it is known that no token is padding."""
-    # Asking a GPU would stop it, and a compiled graph cannot branch on the answer.
-    return mask.device.type == "cpu" and not torch.compiler.is_compiling() and bool(mask.all())
-
-
-def gelu(x):
-    """The exact GELU, x Phi(x); in place where no gradient will ask for x again."""
-    return F.gelu(x) if x.requires_grad else torch.ops.aten.gelu_(x)
 
 
 class Embeddings(nn.Module):
@@ -75,20 +53,20 @@ class Embeddings(nn.Module):
 
     def forward(self, input_ids, token_type_ids=None):
         """(B, N) ids -> (B, N, D)."""
-        x = self.word(input_ids)  # (B, N, D)
+        tokens = input_ids.shape[1]
         if self.config.model_type == "bert":
-            # 0..N-1, also when padded on the left, as BERT was trained and as transformers does.
-            x = x + self.position.weight[: input_ids.shape[1]]
+            # BERT counts 0..N-1, also when padded on the left, as transformers does.
+            position = self.position.weight[:tokens]  # (N, D)
         else:
-            # pad_id + 1 for the first real token, pad_id for padding. The ids say what is padding,
-            # not the mask, as in transformers.
-            real = (input_ids != self.config.pad_token_id).long()
-            x = x + self.position(real.cumsum(dim=1) * real + self.config.pad_token_id)
+            # RoBERTa counts real tokens from pad_id + 1 and gives padding pad_id. The ids say what
+            # is padding, not the mask, as in transformers.
+            real = (input_ids != self.config.pad_token_id).long()  # (B, N)
+            position = self.position(real.cumsum(dim=1) * real + self.config.pad_token_id)
         if token_type_ids is None:
-            x = x + self.token_type.weight[0]
+            token_type = self.token_type.weight[0]  # (D,)
         else:
-            x = x + self.token_type(token_type_ids)
-        return self.norm(x)
+            token_type = self.token_type(token_type_ids)  # (B, N, D)
+        return self.norm(self.word(input_ids) + position + token_type)
 
 
 class Block(nn.Module):
@@ -120,15 +98,16 @@ class Block(nn.Module):
         return self.query(x), self.key(x), self.value(x)
 
     def rest(self, x, query, key, value, mask, attention):
-        """The output of the layer, given its input x and its own Q, K, V."""
-        heads = (split_heads(part, self.heads) for part in (query, key, value))  # (B, A, N, d)
-        read = merge_heads(attention(*heads, mask))  # (B, N, D)
-        x = self.attention_norm(add(x, self.output(read)))
-        return self.ffn_norm(add(x, self.contract(gelu(self.expand(x)))))
+        """Return the output of the layer, given its input x and its own Q, K, V."""
+        query, key, value = (split_heads(part, self.heads) for part in (query, key, value))
+        read = merge_heads(attention(query, key, value, mask))  # (B, A, N, d) -> (B, N, D)
+        x = self.attention_norm(add_into(x, self.output(read)))  # (B, N, D)
+        wide = gelu(self.expand(x))  # (B, N, intermediate_size)
+        return self.ffn_norm(add_into(x, self.contract(wide)))  # (B, N, D)
 
 
 class MLMHead(nn.Module):
-    """What predicts masked words: dense, GELU, norm; then the word embeddings and this bias."""
+    """Predicts masked words: dense, GELU, norm; then the word embeddings as decoder, and a bias."""
 
     def __init__(self, config):
         super().__init__()
@@ -140,7 +119,7 @@ class MLMHead(nn.Module):
 class Encoder(nn.Module):
     """Embeddings, L blocks, and (mlm_head=True) the head that predicts masked words.
 
-    `attention` may be set to explicit_attention; the two are equal (tests/test_attention.py).
+    `attention` may be set to explicit_attention: the same numbers (tests/test_attention.py).
     """
 
     def __init__(self, config, mlm_head=True):
@@ -174,11 +153,30 @@ class Encoder(nn.Module):
         stop     None: all L layers.
                  (m, "hidden"): end after layer m; m Q/K/V and m + 1 hidden states come back.
                  (m, "qkv"): end at layer m's Q, K, V; m of each and hidden states 0..m-1.
-        keep     "all"; or, so that memory need not hold the others, which are None then:
-                 "hidden", all hidden states; "last", the last entry of each.
+        keep     "all"; or, to free memory while the pass runs (None stands in their places):
+                 "hidden", all hidden states and the last Q, K, V; "last", the last of each.
         Errors   UserError: more tokens than positions; a layer that does not exist.
         """
         last, what = stop or (len(self.blocks), "hidden")
+        self._check(input_ids, last, what)
+        mask = self._readable(attention_mask)  # (B, 1, 1, N) or None
+        x = self.embeddings(input_ids, token_type_ids)  # (B, N, D)
+        hidden, qkv = [x], []
+        for i in range(last):
+            qkv.append(self.blocks[i].qkv(x))
+            if (i + 1, what) == (last, "qkv"):
+                break
+            x = self.blocks[i].rest(x, *qkv[i], mask, self.attention)
+            hidden.append(x)
+            if keep == "last":
+                hidden[i] = None
+            if keep != "all" and i + 1 < last:
+                qkv[i] = (None, None, None)
+        queries, keys, values = zip(*qkv, strict=True) if qkv else ((), (), ())
+        return EncoderOutput(tuple(hidden), queries, keys, values)
+
+    def _check(self, input_ids, last, what):
+        """Refuse a stop and a length that this encoder does not have."""
         first = {"hidden": 0, "qkv": 1}[what]
         if not first <= last <= len(self.blocks):
             raise UserError(
@@ -189,53 +187,28 @@ class Encoder(nn.Module):
                 f"{input_ids.shape[1]} tokens in a sequence, but the encoder has positions for"
                 f" {self.config.max_tokens}"
             )
-        mask = self._keys_to_read(attention_mask)
-        x = self.embeddings(input_ids, token_type_ids)  # (B, N, D)
-        hidden, qkv = [x], []
-        for i in range(last):
-            if keep != "all" and i > 0:
-                qkv[-1] = None, None, None
-            qkv.append(self.blocks[i].qkv(x))
-            if i + 1 < last or what == "hidden":
-                x = self.blocks[i].rest(x, *qkv[-1], mask, self.attention)
-                if keep == "last":
-                    hidden[-1] = None
-                hidden.append(x)
-        queries, keys, values = zip(*qkv, strict=True) if qkv else ((), (), ())
-        return EncoderOutput(tuple(hidden), queries, keys, values)
 
     @staticmethod
-    def _keys_to_read(attention_mask):
-        """(B, N) mask -> (B, 1, 1, N) bool, or None where every token is real (a faster kernel)."""
+    def _readable(attention_mask):
+        """(B, N) mask -> (B, 1, 1, N) bool, which tokens may be read; None if all may be."""
         if attention_mask is None:
             return None
         mask = attention_mask.bool()
         if all_real(mask):
-            return None
-        # A sequence of nothing but padding reads its padding: softmax of nothing would be NaN.
+            return None  # PyTorch's kernel is faster without a mask
+        # A sequence of padding alone reads its padding: the softmax of nothing would be NaN.
         mask = mask | ~mask.any(dim=1, keepdim=True)
-        return mask[:, None, None, :]  # (B, 1, 1, N)
+        return mask[:, None, None, :]
 
     def mlm_features(self, hidden):
-        """(..., D) last hidden states -> (..., D), what the vocabulary is compared with."""
+        """(..., D) last hidden states -> (..., D), which the decoder multiplies by words."""
         if self.mlm_head is None:
             raise UserError(
-                "this encoder has no MLM head; `python train.py --method mlm --init NAME` gives it"
-                " one"
+                "this encoder has no MLM head (or one that was dropped when it was loaded);"
+                " `python train.py --method mlm --init NAME` gives it one"
             )
         return self.mlm_head.norm(gelu(self.mlm_head.dense(hidden)))
 
     def mlm_logits(self, hidden):
         """(..., D) last hidden states -> (..., V): features · word embeddings + bias."""
         return F.linear(self.mlm_features(hidden), self.embeddings.word.weight, self.mlm_head.bias)
-
-    @torch.no_grad()
-    def attention_maps(self, input_ids, attention_mask=None, token_type_ids=None):
-        """The attention maps of all layers, L of (B, A, N, N), worked out from Q and K."""
-        output = self(input_ids, attention_mask, token_type_ids, stop=(len(self.blocks), "qkv"))
-        mask = self._keys_to_read(attention_mask)
-        heads = self.config.num_attention_heads
-        return [
-            attention_map(split_heads(query, heads), split_heads(key, heads), mask)
-            for query, key in zip(output.queries, output.keys, strict=True)
-        ]

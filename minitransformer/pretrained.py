@@ -36,23 +36,29 @@ def load_pretrained(name_or_folder, revision=None):
     """
     folder = find_folder(str(name_or_folder), revision)
     try:
-        encoder, dropped = read_encoder(folder)
+        encoder, notes = read_encoder(folder)
         tokenizer = load_tokenizer(folder, encoder.config)
     except UserError as error:
         raise UserError(f"{name_or_folder}: {error}") from error
-    if dropped:
-        print(f"{name_or_folder}: dropped {' and '.join(dropped)}, which no method here uses")
+    for note in notes:
+        print(f"{name_or_folder}: {note}")
     return encoder, tokenizer
 
 
 def read_encoder(folder):
-    """(Encoder, what was dropped) of a folder with config.json and weights."""
-    config = EncoderConfig.from_dict(read_json(folder / "config.json"))
-    state, has_head, dropped = from_hugging_face(read_weights(folder), config)
+    """Return (Encoder, notes) of a folder with config.json and weights."""
+    values, tensors = read_json(folder / "config.json"), {}
+    inferred = isinstance(values, dict) and not values.get("model_type")
+    if inferred:  # then the names of the tensors decide; otherwise check the sizes before reading
+        tensors = read_weights(folder)
+    config = EncoderConfig.from_dict(values, tensors)
+    state, has_head, notes = from_hugging_face(tensors or read_weights(folder), config)
+    if inferred:
+        notes.append(f"config.json has no model_type; read as {config.model_type}")
     with torch.device("meta"):  # no time spent on a random start that is thrown away
         encoder = Encoder(config, mlm_head=has_head)
     encoder.load_state_dict(state, assign=True)
-    return encoder.eval(), dropped
+    return encoder.eval(), notes
 
 
 def find_folder(name, revision=None):
