@@ -22,16 +22,23 @@ def build_method(
     relation_heads=None,
     temperature=1.0,
     positions="masked",
+    plain=False,
 ):
-    """The method of that name for two EncoderConfigs (teacher None for mlm), with what it takes."""
+    """Return the method of that name for two EncoderConfigs (teacher None for mlm).
+
+    A method gets those settings that its __init__ takes. plain=True: the formula as its page
+    shows it, for the methods whose default is a lean form of it.
+    """
     if name not in METHODS:
         raise UserError(f"unknown method {name!r}: choose from {', '.join(METHODS)}")
-    settings = dict(
-        mapping=mapping,
-        teacher_layer=teacher_layer,
-        relation_heads=relation_heads,
-        temperature=temperature,
-        positions=positions,
-    )
-    taken = settings.keys() & inspect.signature(METHODS[name].__init__).parameters.keys()
-    return METHODS[name](student, teacher, **{key: settings[key] for key in taken})
+    settings = {
+        "mapping": mapping,
+        "teacher_layer": teacher_layer,
+        "relation_heads": relation_heads,
+        "temperature": temperature,
+        "positions": positions,
+        "plain": plain,
+    }
+    taken = inspect.signature(METHODS[name].__init__).parameters
+    settings = {key: value for key, value in settings.items() if key in taken}
+    return METHODS[name](student, teacher, **settings)

@@ -1,34 +1,40 @@
-"""DirectMiniLM: transfer the same queries, keys and values as MiniLMv2, but directly, without
-relations.
+"""DirectMiniLM: transfer MiniLMv2's queries, keys and values directly, without relations.
 
     loss = sum over Q, K, V of
            mean over relation heads a, real tokens and dimensions of (X_s,a W_a - X_t,a)^2
 
-MHA transfer (mha.py) works well; is that because of *what* is transferred (queries, keys and values
+MHA transfer (mha.py) works well. Is that because of *what* it transfers (queries, keys and values
 of an upper-middle teacher layer) or because of *how* (as relations between tokens)? This method
-keeps the what and drops the how: each relation head of the student is mapped linearly onto the
-teacher's and compared by squared error. The matrices W also absorb the rotations to which relations
-are blind.
+keeps the what and drops the how: each relation head of the student is mapped linearly to the
+teacher's and compared by squared error. The matrices W also absorb the rotations that relations do
+not see.
 
 Source: the ablation named DirectMiniLM of Udagawa et al. (arXiv 2310.08797). No public code is
 known. Chosen here: one W for each relation head and each of Q, K and V; no bias; equal weight for
 Q, K and V.
+
+Worked example: one token, two relation heads of width 1.
+
+    student X = (1, 2), weights W = (3), (-1)      X W = (3, -2)
+    teacher X = (1, 1)                             differences (2, -3)
+    loss = (4 + 9) / (2 heads * 1 dimension) = 6.5, and one token is counted
+
+    >>> student, teacher = torch.tensor([[[1.0, 2.0]]]), torch.tensor([[[1.0, 1.0]]])
+    >>> weight = torch.tensor([[[3.0]], [[-1.0]]])                      # (R, D_s/R, D_t/R)
+    >>> direct_loss(student, teacher, torch.tensor([[True]]), weight)
+    (tensor(6.5000), tensor(1.))
 """
 
 import torch
 from torch import nn
 
 from distill.method import (
-    Method,
+    QKVMethod,
     check_heads,
     check_tokens,
-    choose_heads,
-    choose_teacher_layer,
-    exact,
-    initial_map,
+    in_float32,
+    initial_maps,
     no_autocast,
-    qkv_of,
-    without_padding,
 )
 from minitransformer.errors import UserError
 
@@ -36,7 +42,7 @@ from minitransformer.errors import UserError
 def direct_loss(student, teacher, mask, weight):
     """DirectMiniLM for one of Q, K, V: squared distance of linearly mapped relation heads.
 
-    Equation   loss = mean over relation heads, real tokens, dimensions of (X_s,a W_a - X_t,a)^2
+    Equation   at the top of this page; here for one X
     Shapes
         student          (B, N, D_s)            before the split into attention heads
         teacher          (B, N, D_t)
@@ -45,51 +51,40 @@ def direct_loss(student, teacher, mask, weight):
         returns          (sum, count), both ()  float32; loss = sum / count over the whole step
     Units      squared units of Q, K or V per dimension, summed over `count` real tokens.
     Gradient   to student and weight; the teacher is detached here.
-    Errors     UserError: R does not divide a width; a weight or mask does not fit. Both numbers.
+    Errors     UserError: R does not divide a width; a weight or mask does not fit. The message
+               gives expected and actual values.
     Invariant  0 when X_s,a W_a = X_t,a; pad content is irrelevant; W can undo a rotation.
-    Source     2310.08797, see above; differs: nothing to compare with, no code was published.
+    Source     2310.08797, see above; no code was published to compare with.
     """
     check_tokens(student, teacher, mask)
-    (B, N, D_s), D_t = student.shape, teacher.shape[-1]
-    R = weight.shape[0]
+    (B, N, D_s), D_t, R = student.shape, teacher.shape[-1], weight.shape[0]
     check_heads(R, D_s, D_t)
     if tuple(weight.shape) != (R, D_s // R, D_t // R):
         raise UserError(
             f"the weight is {tuple(weight.shape)}, the widths need {(R, D_s // R, D_t // R)}"
         )
     with no_autocast(student):  # tiny products: a cast would cost more than it saves
-        heads = exact(student).view(B, N, R, D_s // R)
-        mapped = torch.einsum("bnrd,rde->bnre", heads, exact(weight))
-        difference = mapped.reshape(B, N, D_t) - exact(teacher.detach())
-        total = without_padding(difference, mask).square().sum() / D_t
+        heads = in_float32(student).view(B, N, R, D_s // R)
+        mapped = torch.einsum("bnrd,rde->bnre", heads, in_float32(weight)).reshape(B, N, D_t)
+        difference = mapped - in_float32(teacher.detach())  # (B, N, D_t)
+        difference = torch.where(mask[..., None], difference, 0)
+        total = difference.square().mean(-1).sum()
     return total, mask.sum().to(total.dtype)
 
 
-class DirectMiniLM(Method):
+class DirectMiniLM(QKVMethod):
     """direct_loss summed over Q, K and V of student layer L_s and teacher layer m."""
 
+    what = "Q, K, V directly"
+
     def __init__(self, student, teacher, *, teacher_layer=None, relation_heads=None):
-        super().__init__()
-        self.student_layer = student.num_hidden_layers
-        self.teacher_layer = choose_teacher_layer(teacher.num_hidden_layers, teacher_layer)
-        D_s, D_t = student.hidden_size, teacher.hidden_size
-        R = self.relation_heads = choose_heads(D_s, D_t, relation_heads)
-        maps = initial_map(3 * R, D_s // R, D_t // R).view(3, R, D_s // R, D_t // R)
-        self.query, self.key, self.value = (nn.Parameter(each.clone()) for each in maps)
+        super().__init__(student, teacher, teacher_layer, relation_heads)
+        R = self.relation_heads
+        maps = initial_maps(3 * R, student.hidden_size // R, teacher.hidden_size // R)
+        query, key, value = maps.split(R)  # (R, D_s/R, D_t/R) each
+        self.query = nn.Parameter(query.clone())
+        self.key = nn.Parameter(key.clone())
+        self.value = nn.Parameter(value.clone())
 
-    def describe(self):
-        return (
-            f"Q, K, V directly: student layer {self.student_layer}, teacher layer"
-            f" {self.teacher_layer}, {self.relation_heads} relation heads"
-        )
-
-    def forward(self, student, teacher, batch):
-        with torch.no_grad():
-            targets = qkv_of(teacher, batch, self.teacher_layer)
-        states = qkv_of(student, batch, self.student_layer)
-        weights = self.query, self.key, self.value
-        parts = [
-            direct_loss(x_s, x_t, batch.mask, weight)
-            for x_s, x_t, weight in zip(states, targets, weights, strict=True)
-        ]
-        return sum(total for total, _ in parts), parts[0][1]
+    def compare(self, name, student, teacher, mask):
+        return direct_loss(student, teacher, mask, weight=getattr(self, name))

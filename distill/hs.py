@@ -5,29 +5,50 @@
 
 Hidden states hold everything that a layer passes on, so they are the richest target and the
 strictest one: the student must find the teacher's very coordinates (or, through W, a linear image
-of them) although it has fewer layers to get there. Which of its layers should resemble which of the
-teacher's, `layer_map`, decides much of the outcome.
+of them) with fewer layers. Which of its layers should resemble which of the teacher's, `layer_map`,
+decides much of the outcome.
 
 Source: hidden state loss of PKD (arXiv 1908.09355) and TinyBERT (1909.10351); the five layer maps
 as compared by Udagawa et al. (2310.08797). Differs: PKD normalises [CLS] states of one task,
 TinyBERT shares one W among all layers and averages over padding too. Here every real token counts
 the same, each pair has its own W, and where the widths agree there is none.
+
+Worked example: one sequence of two tokens, width 2, no W.
+
+    student H = (1, 2), (0, 1)      teacher H = (3, 2), (0, 5)      differences (-2, 0), (0, -4)
+    loss = (4 + 0) / 2 + (0 + 16) / 2 = 10, summed over two tokens: 5 a token
+
+    >>> student = torch.tensor([[[1.0, 2.0], [0.0, 1.0]]])
+    >>> teacher = torch.tensor([[[3.0, 2.0], [0.0, 5.0]]])
+    >>> hs_loss(student, teacher, mask=torch.tensor([[True, True]]))
+    (tensor(10.), tensor(2.))
 """
 
 import torch
 from torch import nn
 
-from distill.method import Method, check_tokens, exact, initial_map, no_autocast, without_padding
+from distill.method import Method, check_tokens, in_float32, initial_maps
 from minitransformer.errors import UserError
 
 STRATEGIES = ("single", "uniform", "last", "uniform-consecutive", "uniform+last")
 
 
-def layer_map(strategy, student_layers, teacher_layers):
-    """Which student layer i reads which teacher layer j: [(i, j), ...]; hidden state 0 is the
-    embeddings.
+def evenly_spaced(student_layers, top_layer):
+    """Return layers u(1), ..., u(L_s), evenly spaced up to `top_layer`.
 
-    For 6 student and 12 teacher layers:
+    u(i) = i * top_layer / L_s, rounded half up. 3 layers up to 6: [2, 4, 6]; up to 5: [2, 3, 5].
+    """
+    # In whole numbers: floor(x + 1/2) of x = i * top / L_s is (2 i top + L_s) // (2 L_s).
+    return [
+        (2 * i * top_layer + student_layers) // (2 * student_layers)
+        for i in range(1, student_layers + 1)
+    ]
+
+
+def layer_map(strategy, student_layers, teacher_layers):
+    """Return which student layer i learns from which teacher layer j: [(i, j), ...].
+
+    Layer 0 is the embeddings. For 6 student and 12 teacher layers:
 
         single               (6,12)
         uniform              (1,2) (2,4) (3,6) (4,8) (5,10) (6,12)
@@ -45,31 +66,30 @@ def layer_map(strategy, student_layers, teacher_layers):
             f"layer map {strategy!r} needs no more student than teacher layers:"
             f" the student has {student_layers}, the teacher {teacher_layers}"
         )
-
-    def u(i):  # i * L_t / L_s rounded half up, in whole numbers
-        return (2 * i * teacher_layers + student_layers) // (2 * student_layers)
-
     students = range(1, student_layers + 1)
+    ends = [0, *evenly_spaced(student_layers, teacher_layers)]  # u(0), u(1), ..., u(L_s)
+    uniform = [(i, ends[i]) for i in students]
+    last = [(i, teacher_layers - student_layers + i) for i in students]
     if strategy == "single":
         return [(student_layers, teacher_layers)]
-    if strategy == "uniform-consecutive":
-        return [(i, j) for i in students for j in range(u(i - 1), u(i) + 1)]
-    uniform = [(i, u(i)) for i in students]
-    last = [(i, teacher_layers - student_layers + i) for i in students]
+    if strategy == "uniform":
+        return uniform
+    if strategy == "last":
+        return last
     if strategy == "uniform+last":
         return sorted(set(uniform + last))
-    return uniform if strategy == "uniform" else last
+    return [(i, j) for i in students for j in range(ends[i - 1], ends[i] + 1)]
 
 
 def hs_loss(student_hidden, teacher_hidden, mask, projection=None):
     """Hidden state transfer for one pair of layers: squared distance, token by token.
 
-    Equation   loss = mean over real tokens and dimensions of (H_s W - H_t)^2
+    Equation   at the top of this page; here for one pair
     Shapes
         student_hidden   (B, N, D_s)
         teacher_hidden   (B, N, D_t)
         mask             (B, N) bool            True = real token; the others are left out
-        projection       (D_s, D_t) or None     None = identity, only where D_s = D_t
+        projection       (D_s, D_t) or None     W; None = identity, only where D_s = D_t
         returns          (sum, count), both ()  float32; loss = sum / count over the whole step
     Units      squared hidden units per dimension, summed over `count` real tokens.
     Gradient   to student_hidden and projection; the teacher is detached here.
@@ -78,25 +98,22 @@ def hs_loss(student_hidden, teacher_hidden, mask, projection=None):
     Source     PKD, TinyBERT, see above; differs: padding left out, mean over the whole step.
     """
     check_tokens(student_hidden, teacher_hidden, mask)
-    widths = student_hidden.shape[-1], teacher_hidden.shape[-1]
-    if projection is None and widths[0] != widths[1]:
+    D_s, D_t = student_hidden.shape[-1], teacher_hidden.shape[-1]
+    if projection is None and D_s != D_t:
         raise UserError(
-            f"student width {widths[0]} and teacher width {widths[1]} differ:"
-            f" a ({widths[0]}, {widths[1]}) projection is needed"
+            f"student width {D_s} and teacher width {D_t} differ:"
+            f" a ({D_s}, {D_t}) projection is needed"
         )
-    if projection is not None and tuple(projection.shape) != widths:
-        raise UserError(f"the projection is {tuple(projection.shape)}, the widths need {widths}")
-    # The product may run in autocast's bfloat16, like all of the step; the difference may not.
+    if projection is not None and tuple(projection.shape) != (D_s, D_t):
+        raise UserError(
+            f"the projection is {tuple(projection.shape)}, the widths need {(D_s, D_t)}"
+        )
+    # The product may run in autocast's bfloat16, as all products of the step; the difference not.
     mapped = student_hidden if projection is None else student_hidden @ projection  # (B, N, D_t)
-    with no_autocast(mapped):
-        difference = exact(mapped) - exact(teacher_hidden.detach())
-        total = without_padding(difference, mask).square().sum() / widths[1]
+    difference = in_float32(mapped) - in_float32(teacher_hidden.detach())
+    difference = torch.where(mask[..., None], difference, 0)
+    total = difference.square().mean(-1).sum()
     return total, mask.sum().to(total.dtype)
-
-
-def hidden_to(encoder, batch, layer):
-    """Hidden states 0 to `layer`, (B, N, D) each."""
-    return encoder(batch.ids, batch.mask, stop=(layer, "hidden"), keep="hidden").hidden
 
 
 class HS(Method):
@@ -108,10 +125,10 @@ class HS(Method):
         self.pairs = layer_map(mapping, student.num_hidden_layers, teacher.num_hidden_layers)
         self.student_layer = max(i for i, _ in self.pairs)
         self.teacher_layer = max(j for _, j in self.pairs)
-        self.maps = None
+        self.maps = None  # (pairs, D_s, D_t)
         if student.hidden_size != teacher.hidden_size:
             self.maps = nn.Parameter(
-                initial_map(len(self.pairs), student.hidden_size, teacher.hidden_size)
+                initial_maps(len(self.pairs), student.hidden_size, teacher.hidden_size)
             )
 
     def describe(self):
@@ -121,11 +138,16 @@ class HS(Method):
 
     def forward(self, student, teacher, batch):
         with torch.no_grad():
-            targets = hidden_to(teacher, batch, self.teacher_layer)
-        hidden = hidden_to(student, batch, self.student_layer)
-        maps = [None] * len(self.pairs) if self.maps is None else self.maps
-        parts = [
-            hs_loss(hidden[i], targets[j], batch.mask, w)
-            for (i, j), w in zip(self.pairs, maps, strict=True)
-        ]
-        return sum(total for total, _ in parts), parts[0][1]
+            targets = hidden_states(teacher, batch, self.teacher_layer)
+        states = hidden_states(student, batch, self.student_layer)
+        total = 0
+        for number, (i, j) in enumerate(self.pairs):
+            W = None if self.maps is None else self.maps[number]
+            part, count = hs_loss(states[i], targets[j], batch.mask, W)
+            total = total + part
+        return total, count  # the count is the same for all pairs
+
+
+def hidden_states(encoder, batch, layer):
+    """Return hidden states 0 to `layer`, (B, N, D) each; nothing above is computed."""
+    return encoder(batch.ids, batch.mask, stop=(layer, "hidden"), keep="hidden").hidden

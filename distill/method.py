@@ -1,35 +1,46 @@
-"""What every distillation method tells the training loop, and the checks that the losses share.
+"""What a method is: which tensors of teacher and student it reads, and the loss it returns.
+
+The methods compare the two encoders at four places of a layer:
+
+    hidden[i-1] ─┬─ Q, K, V ─ attention ─ output ─(+)─ norm ─┬─ FFN ─(+)─ norm ─┬─ hidden[i] ─ ...
+                 └─────┬──────────────────────┘              └────────┘         │
+                       │                                                        │
+         mha             relations of the tokens within Q, within K, within V   │
+         direct-minilm   the vectors of Q, K and V themselves             hs    hidden states
+
+    ... ─ hidden[L] ─ MLM head ─ logits          od  the teacher's predictions;  mlm  the true words
 
 A method is one nn.Module. Its parameters are the learned maps from student to teacher space (most
-have none); they belong to the optimizer and the checkpoint, never to the exported student. Its
-forward runs both encoders as far up as it needs and returns (sum, count): the loss of an optimizer
-step is the sum over all its micro-batches and ranks divided by their count, so how the step is cut
-up changes nothing.
+methods have none); they belong to the optimizer and the checkpoint, never to the exported student.
+Its forward runs both encoders only as far up as it needs and returns (sum, count): the loss of an
+optimizer step is the sum over all its micro-batches and ranks, divided by their count. So it does
+not matter how a step is divided.
 
 Size letters as in minitransformer/model.py; arguments always in the order (student, teacher, mask).
 """
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from minitransformer.config import divisors
 from minitransformer.errors import UserError
-from minitransformer.model import all_real
 
 
 @dataclass
 class Batch:
-    """B sequences of N tokens, and for methods that read masked text what is to be predicted.
+    """B sequences of N tokens; for methods that read masked text also what to predict.
 
     ids         (B, N) int64
     mask        (B, N) bool         True = real token
     masked_ids  (B, N) int64        the ids with some tokens masked, or None
-    positions   (M,) int64          where a word is to be predicted, or None
-    real        (tokens,) int64     where a real token is; worked out from the mask
+    positions   (M,) int64          the tokens to predict, or None
+    real        (tokens,) int64     all real tokens; worked out from the mask
 
-    `positions` and `real` are indices into the B * N tokens, made on the CPU. To index with a
-    boolean mask instead would make a GPU wait, because its result has no size known beforehand.
+    `positions` and `real` are indices into the B * N tokens, made on the CPU. Indexing with a
+    boolean mask would make a GPU wait, since the size of the result is not known beforehand.
     """
 
     ids: Tensor
@@ -43,10 +54,9 @@ class Batch:
             self.real = self.mask.flatten().nonzero().flatten()
 
     def to(self, device) -> "Batch":
-        moved = {
-            name: tensor if tensor is None else tensor.to(device, non_blocking=True)
-            for name, tensor in vars(self).items()
-        }
+        moved = {}
+        for name, tensor in vars(self).items():
+            moved[name] = None if tensor is None else tensor.to(device, non_blocking=True)
         return Batch(**moved)
 
     def sequences(self, start: int, stop: int) -> "Batch":
@@ -61,27 +71,117 @@ class Batch:
 
 
 class Method(nn.Module):
-    """Base of OD, HS, MHA, DirectMiniLM and MLM."""
+    """Base of all methods. A method is constructed from the EncoderConfigs of student and teacher.
 
-    masked_text = (
-        False  # reads batch.masked_ids instead of batch.ids, and predicts at batch.positions
-    )
+    plain=True, where a method's __init__ takes it, selects the formula of its page instead of the
+    lean form in distill/fast/.
+    """
+
+    masked_text = False  # True: reads batch.masked_ids and predicts at batch.positions
     needs_teacher = True
+    teacher_layer: int | None = None  # the highest teacher layer that is read; None: no teacher
 
-    def describe(self):
-        """One line for the log: which layers, heads or positions."""
+    def describe(self) -> str:
+        """Return one line for the log: which layers, heads or positions."""
         raise NotImplementedError
 
     def check_models(self, student, teacher):
-        """Refuse models that are unfit for what their configs do not tell. Cheap: call it early."""
+        """Refuse models that lack a part which their configs do not show. Cheap: call it early."""
 
     def forward(self, student, teacher, batch):
-        """-> (sum, count), two float32 scalars; gradient to the student and to own parameters."""
+        """Return (sum, count), float32 scalars; gradient to the student and to own parameters."""
         raise NotImplementedError
 
 
+class QKVMethod(Method):
+    """Base of the methods that compare Q, K and V of student layer L_s and teacher layer m."""
+
+    what = "Q, K, V"
+
+    def __init__(self, student, teacher, teacher_layer=None, relation_heads=None):
+        super().__init__()
+        self.student_layer = student.num_hidden_layers
+        self.teacher_layer = choose_teacher_layer(teacher.num_hidden_layers, teacher_layer)
+        self.relation_heads = choose_heads(student.hidden_size, teacher.hidden_size, relation_heads)
+
+    def describe(self):
+        return (
+            f"{self.what}: student layer {self.student_layer}, teacher layer"
+            f" {self.teacher_layer}, {self.relation_heads} relation heads"
+        )
+
+    def compare(self, name, student, teacher, mask):
+        """Return (sum, count) for one of Q, K, V: `name` is "query", "key" or "value"."""
+        raise NotImplementedError
+
+    def forward(self, student, teacher, batch):
+        with torch.no_grad():
+            targets = qkv_of(teacher, batch, self.teacher_layer)
+        states = qkv_of(student, batch, self.student_layer)
+        total = 0
+        for name in ("query", "key", "value"):
+            part, count = self.compare(name, states[name], targets[name], batch.mask)
+            total = total + part
+        return total, count  # the count is the same for all three
+
+
+def qkv_of(encoder, batch, layer):
+    """Return Q, K and V of that layer by name, (B, N, D) each; nothing above it is computed."""
+    output = encoder(batch.ids, batch.mask, stop=(layer, "qkv"), keep="last")
+    return {"query": output.queries[-1], "key": output.keys[-1], "value": output.values[-1]}
+
+
+def hidden_at(encoder, batch, positions):
+    """Return the last hidden states of masked text at these positions, (M, D)."""
+    hidden = encoder(batch.masked_ids, batch.mask, keep="last").hidden[-1]  # (B, N, D)
+    return hidden.flatten(0, 1)[positions]
+
+
+def logits_at(encoder, batch, positions):
+    """Return what the encoder predicts at these positions of masked text, (M, V)."""
+    return encoder.mlm_logits(hidden_at(encoder, batch, positions))
+
+
+def check_mlm_head(encoder, side, remedy):
+    """Refuse an encoder that cannot predict words."""
+    if encoder.mlm_head is None:
+        raise UserError(f"the {side} has no MLM head, so it predicts no words: {remedy}")
+
+
+def choose_teacher_layer(teacher_layers, teacher_layer=None):
+    """Return layer m (1..L_t) as given, else the study's upper-middle L_t - 1, at least 1."""
+    if teacher_layer is None:
+        return max(1, teacher_layers - 1)
+    if not 1 <= teacher_layer <= teacher_layers:
+        raise UserError(
+            f"teacher layer {teacher_layer} is out of range: the teacher has layers"
+            f" 1 to {teacher_layers}"
+        )
+    return teacher_layer
+
+
+def choose_heads(student_width, teacher_width, relation_heads=None):
+    """Return R as given, else the common divisor nearest to MiniLMv2's 48 (of two, the larger)."""
+    if relation_heads is None:
+        common = divisors(student_width, teacher_width)
+        return min(common, key=lambda heads: (abs(heads - 48), -heads))
+    check_heads(relation_heads, student_width, teacher_width)
+    return relation_heads
+
+
+def check_heads(relation_heads, student_width, teacher_width):
+    """Refuse relation heads that do not divide both widths."""
+    widths = {student_width: None, teacher_width: None}  # without repetition, in this order
+    if relation_heads < 1 or any(width % relation_heads for width in widths):
+        raise UserError(
+            f"{relation_heads} relation heads do not divide the width"
+            f" {' and '.join(map(str, widths))}; these do:"
+            f" {', '.join(map(str, divisors(*widths)))}"
+        )
+
+
 def check_tokens(student, teacher, mask):
-    """Both (B, N, ·) tensors and the (B, N) mask must speak of the same tokens."""
+    """Refuse (B, N, D) tensors and a (B, N) mask that do not have the same (B, N)."""
     if student.dim() != 3 or teacher.dim() != 3:
         raise UserError(
             f"student and teacher must be (B, N, D): got {tuple(student.shape)}"
@@ -95,86 +195,30 @@ def check_tokens(student, teacher, mask):
         )
 
 
-def check_heads(relation_heads, *widths):
-    """Relation heads must divide every width; if not, say which numbers do."""
-    if relation_heads < 1 or any(width % relation_heads for width in widths):
-        fitting = ", ".join(str(heads) for heads in common_divisors(*widths))
-        raise UserError(
-            f"{relation_heads} relation heads do not divide the width"
-            f" {' and '.join(map(str, dict.fromkeys(widths)))}; these do: {fitting}"
-        )
+def initial_maps(count, student_width, teacher_width):
+    """Return `count` maps (count, D_s, D_t) for a start: identity, or semi-orthogonal.
 
-
-def common_divisors(*widths):
-    return [n for n in range(1, min(widths) + 1) if not any(width % n for width in widths)]
-
-
-def choose_heads(student_width, teacher_width, relation_heads=None):
-    """R as given, else the common divisor nearest to MiniLMv2's 48 (of two as near, the larger)."""
-    if relation_heads is None:
-        divisors = common_divisors(student_width, teacher_width)
-        return min(divisors, key=lambda heads: (abs(heads - 48), -heads))
-    check_heads(relation_heads, student_width, teacher_width)
-    return relation_heads
-
-
-def choose_teacher_layer(teacher_layers, teacher_layer=None):
-    """Layer m (1..L_t) as given, else L_t - 1: the study's upper-middle layer, at least 1."""
-    if teacher_layer is None:
-        return max(1, teacher_layers - 1)
-    if not 1 <= teacher_layer <= teacher_layers:
-        raise UserError(
-            f"teacher layer {teacher_layer} is out of range: the teacher has layers"
-            f" 1 to {teacher_layers}"
-        )
-    return teacher_layer
-
-
-def evenly_spaced(student_layers, top):
-    """Return the teacher layer of each student layer: i * top / L_s, rounded half up.
-
-    evenly_spaced(6, 12) == [2, 4, 6, 8, 10, 12]
-    """
-    L_s = student_layers
-    return [(2 * i * top + L_s) // (2 * L_s) for i in range(1, L_s + 1)]
-
-
-def initial_map(count, student_width, teacher_width):
-    """(count, D_s, D_t): identity where the widths agree, else maps that keep lengths and angles.
-
-    Semi-orthogonal, so that the first loss is of the size of the states themselves. Drawn from an
-    own generator: every rank, and every resumed process, gets the same maps whatever was drawn
-    before.
+    Semi-orthogonal maps keep lengths and angles, so the first loss is of the size of the states
+    themselves. They are drawn from a generator of their own: every rank and every resumed process
+    gets the same maps, whatever was drawn before.
     """
     if student_width == teacher_width:
         return torch.eye(student_width).repeat(count, 1, 1)
     generator = torch.Generator().manual_seed(0)
     maps = torch.empty(count, student_width, teacher_width)
-    for each in maps:
-        nn.init.orthogonal_(each, generator=generator)
+    for one_map in maps:
+        nn.init.orthogonal_(one_map, generator=generator)
     return maps
 
 
-def qkv_of(encoder, batch, layer):
-    """Q, K, V of that layer, (B, N, D) each: nothing above it is computed, nothing below kept."""
-    output = encoder(batch.ids, batch.mask, stop=(layer, "qkv"), keep="last")
-    return output.queries[-1], output.keys[-1], output.values[-1]
-
-
-def exact(tensor):
-    """Losses are summed in float32, in float64 where the input is, whatever autocast is set to."""
+def in_float32(tensor):
+    """Return the tensor as float32, in which losses are summed; float64 stays float64."""
     return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
-def without_padding(tensor, mask):
-    """(B, N, D) with 0 at padding; where there is known to be none, the tensor itself."""
-    return tensor if all_real(mask) else torch.where(mask[..., None], tensor, 0)
-
-
 def no_autocast(tensor):
-    return torch.autocast(tensor.device.type, enabled=False)
-
-
-def slices(start, stop, size):
-    """start:stop in parts of at most `size`."""
-    return [slice(i, min(i + size, stop)) for i in range(start, stop, size)]
+    """Return a context in which products of float32 tensors are computed in float32."""
+    device = tensor.device.type
+    if not torch.amp.is_autocast_available(device):
+        return nullcontext()
+    return torch.autocast(device, enabled=False)

@@ -1,65 +1,47 @@
-"""MHA transfer (MiniLMv2): match which tokens resemble which, in the space of queries, of keys and
-of values.
+"""MHA transfer (MiniLMv2): learn from the teacher which tokens resemble which, in Q, K and V.
 
     R_a  = softmax(X_a X_a^T / sqrt(d))               X in {Q, K, V}, a: one of R relation heads
     loss = sum over Q, K, V of  mean over sequences of
            sum over a, n of KL(R_t[a, n] || R_s[a, n]) / (R * real tokens of that sequence)
 
-Instead of the vectors themselves the student learns their relations: an (N, N) table for each
-relation head, which has the same size whatever the widths. So it needs neither a learned map nor
-equal attention heads, and it is free to rotate its space. The concatenated heads are re-split into
-R relation heads; more heads give a finer description. One student layer (its last) learns from one
-teacher layer, at best one a little below the top.
+Why relations: a relation head is an (N, N) table, which has the same size whatever the widths of
+the models. So the student needs neither a learned map nor the teacher's number of attention heads,
+and its space may be rotated. The concatenated attention heads are split anew into R relation heads;
+more heads describe the teacher in more detail. One student layer (its last) learns from one teacher
+layer m, best a little below the top:
 
     student layer L_s   ->  Q_s | K_s | V_s      and no further: the rest of that block never learns
     teacher layer m     ->  Q_t | K_t | V_t      default m = L_t - 1
 
 Source: MiniLMv2 (arXiv 2012.15828); the choice of m as compared by Udagawa et al. (2310.08797).
+
+Worked example: one sequence of two tokens, one relation head of width d = 1.
+
+    student X = (0, 0)             scores X X^T = (0, 0), (0, 0)        R_s = (1/2, 1/2), (1/2, 1/2)
+    teacher X = (0, sqrt(ln 3))    scores X X^T = (0, 0), (0, ln 3)     R_t = (1/2, 1/2), (1/4, 3/4)
+    KL of row 1 = 0
+    KL of row 2 = 1/4 ln(1/4 / 1/2) + 3/4 ln(3/4 / 1/2) = -0.1733 + 0.3041 = 0.1308
+    loss = (0 + 0.1308) / (1 head * 2 tokens) = 0.0654, and one sequence is counted
+
+    >>> student = torch.tensor([[[0.0], [0.0]]])                        # (B, N, D) = (1, 2, 1)
+    >>> teacher = torch.tensor([[[0.0], [math.log(3) ** 0.5]]])
+    >>> mask = torch.tensor([[True, True]])
+    >>> relation_loss(student, teacher, mask, relation_heads=1)
+    (tensor(0.0654), tensor(1.))
 """
 
 import math
 
 import torch
 
-from distill.fast.relations import _RelationLoss
-from distill.method import (
-    Method,
-    check_heads,
-    check_tokens,
-    choose_heads,
-    choose_teacher_layer,
-    exact,
-    no_autocast,
-    qkv_of,
-)
-
-
-def relation_loss_plain(student, teacher, mask, relation_heads):
-    """The formula as it is read; `relation_loss` is the same, without any (B, R, N, N) tensor."""
-    check_tokens(student, teacher, mask)
-    check_heads(relation_heads, student.shape[-1], teacher.shape[-1])
-
-    def log_relations(states):
-        B, N, D = states.shape
-        heads = exact(states).view(B, N, relation_heads, -1).transpose(1, 2)  # (B, R, N, d)
-        scores = heads @ heads.mT / math.sqrt(D // relation_heads)  # (B, R, N, N)
-        return scores.masked_fill(~mask[:, None, None, :], -1e30).log_softmax(-1)
-
-    with no_autocast(student):
-        log_s, log_t = log_relations(student), log_relations(teacher.detach())
-        rows = (log_t.exp() * (log_t - log_s)).sum(-1).sum(1)  # (B, N)
-        tokens = mask.sum(1)
-        total = (torch.where(mask, rows, 0).sum(1) / (relation_heads * tokens.clamp(min=1))).sum()
-    return total, (tokens > 0).sum().to(total.dtype)
+from distill.fast.relations import lean_relation_loss
+from distill.method import QKVMethod, check_heads, check_tokens, in_float32, no_autocast
 
 
 def relation_loss(student, teacher, mask, relation_heads):
-    """MHA transfer (MiniLMv2) for one of Q, K, V: match which tokens resemble which.
+    """MHA transfer for one of Q, K, V: match which tokens resemble which.
 
-    Equation   [MiniLMv2, multi-head self-attention relations]
-        R_a  = softmax(X_a X_a^T / sqrt(d))          a: one relation head of Q, of K or of V
-        loss = mean over sequences of
-               sum over a, n of KL(R_t[a, n] || R_s[a, n]) / (R * real tokens of that sequence)
+    Equation   at the top of this page; here for one X
     Shapes
         student          (B, N, D_s)            before the split into attention heads
         teacher          (B, N, D_t)            D_s != D_t is fine: both relations are (B, R, N, N)
@@ -75,31 +57,36 @@ def relation_loss(student, teacher, mask, relation_heads):
     """
     check_tokens(student, teacher, mask)
     check_heads(relation_heads, student.shape[-1], teacher.shape[-1])
-    total = _RelationLoss.apply(student, teacher.detach(), mask, relation_heads)
-    return total, mask.any(1).sum().to(total.dtype)
+
+    def log_relations(states):
+        B, N, D = states.shape
+        d = D // relation_heads
+        heads = in_float32(states).view(B, N, relation_heads, d).transpose(1, 2)  # (B, R, N, d)
+        scores = heads @ heads.mT / math.sqrt(d)  # (B, R, N, N)
+        # Padded columns get probability 0; -inf would give NaN in a sequence of padding alone.
+        return scores.masked_fill(~mask[:, None, None, :], -1e30).log_softmax(-1)
+
+    with no_autocast(student):  # the loss is a difference of logarithms: too fine for bfloat16
+        log_s = log_relations(student)
+        log_t = log_relations(teacher.detach())
+        divergence = (log_t.exp() * (log_t - log_s)).sum(-1)  # KL of each row, (B, R, N)
+        divergence = torch.where(mask, divergence.sum(1), 0)  # sum over heads, real rows: (B, N)
+        tokens = mask.sum(1)  # (B,)
+        total = (divergence.sum(1) / (relation_heads * tokens.clamp(min=1))).sum()
+    return total, (tokens > 0).sum().to(total.dtype)
 
 
-class MHA(Method):
-    """relation_loss summed over Q, K and V of student layer L_s and teacher layer m."""
+class MHA(QKVMethod):
+    """relation_loss summed over Q, K and V of student layer L_s and teacher layer m.
 
-    def __init__(self, student, teacher, *, teacher_layer=None, relation_heads=None):
-        super().__init__()
-        self.student_layer = student.num_hidden_layers
-        self.teacher_layer = choose_teacher_layer(teacher.num_hidden_layers, teacher_layer)
-        self.relation_heads = choose_heads(student.hidden_size, teacher.hidden_size, relation_heads)
+    The default, lean_relation_loss, gives the same numbers without any (B, R, N, N) tensor.
+    """
 
-    def describe(self):
-        return (
-            f"Q, K, V relations: student layer {self.student_layer}, teacher layer"
-            f" {self.teacher_layer}, {self.relation_heads} relation heads"
-        )
+    what = "Q, K, V relations"
 
-    def forward(self, student, teacher, batch):
-        with torch.no_grad():
-            targets = qkv_of(teacher, batch, self.teacher_layer)
-        states = qkv_of(student, batch, self.student_layer)
-        parts = [
-            relation_loss(x_s, x_t, batch.mask, self.relation_heads)
-            for x_s, x_t in zip(states, targets, strict=True)
-        ]
-        return sum(total for total, _ in parts), parts[0][1]
+    def __init__(self, student, teacher, *, teacher_layer=None, relation_heads=None, plain=False):
+        super().__init__(student, teacher, teacher_layer, relation_heads)
+        self.loss = relation_loss if plain else lean_relation_loss
+
+    def compare(self, name, student, teacher, mask):
+        return self.loss(student, teacher, mask, self.relation_heads)

@@ -6,20 +6,27 @@ BERT's own pre-training task (arXiv 1810.04805, section 3.1, task #1): of the po
 show [MASK], 10 % a random token, 10 % the true one (distill/data/batches.py). It is the baseline
 that distillation must beat, and the way to give a teacher without an MLM head the one that OD
 needs. Differs from BERT: no next-sentence prediction.
+
+Worked example: one position, a vocabulary of two words, of which the second is the true one.
+
+    z = (0, ln 3)      softmax = (1/4, 3/4)      loss = -ln 3/4 = 0.2877, one position is counted
+
+    >>> import math, torch
+    >>> mlm_loss(torch.tensor([[0.0, math.log(3)]]), targets=torch.tensor([1]))
+    (tensor(0.2877), tensor(1.))
 """
 
-import torch
 from torch.nn import functional as F
 
-from distill.fast.vocabulary import check_mlm_head, chunked_loss, features_at, softmax
-from distill.method import Method, exact, no_autocast
+from distill.fast.vocabulary import factors_at, lean_mlm_loss
+from distill.method import Method, check_mlm_head, in_float32, logits_at, no_autocast
 from minitransformer.errors import UserError
 
 
 def mlm_loss(logits, targets):
-    """Masked language modelling, the plain formula: holds the whole (M, V) tensor.
+    """Masked language modelling: the negative log probability of the true tokens.
 
-    Equation   loss = mean over positions of -log softmax(z)[target]
+    Equation   at the top of this page
     Shapes
         logits           (M, V)                 M positions, chosen before the vocabulary projection
         targets          (M,) int64             the token that was there before masking
@@ -30,40 +37,27 @@ def mlm_loss(logits, targets):
     Invariant  log V when all logits are equal; a constant added to them is irrelevant.
     Source     BERT, see above; differs: sum and count instead of a mean.
     """
-    check_targets(logits, targets)
+    if targets.shape != logits.shape[:1]:
+        raise UserError(f"{tuple(targets.shape)} targets for {len(logits)} positions: one for each")
     with no_autocast(logits):
-        total = F.cross_entropy(exact(logits), targets, reduction="sum")
-    return total, total.new_tensor(len(targets))
-
-
-def mlm_loss_fused(features, weight, bias, targets):
-    """mlm_loss of features (M, D) @ weight (V, D).T + bias (V,), a few positions at a time."""
-    check_targets(features, targets)
-
-    def score(rows, logits):
-        """lse(z) - z[target], summed;   its gradient: softmax(z) - onehot(target)."""
-        here = targets[rows, None]  # (C, 1)
-        p, lse = softmax(logits)
-        total = (lse - logits.gather(1, here)).sum()
-        return total, p.scatter_add_(1, here, -torch.ones_like(lse))
-
-    total = chunked_loss(features, weight, bias, score)
-    return total, total.new_tensor(len(targets))
-
-
-def check_targets(rows, targets):
-    if targets.shape != rows.shape[:1]:
-        raise UserError(f"{tuple(targets.shape)} targets for {len(rows)} positions: one for each")
+        log_p = F.log_softmax(in_float32(logits), dim=-1)  # (M, V)
+        total = -log_p.gather(1, targets[:, None]).sum()
+    return total, total.new_full((), len(targets))
 
 
 class MLM(Method):
-    """mlm_loss at the positions drawn for prediction."""
+    """mlm_loss at the positions drawn for prediction.
+
+    The default, lean_mlm_loss, gives the same numbers without the logits of all positions.
+    """
 
     masked_text = True
     needs_teacher = False
 
-    def __init__(self, student, teacher=None):
+    def __init__(self, student, teacher=None, *, plain=False):
         super().__init__()
+        self.predictions = logits_at if plain else factors_at
+        self.loss = mlm_loss if plain else lean_mlm_loss
 
     def describe(self):
         return "masked language modelling, no teacher"
@@ -73,9 +67,5 @@ class MLM(Method):
 
     def forward(self, student, teacher, batch):
         self.check_models(student)
-        return mlm_loss_fused(
-            features_at(student, batch, batch.positions),
-            student.embeddings.word.weight,
-            student.mlm_head.bias,
-            batch.ids.flatten()[batch.positions],
-        )
+        targets = batch.ids.flatten()[batch.positions]  # (M,)
+        return self.loss(self.predictions(student, batch, batch.positions), targets)

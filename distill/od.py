@@ -3,28 +3,41 @@
     loss = mean over chosen positions of  tau^2 KL(softmax(z_t / tau) || softmax(z_s / tau))
 
 Hinton's knowledge distillation (arXiv 1503.02531) on the masked-language-model head: the teacher's
-whole distribution over the vocabulary says more than the one right word does. It touches the last
-layer only, so the student is free in how it gets there; in the study it lags behind transfer from
-inside the network. tau > 1 flattens both distributions so that unlikely words count for more, and
-tau^2 keeps the gradient's size.
+whole distribution over the vocabulary says more than the one right word does. It constrains the
+last layer only, so the student is free in how it gets there; in the study it lags behind transfer
+from inside the network. tau > 1 flattens both distributions, so that unlikely words count for more,
+and tau^2 keeps the size of the gradient.
 
 Source: DistilBERT (1910.01108) as compared by Udagawa et al. (2310.08797). Differs: DistilBERT adds
-MLM and cosine losses, takes tau = 2 and by default all real positions; here the loss stands alone,
+MLM and cosine losses, takes tau = 2 and by default all real positions. Here the loss stands alone,
 tau is 1 and the positions are those drawn for prediction, unless set otherwise.
+
+Worked example: one position, a vocabulary of two words, tau = 1.
+
+    student z = (0, 0)       softmax = (1/2, 1/2)
+    teacher z = (0, ln 3)    softmax = (1/4, 3/4)
+    KL = 1/4 ln(1/4 / 1/2) + 3/4 ln(3/4 / 1/2) = -0.1733 + 0.3041 = 0.1308, one position is counted
+
+    >>> import math
+    >>> student, teacher = torch.tensor([[0.0, 0.0]]), torch.tensor([[0.0, math.log(3)]])
+    >>> od_loss(student, teacher)
+    (tensor(0.1308), tensor(1.))
 """
 
 import torch
 from torch.nn import functional as F
 
-from distill.fast.vocabulary import check_mlm_head, chunked_loss, features_at, softmax
-from distill.method import Method, exact, no_autocast
+from distill.fast.vocabulary import factors_at, lean_od_loss
+from distill.method import Method, check_mlm_head, in_float32, logits_at, no_autocast
 from minitransformer.errors import UserError
+
+POSITIONS = ("masked", "all")
 
 
 def od_loss(student_logits, teacher_logits, temperature=1.0):
-    """Output distribution transfer, the plain formula: holds whole (M, V) tensors.
+    """Output distribution transfer: match the teacher's predictions, position by position.
 
-    Equation   loss = mean over positions of tau^2 KL(softmax(z_t / tau) || softmax(z_s / tau))
+    Equation   at the top of this page
     Shapes
         student_logits   (M, V)                 M positions, chosen before the vocabulary projection
         teacher_logits   (M, V)
@@ -36,71 +49,46 @@ def od_loss(student_logits, teacher_logits, temperature=1.0):
     Invariant  0 when both distributions agree; free of a constant added to a position's logits.
     Source     Hinton et al., DistilBERT, see above; differs: sum and count instead of a mean.
     """
-    check_same(student_logits, teacher_logits, temperature)
+    check_temperature(temperature)
+    if student_logits.shape != teacher_logits.shape:
+        raise UserError(
+            "(positions, vocabulary) of student and teacher differ:"
+            f" {tuple(student_logits.shape)} and {tuple(teacher_logits.shape)}"
+        )
     with no_autocast(student_logits):
-        student = F.log_softmax(exact(student_logits) / temperature, dim=-1)
-        teacher = F.log_softmax(exact(teacher_logits.detach()) / temperature, dim=-1)
-        total = F.kl_div(student, teacher, reduction="sum", log_target=True) * temperature**2
-    return total, total.new_tensor(len(student_logits))
+        log_s = F.log_softmax(in_float32(student_logits) / temperature, dim=-1)  # (M, V)
+        log_t = F.log_softmax(in_float32(teacher_logits.detach()) / temperature, dim=-1)
+        total = (log_t.exp() * (log_t - log_s)).sum() * temperature**2
+    return total, total.new_full((), len(student_logits))
 
 
-def od_loss_fused(
-    student_features,
-    student_weight,
-    student_bias,
-    teacher_features,
-    teacher_weight,
-    teacher_bias,
-    temperature=1.0,
-):
-    """od_loss of features @ weight.T + bias of both models, a few positions at a time.
-
-    Features (M, D_s) and (M, D_t), weights (V, D_s) and (V, D_t), biases (V,). Under autocast the
-    products run in its precision, the distributions are float32 as in od_loss. Gradient to the
-    student's three.
-    """
-    check_same(student_features, teacher_features, temperature, "positions", 1)
-    check_same(student_weight, teacher_weight, temperature, "vocabularies", 1)
-
-    def score(rows, z_s, z_t):
-        """KL(t || s) = sum p_t (z_t - z_s) - lse_t + lse_s;   its gradient for z_s: p_s - p_t."""
-        p_t, lse_t = softmax(z_t)
-        p_s, lse_s = softmax(z_s)
-        means = torch.bmm(p_t[:, None], z_t.sub_(z_s)[..., None])  # (C, 1, 1), row by row
-        return means.sum() + (lse_s - lse_t).sum(), p_s.sub_(p_t)
-
-    teacher = teacher_features.detach() / temperature, teacher_weight, teacher_bias / temperature
-    total = chunked_loss(
-        student_features / temperature, student_weight, student_bias / temperature, score, teacher
-    )
-    return total * temperature**2, total.new_tensor(len(student_features))
-
-
-def check_same(student, teacher, temperature, what="(positions, vocabulary)", dims=2):
-    shapes = tuple(student.shape[:dims]), tuple(teacher.shape[:dims])
-    if shapes[0] != shapes[1]:
-        raise UserError(f"{what} of student and teacher differ: {shapes[0]} and {shapes[1]}")
-    if not temperature > 0:
+def check_temperature(temperature):
+    if not temperature > 0:  # NaN is refused too
         raise UserError(f"the temperature is {temperature}; it must be above 0")
 
 
 class OD(Method):
-    """od_loss at the positions drawn for prediction, or at all real ones, of masked text."""
+    """od_loss at the positions drawn for prediction, or at all real ones, of masked text.
+
+    The default, lean_od_loss, gives the same numbers without the logits of all positions.
+    """
 
     masked_text = True
 
-    def __init__(self, student, teacher, *, temperature=1.0, positions="masked"):
+    def __init__(self, student, teacher, *, temperature=1.0, positions="masked", plain=False):
         super().__init__()
-        if positions not in ("masked", "all"):
-            raise UserError(f"unknown positions {positions!r}: choose from masked, all")
-        if not temperature > 0:
-            raise UserError(f"the temperature is {temperature}; it must be above 0")
+        check_temperature(temperature)
+        if positions not in POSITIONS:
+            raise UserError(f"unknown positions {positions!r}: choose from {', '.join(POSITIONS)}")
         if student.vocab_size != teacher.vocab_size:
             raise UserError(
                 f"OD compares predictions word by word, but the student knows"
                 f" {student.vocab_size} tokens and the teacher {teacher.vocab_size}"
             )
+        self.teacher_layer = teacher.num_hidden_layers
         self.temperature, self.positions = temperature, positions
+        self.predictions = logits_at if plain else factors_at
+        self.loss = od_loss if plain else lean_od_loss
 
     def describe(self):
         return f"output distribution: {self.positions} positions, temperature {self.temperature:g}"
@@ -113,15 +101,7 @@ class OD(Method):
 
     def forward(self, student, teacher, batch):
         self.check_models(student, teacher)
-        rows = batch.positions if self.positions == "masked" else batch.real
+        positions = batch.positions if self.positions == "masked" else batch.real  # (M,)
         with torch.no_grad():
-            target = features_at(teacher, batch, rows)  # (M, D_t)
-        return od_loss_fused(
-            features_at(student, batch, rows),
-            student.embeddings.word.weight,
-            student.mlm_head.bias,
-            target,
-            teacher.embeddings.word.weight,
-            teacher.mlm_head.bias,
-            self.temperature,
-        )
+            target = self.predictions(teacher, batch, positions)
+        return self.loss(self.predictions(student, batch, positions), target, self.temperature)

@@ -1,112 +1,145 @@
-"""Losses over a whole vocabulary without ever holding (positions x V) for a whole batch.
+"""od_loss and mlm_loss without the logits of all positions: a few positions at a time.
 
-XLM-R's V is 250,002: the logits of one 32 x 128 batch are 3.8 GiB for each model, and the textbook
-formula keeps several tensors of that size. Here a few positions at a time go through the vocabulary
-projection, and since everything above the features is known at once, their gradient is worked out
-on the spot:
+XLM-R's V is 250,002: the logits of one 32 x 128 batch are 3.8 GiB for each model, and the plain
+formula keeps several tensors of that size. But logits = features W^T + b, and everything below them
+is known when the loss is computed. So the gradient can be computed at once, chunk by chunk:
 
     for a chunk of positions:        logits = features W^T, of each model
-        for some rows of it:         sum += score(logits + b),  slope = d sum / d logits
-        d features = slope W,  d W += slope^T features,  d b += slope summed
+        for some rows of it:         sum += loss(logits + b),  slope = d sum / d logits
+        d features = slope W,  d W += slope^T features,  d b += slope summed over positions
 
-What outlives a chunk is three gradients, each as large as what it belongs to. This is how fused
-linear losses on GPUs work (Liger-Kernel's chunked losses); here it is plain PyTorch, the same on
-every device. The rows scored together are few enough to stay in a processor's cache, and the slope
-overwrites the logits: fresh memory costs more than the arithmetic on it.
+What outlives a chunk is three gradients, each as large as the tensor that it belongs to. Fused
+linear losses on GPUs work like this (Liger-Kernel's chunked losses); here it is plain PyTorch, the
+same on every device. The slope overwrites the logits, because fresh memory costs more than the
+arithmetic on it.
 """
 
 import torch
 from torch.autograd.function import once_differentiable
 
-from distill.method import exact, no_autocast, slices
-from minitransformer.errors import UserError
+from distill.fast import slices
+from distill.method import hidden_at, in_float32, no_autocast
 
 CHUNK = 2**25  # logits of one model in a chunk; with fewer, W is read from memory more often
-# So much at once on a CPU, so that it stays in the cache; elsewhere the whole chunk.
-ROWS = {"cpu": 2**20}  # logits that are scored together
+# Tile sizes for a CPU, chosen to fit its cache; other devices take the whole chunk.
+ROWS = {"cpu": 2**20}  # logits whose loss is computed together
 WORDS = {"cpu": 2**13}  # rows of W in one product
 
 
-def chunked_loss(features, weight, bias, score, *fixed):
-    """Sum of score over (M, V) logits, with the gradient ready before backward asks for it.
+def factors_at(encoder, batch, positions):
+    """Return (features (M, D), W (V, D), b (V,)): the logits at these positions, not multiplied."""
+    features = encoder.mlm_features(hidden_at(encoder, batch, positions))
+    return features, encoder.embeddings.word.weight, encoder.mlm_head.bias
 
-    Shapes   features (M, D), weight (V, D), bias (V,); returns () float32.
-    fixed    the same three of further models, which get no gradient.
-    score(rows, logits, ...) gets `rows`, a slice of the M positions, and float32 logits (C, V) of
-    each model there; it returns their summed loss and its gradient for the first model's.
+
+def lean_od_loss(student, teacher, temperature=1.0):
+    """Return what od_loss(student logits, teacher logits, temperature) does, from their factors.
+
+    Shapes     student, teacher: (features (M, D), W (V, D), b (V,)) each; returns (sum, count).
+    Gradient   to the student's three. Under autocast the products run in its precision; the
+               distributions are float32 as in od_loss. Shapes are not checked: OD gives equal ones.
     """
-    return _ChunkedLoss.apply(features, weight, bias, fixed, score)
+
+    def loss_and_slope(rows, z_s, z_t):
+        """KL(t || s) = sum p_t (z_t - z_s) - lse_t + lse_s;  its slope for z_s: p_s - p_t."""
+        p_t, lse_t = softmax(z_t)
+        p_s, lse_s = softmax(z_s)
+        means = torch.bmm(p_t[:, None], z_t.sub_(z_s)[..., None])  # (rows, 1, 1): row by row
+        return means.sum() + (lse_s - lse_t).sum(), p_s.sub_(p_t)
+
+    (x_s, W_s, b_s), (x_t, W_t, b_t) = student, teacher
+    teacher = (x_t.detach() / temperature, W_t, b_t / temperature)
+    total = _ChunkedLoss.apply(x_s / temperature, W_s, b_s / temperature, [teacher], loss_and_slope)
+    return total * temperature**2, total.new_full((), len(x_s))
+
+
+def lean_mlm_loss(student, targets):
+    """Return what mlm_loss(student logits, targets) does, from the factors of the logits.
+
+    Shapes   student: (features (M, D), W (V, D), b (V,)); targets (M,); returns (sum, count).
+    """
+
+    def loss_and_slope(rows, logits):
+        """lse(z) - z[target], summed;  its slope: softmax(z) - onehot(target)."""
+        target = targets[rows, None]  # (rows, 1)
+        p, lse = softmax(logits)
+        total = (lse - logits.gather(1, target)).sum()
+        return total, p.scatter_add_(1, target, -torch.ones_like(lse))
+
+    total = _ChunkedLoss.apply(*student, [], loss_and_slope)
+    return total, total.new_full((), len(targets))
 
 
 class _ChunkedLoss(torch.autograd.Function):
+    """Sum of a loss over (M, V) logits, with the gradient ready before backward asks for it.
+
+    features (M, D), weight (V, D), bias (V,) are the student's factors; `fixed` lists the factors
+    of further models, which get no gradient. loss_and_slope(rows, logits of each model) gets a
+    slice of the M positions and their float32 logits (rows, V); it returns the summed loss and its
+    gradient for the student's logits.
+    """
+
     @staticmethod
-    def forward(ctx, features, weight, bias, fixed, score):
+    def forward(ctx, features, weight, bias, fixed, loss_and_slope):
+        (M, V), device = (len(features), len(weight)), features.device.type
+        chunk_size = max(1, min(M, CHUNK // V))
+        row_size, word_size = max(1, ROWS.get(device, CHUNK) // V), WORDS.get(device, V)
+        product = product_dtype(features)
         d_features, d_weight, d_bias = (
-            exact(torch.zeros_like(x)) if needed else None
+            in_float32(torch.zeros_like(x)) if needed else None
             for x, needed in zip((features, weight, bias), ctx.needs_input_grad, strict=False)
         )
-        product, (M, V) = product_dtype(features), (len(features), len(weight))
-        size = max(1, min(M, CHUNK // V))
-        device = features.device.type
-        rows_at_once, words_at_once = max(1, ROWS.get(device, CHUNK) // V), WORDS.get(device, V)
-        total = exact(features.new_zeros(()))
+        total = in_float32(features.new_zeros(()))
         with no_autocast(features):
-            heads = [
-                (x.to(product), W.to(product), exact(b))
-                for x, W, b in ((features, weight, bias), *fixed)
-            ]
-            buffers = features.new_empty(len(heads), size, V, dtype=product)
-            for chunk in slices(0, M, size):
-                logits = buffers[:, : chunk.stop - chunk.start]  # (models, C, V)
-                for z, (x, W, _) in zip(logits, heads, strict=True):
-                    for words in slices(0, V, words_at_once):
+            models = [(features, weight, bias), *fixed]
+            models = [(x.to(product), W.to(product), in_float32(b)) for x, W, b in models]
+            buffers = features.new_empty(len(models), chunk_size, V, dtype=product)
+            student_x, student_W, _ = models[0]
+            for chunk in slices(0, M, chunk_size):
+                logits = buffers[:, : chunk.stop - chunk.start]  # (models, chunk, V), without b
+                for z, (x, W, _) in zip(logits, models, strict=True):
+                    for words in slices(0, V, word_size):
                         z[:, words] = x[chunk] @ W[words].T
-                for rows in slices(chunk.start, chunk.stop, rows_at_once):
+                for rows in slices(chunk.start, chunk.stop, row_size):
                     here = slice(rows.start - chunk.start, rows.stop - chunk.start)
-                    loss, slope = score(
-                        rows,
-                        *(exact(z[here]) + b for z, (_, _, b) in zip(logits, heads, strict=True)),
-                    )
+                    scores = [
+                        in_float32(z[here]) + b for z, (_, _, b) in zip(logits, models, strict=True)
+                    ]
+                    loss, slope = loss_and_slope(rows, *scores)
                     total += loss
                     logits[0][here] = slope
                     if d_bias is not None:
                         d_bias += slope.sum(0)
-                x, W, _ = heads[0]
-                for words in slices(0, V, words_at_once):
-                    slope = logits[0][:, words]  # (C, words)
+                for words in slices(0, V, word_size):
+                    slope = logits[0][:, words]  # (chunk, words)
                     if d_features is not None:
-                        d_features[chunk] += slope @ W[words]
+                        d_features[chunk] += slope @ student_W[words]
                     if d_weight is not None:
-                        d_weight[words] += slope.T @ x[chunk]
+                        d_weight[words] += slope.T @ student_x[chunk]
         ctx.save_for_backward(d_features, d_weight, d_bias)
         return total
 
     @staticmethod
     @once_differentiable
     def backward(ctx, upstream):
-        # train.py backpropagates raw sums: factor 1, and no need for another pass over (V, D).
-        one = upstream.device.type == "cpu" and upstream.item() == 1
-        return *(g if g is None or one else g * upstream for g in ctx.saved_tensors), None, None
+        gradients = ctx.saved_tensors
+        # train.py backpropagates raw sums, that is with factor 1: save a pass over (V, D) then. A
+        # GPU is not asked for the factor, since it would have to finish all its work to answer.
+        if upstream.device.type != "cpu" or upstream.item() != 1:
+            gradients = [None if g is None else g * upstream for g in gradients]
+        return *gradients, None, None
 
 
 def product_dtype(features):
-    """What the matrix products run in: autocast's choice, else the features' own precision."""
+    """Return the precision of matrix products: autocast's, else the features' own."""
     device = features.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else features.dtype
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+        return torch.get_autocast_dtype(device)
+    return features.dtype
 
 
 def softmax(logits):
-    """Probabilities (C, V) and logsumexp (C, 1), from one pass of exponentials."""
+    """Return probabilities (rows, V) and logsumexp (rows, 1), from one pass of exponentials."""
     p = torch.softmax(logits, -1)
+    # The largest logit has the probability exp(largest - logsumexp).
     return p, logits.amax(-1, keepdim=True) - p.amax(-1, keepdim=True).log()
-
-
-def features_at(encoder, batch, positions):
-    """What the vocabulary is compared with at the chosen positions of masked text, (M, D)."""
-    hidden = encoder(batch.masked_ids, batch.mask, keep="last").hidden[-1]  # (B, N, D)
-    return encoder.mlm_features(hidden.flatten(0, 1)[positions])
-
-
-def check_mlm_head(encoder, side, remedy):
-    if encoder.mlm_head is None:
-        raise UserError(f"the {side} has no MLM head, so it predicts no words: {remedy}")
