@@ -1,14 +1,14 @@
-"""What both programs do at their edges: parse flags, answer a mistake in one line, say where a
-figure was measured.
-"""
+"""The command line of both programs: settings from a dataclass, any mistake in one line."""
 
 import argparse
 import errno
 import os
 import sys
+import traceback
 from collections.abc import Callable
+from dataclasses import field, fields
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, get_args, get_origin
 
 import torch
 import torch.distributed as dist
@@ -26,34 +26,84 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{message} (--help lists every setting)")
 
 
+def setting(default, help: str, *, least=None, most=1e15, choices=None):
+    """Declare a setting as a dataclass field: its default, help, bounds or choices."""
+    metadata = {"help": help, "least": least, "most": most, "choices": choices}
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+def given_settings(config_class: type, description: str, argv: list[str] | None) -> dict:
+    """Return the settings that the command line gives; --field-name for each field of the class."""
+    parser = Parser(description=description)
+    for f in fields(config_class):
+        kind = get_args(f.type)[0] if type(None) in get_args(f.type) else f.type  # int | None
+        options = {"default": None, "help": f.metadata["help"]}
+        if kind is bool:
+            options["action"] = "store_true"
+        elif get_origin(kind) is list:
+            options["action"] = "append"
+        else:
+            options |= {"type": kind, "choices": f.metadata["choices"]}
+            if f.default is not None:
+                options["help"] += f" (default: {f.default})"
+        parser.add_argument("--" + f.name.replace("_", "-"), **options)
+    values = vars(parser.parse_args(argv))
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def check_bounds(config) -> None:
+    """Refuse a setting outside the bounds declared beside it."""
+    for f in fields(config):
+        value, least, most = getattr(config, f.name), f.metadata["least"], f.metadata["most"]
+        if value is not None and least is not None and not least <= value <= most:  # NaN too
+            flag = "--" + f.name.replace("_", "-")
+            raise UserError(f"{flag} is {value}; it must be from {least} to {most:g}")
+
+
 def run(main: Callable[[], int]) -> NoReturn:
-    """Exits with main's status; a UserError is one line on stderr and status 2, Ctrl-C outside the
-    training loop status 130, the loss of another process status 1.
+    """Exit with main's status; answer what the user can mend in one line on stderr.
+
+    Status 2: a UserError, a full disk, too little memory. 130: Ctrl-C outside the training loop.
+    1: another process was lost, or a defect, which has a traceback.
     """
-
-    def leave(line: str, status: int) -> NoReturn:
-        print(f"{Path(sys.argv[0]).name}: {' '.join(line.split())}", file=sys.stderr, flush=True)
-        sys.exit(status)
-
     try:
-        sys.exit(main())
-    except UserError as error:
-        leave(str(error), 2)
-    except KeyboardInterrupt:
-        leave("interrupted", 130)
-    except BrokenPipeError:
+        status = main()
+    except SystemExit as leaving:  # --help
+        status = leaving.code
+    except BaseException as error:
+        status, line = answer(error)
+        if line is None:
+            traceback.print_exception(error)
+        else:
+            name = Path(sys.argv[0]).name
+            print(f"{name}: {' '.join(line.split())}", file=sys.stderr, flush=True)
+    if dist.is_initialized():  # amid an error: gloo's destructors could wait for ever
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)
+
+
+def answer(error: BaseException) -> tuple[int, str | None]:
+    """Return the exit status for an error, and one line about it; None for a defect."""
+    if isinstance(error, UserError):
+        return 2, str(error)
+    if isinstance(error, KeyboardInterrupt):
+        return 130, "interrupted"
+    if isinstance(error, BrokenPipeError):
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - else Python complains once more
-        leave("nobody reads the output any more (a closed pipe)", 1)
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO):
-            raise  # not the disk's state but a defect
-        leave(f"{error.filename or 'a file'}: {error.strerror}", 2)
-    except (MemoryError, RuntimeError) as error:
-        text = str(error)
-        if isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in text:
-            leave(f"out of memory ({text}); lower --batch-size, raise --accumulate", 2)
-        # gloo has no error type of its own; the process that failed has said why
-        lost = isinstance(error, dist.DistBackendError) or "gloo" in text
-        if not (dist.is_initialized() and lost):
-            raise
-        leave(f"rank {dist.get_rank()} lost another process ({text}); nothing was saved", 1)
+        return 1, "the output pipe was closed"
+    if isinstance(error, OSError):
+        disk = (errno.ENOSPC, getattr(errno, "EDQUOT", None), errno.EROFS, errno.EACCES, errno.EIO)
+        if error.errno in disk:
+            return 2, f"{error.filename or 'a file'}: {error.strerror}"
+    text = str(error)
+    if isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in text:
+        return 2, f"out of memory ({text}); lower --batch-size, raise --accumulate"
+    # gloo has no error type of its own; the process that failed has said why
+    lost = isinstance(error, dist.DistBackendError) or "gloo" in text
+    if dist.is_initialized() and isinstance(error, RuntimeError) and lost:
+        return 1, f"rank {dist.get_rank()} lost another process ({text}); nothing was saved"
+    return 1, None

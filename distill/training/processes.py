@@ -26,8 +26,8 @@ def connect(module: nn.Module, device: torch.device) -> nn.Module:
     return DistributedDataParallel(module)
 
 
-def exchange_gradients(module: nn.Module, now: bool) -> AbstractContextManager:
-    """Let backward average gradients over the ranks only in the step's last micro-batch."""
+def average_gradients(module: nn.Module, now: bool) -> AbstractContextManager:
+    """Let backward average the gradients over the ranks if `now`, else keep them on this rank."""
     if isinstance(module, DistributedDataParallel) and not now:
         return module.no_sync()
     return nullcontext()

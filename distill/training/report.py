@@ -1,74 +1,92 @@
-"""The end of a run: export, loss.png, summary and the table that train.py closes with."""
+"""The end of a run: export, loss.png, model card, summary, and the table that train.py prints."""
 
 import math
 import statistics
 from pathlib import Path
 
 from distill.program import cost
-from distill.training.run import write_tensors
+from distill.program.table import columns
+from distill.training.card import write_card
+from distill.training.models import Models
+from distill.training.run import Run, write_tensors
+from minitransformer.files import atomic
 from minitransformer.model import Encoder
 from minitransformer.pretrained import save_pretrained
 
 
 def describe_encoder(encoder: Encoder) -> str:
-    c, (total, _) = encoder.config, cost.parameter_counts(encoder)
+    config, (total, _) = encoder.config, cost.parameter_counts(encoder)
     return (
-        f"{c.num_hidden_layers} layers x {c.hidden_size}, {c.num_attention_heads} heads,"
-        f" FFN {c.intermediate_size}, {total / 1e6:.1f} M parameters"
+        f"{config.num_hidden_layers} layers x {config.hidden_size},"
+        f" {config.num_attention_heads} heads, FFN {config.intermediate_size},"
+        f" {total / 1e6:.1f} M parameters"
     )
 
 
-def finish(config, run, teacher, student, method, tokenizer, text) -> None:
-    """Export, loss.png, summary, table. The checkpoints go last: a kill in here loses nothing."""
-    student.eval()
-    if maps := dict(method.named_parameters()):
+def describe_start(init: str, layers: list[int]) -> str:
+    if not layers:
+        return f"starts from {init}"
+    return f"starts from teacher layers {', '.join(map(str, layers))} ({init})"
+
+
+def describe_size(text: list[dict]) -> str:
+    """Return how many tokens the corpora of Text.describe() have together."""
+    sizes = [corpus["tokens"] for corpus in text]
+    return "size unknown" if None in sizes else f"{sum(sizes):,} tokens"
+
+
+def finish(config, run: Run, models: Models, text) -> None:
+    """Write all that a finished run leaves, then print its table.
+
+    The checkpoints go last, so a kill in here loses nothing.
+    """
+    teacher, student = models.teacher, models.student.eval()
+    if maps := dict(models.method.named_parameters()):
         write_tensors(run.folder / "projections.safetensors", maps)
-    save_pretrained(run.folder, student, tokenizer)
+    save_pretrained(run.folder, student, models.tokenizer)
     records = run.records()
     steps = [r for r in records if r["event"] == "step"]
     evals = [r for r in records if r["event"] == "eval"]
     plot_loss(config, steps, evals, run.folder / "loss.png")
-    models = [m for m in (teacher, student) if m is not None]
-    short, long = (cost.latencies(models, batch, min(128, config.seq_len)) for batch in (1, 32))
-    speed = statistics.median(r["tokens_per_s"] for r in steps)
-    skipped = sum(r["loss"] is None for r in steps)
     summary = {
         "loss_before": evals[0]["loss"],
         "loss_after": evals[-1]["loss"],
-        "tokens_per_s": speed,
-        "skipped_steps": skipped,
+        "tokens_per_s": statistics.median(r["tokens_per_s"] for r in steps),
+        "skipped_steps": sum(r["loss"] is None for r in steps),
     }
+    write_card(run.folder, records[0], student, summary, text.describe())
+    compared = {"student": student} if teacher is None else {"teacher": teacher, "student": student}
+    encoders, length = list(compared.values()), min(128, config.seq_len)
+    short, long = (cost.latencies(encoders, batch, length) for batch in (1, 32))
     latency = [statistics.median(seconds) for seconds in short]
     run.log("summary", **summary, text=text.describe(), latency_s=latency)
     run.remove_checkpoints()
 
-    shape = f"x {min(128, config.seq_len)}, median"
-    print(f"\n{'':<26}" + "".join(f"{name:>12}" for name in ["teacher", "student"][-len(models) :]))
-    for name, cells in (
-        (
-            "layers x width",
-            [f"{m.config.num_hidden_layers} x {m.config.hidden_size}" for m in models],
-        ),
-        ("parameters", [f"{cost.parameter_counts(m)[0] / 1e6:.1f} M" for m in models]),
-        ("size, float32", [f"{cost.megabytes(m):.0f} MB" for m in models]),
-        (f"latency 1 {shape}", [f"{1e3 * statistics.median(s):.1f} ms" for s in short]),
-        (f"latency 32 {shape}", [f"{1e3 * statistics.median(s):.0f} ms" for s in long]),
-    ):
-        print(f"{name:<26}" + "".join(f"{cell:>12}" for cell in cells))
-    print(f"\nheld-out {config.method} loss  {shown(evals[0])} -> {shown(evals[-1])}")
-    print(
-        f"training speed     {speed:,.0f} tokens/s"
-        + f"\nskipped steps      {skipped}, not finite" * bool(skipped)
-    )
+    table = {
+        "": list(compared),
+        "layers x width": [
+            f"{e.config.num_hidden_layers} x {e.config.hidden_size}" for e in encoders
+        ],
+        "parameters": [f"{cost.parameter_counts(e)[0] / 1e6:.1f} M" for e in encoders],
+        "size, float32": [f"{cost.megabytes(e):.0f} MB" for e in encoders],
+        f"latency 1 x {length}, median": [f"{1e3 * s:.1f} ms" for s in latency],
+        f"latency 32 x {length}, median": [f"{1e3 * statistics.median(s):.0f} ms" for s in long],
+    }
+    before, after = (show_loss(r) for r in (evals[0], evals[-1]))
+    print(f"\n{columns([[name, *cells] for name, cells in table.items()])}")
+    print(f"\nheld-out {config.method} loss  {before} -> {after}")
+    print(f"training speed     {summary['tokens_per_s']:,.0f} tokens/s")
+    if summary["skipped_steps"]:
+        print(f"skipped steps      {summary['skipped_steps']}")
     print(f"student            {run.folder}\n\nnext:\n  python evaluate.py {run.folder}")
 
 
-def shown(record: dict) -> str:
+def show_loss(record: dict) -> str:
     return "not finite" if record["loss"] is None else f"{record['loss']:.4f}"
 
 
-def plot_loss(config, steps, evals, file: Path) -> None:
-    import matplotlib.pyplot as plt  # here: a run should not begin with imports for its end
+def plot_loss(config, steps: list[dict], evals: list[dict], file: Path) -> None:
+    import matplotlib.pyplot as plt  # imported late: slow, and only needed here
 
     figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
     for records, style, label in ((steps, "-", "training"), (evals, "o-", "held-out")):
@@ -81,5 +99,6 @@ def plot_loss(config, steps, evals, file: Path) -> None:
     )
     axes.legend()
     axes.grid(alpha=0.3)
-    figure.savefig(file, dpi=120)
+    with atomic(file) as temporary:
+        figure.savefig(temporary, dpi=120, format="png")
     plt.close(figure)

@@ -1,53 +1,100 @@
-"""The run folder: its log, its checkpoints, and what they promise.
+"""The run folder: its lock, its log, its checkpoints, and what they promise.
 
     RUN/log.jsonl              one record a line, each with an `event`: start, step, eval, resume,
                                summary
     RUN/checkpoint-000200/     state.pt and state.sha256: everything that step 200 onwards depends
                                on; the two newest are kept
+    RUN/.lock                  held by the program that trains here
 
-A checkpoint is written beside its name, flushed to disk and renamed, so it is either whole or not
-there. It notes how long the log was; going on from it cuts the log back to that length, so every
-step stands in the log once.
+A checkpoint is written under another name, flushed to disk and renamed, so it is either whole or
+absent. It notes how long the log was; resuming from it cuts the log back to that length, so every
+step is in the log once.
 """
 
 import hashlib
+import itertools
 import json
 import os
 import shutil
 from pathlib import Path
 
 import torch
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
+from distill.training.processes import same_on_all_ranks
 from minitransformer.errors import UserError, first_line
-from minitransformer.files import flush
+from minitransformer.files import atomic, flush
 
 
 class Run:
-    """One run folder. Only the process with rank 0 writes (`writes`); all of them read."""
+    """One run folder. Only the process with rank 0 writes (`writes`); all of them read.
 
-    def __init__(self, folder: str | Path, writes: bool = True):
-        self.folder = Path(folder)
-        self.log_file = self.folder / "log.jsonl"
+    As a context manager it gives the folder up at the end: its lock is released and removed.
+    """
+
+    def __init__(self, folder: str | Path | None, writes: bool = True):
+        self.folder = folder and Path(folder)  # None until `create` chooses a name
         self.writes = writes
+        self._lock: FileLock | None = None
+
+    @property
+    def log_file(self) -> Path:
+        return self.folder / "log.jsonl"
 
     def check_new(self) -> None:
-        """Refuses a folder that is there or cannot be made: cheap, so before anything slow."""
+        """Refuse a folder that exists or cannot be made: cheap, so before anything slow."""
+        if self.folder is None:
+            return
         if os.path.lexists(self.folder):
-            raise UserError(
-                f"--out {self.folder} exists; choose another name, or go on with --resume"
-            )
+            raise UserError(f"--out {self.folder} exists; choose another name, or pass --resume")
         above = next(folder for folder in self.folder.absolute().parents if folder.exists())
         if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
             raise UserError(f"--out {self.folder}: nothing can be made in {above}")
 
-    def create(self) -> None:
+    def create(self, stem: str = "runs/run") -> Path:
+        """Make the folder and lock it; without a name it is the first of STEM-1, -2, ... to be new.
+
+        All ranks return the folder of rank 0.
+        """
         if self.writes:
-            try:
-                self.folder.mkdir(parents=True)
-            except OSError as error:
-                raise UserError(f"--out {self.folder}: cannot be made ({error.strerror})") from None
+            names = [self.folder] if self.folder else (f"{stem}-{n}" for n in itertools.count(1))
+            for name in map(Path, names):
+                try:
+                    name.mkdir(parents=True)
+                    self.folder = name
+                    break
+                except OSError as error:
+                    if self.folder or not isinstance(error, FileExistsError):
+                        raise UserError(
+                            f"--out {name}: cannot be made ({error.strerror})"
+                        ) from None
+            self.lock()
+        self.folder = same_on_all_ranks(self.folder)
+        return self.folder
+
+    def lock(self) -> None:
+        """Refuse a folder in which another program trains now."""
+        if not self.writes:
+            return
+        self._lock = FileLock(self.folder / ".lock")
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            raise UserError(
+                f"another program trains in {self.folder} now; wait for its end or stop it"
+            ) from None
+        except OSError as error:
+            raise UserError(f"{self.folder}: cannot be locked ({error.strerror})") from None
+
+    def __enter__(self) -> "Run":
+        return self
+
+    def __exit__(self, *exception) -> None:
+        if self._lock and self._lock.is_locked:
+            Path(self._lock.lock_file).unlink(missing_ok=True)
+            self._lock.release()
 
     # ---- log ----
 
@@ -61,12 +108,10 @@ class Run:
                 raise UserError(f"{self.log_file}: cannot be written ({error.strerror})") from None
 
     def records(self) -> list[dict]:
-        """The log's complete records, the first one `start`; a last line torn by a kill is left
-        out.
-        """
+        """Return the log's complete records, the first one `start`; a torn last line is ignored."""
         if not self.folder.is_dir():
             raise UserError(
-                f"{self.folder}: no such run folder; its name is what --out was, or look into runs/"
+                f"{self.folder}: no such run folder; pass the --out of its run, or look into runs/"
             )
         try:
             lines = self.log_file.read_bytes().split(b"\n")[:-1]
@@ -78,11 +123,8 @@ class Run:
                 f"{self.log_file}: cannot be read ({first_line(error)}); restore it or start a new"
                 " run"
             ) from None
-        if (
-            not records
-            or not all(isinstance(r, dict) and "event" in r for r in records)
-            or (records[0]["event"] != "start")
-        ):
+        events = [r.get("event") if isinstance(r, dict) else None for r in records]
+        if None in events or events[:1] != ["start"]:
             raise UserError(
                 f"{self.log_file}: has no start record; nothing was trained here, so start a new"
                 " run under another name"
@@ -90,28 +132,31 @@ class Run:
         return records
 
     def newest_with(self, key: str) -> dict:
-        """The start record, or that of the newest resume; settings may have changed in between."""
+        """Return the newest record that has `key`: resuming may change settings and processes."""
         return [record for record in self.records() if key in record][-1]
 
     def check_unchanged(self, facts: dict) -> None:
-        """Refuses to go on with another teacher or text than the run began with."""
-        was, now = (
-            {"the teacher": r["teacher"] and r["teacher"]["hash"]}
-            | {f"the text {corpus['name']}": corpus["hash"] for corpus in r["text"]}
-            for r in (self.records()[0], facts)
-        )
-        for what in was:
-            if was[what] != now[what]:
+        """Refuse to resume with another teacher, start or text than the run began with."""
+        before, now = _inputs(self.records()[0]), _inputs(facts)
+        for what, hashed in before.items():
+            if hashed != now[what]:
                 raise UserError(
-                    f"{what} has changed since {self.folder} began: sha256 {was[what]:.12} then,"
+                    f"{what} has changed since {self.folder} began: sha256 {hashed:.12} then,"
                     f" {now[what]:.12} now; restore it or start a new run"
                 )
 
     def cut_log(self, length: int | None) -> None:
-        """Cuts the log back to `length` bytes (None: behind its start record)."""
-        if self.writes:
-            with open(self.log_file, "r+b") as log:
-                log.truncate(len(log.readline()) if length is None else length)
+        """Cut the log back to `length` bytes (None: behind its start record)."""
+        if not self.writes:
+            return
+        size = self.log_file.stat().st_size
+        if length is not None and size < length:
+            raise UserError(
+                f"{self.log_file} has {size} bytes, but the checkpoint was saved when it had"
+                f" {length}; restore the log or start a new run"
+            )
+        with open(self.log_file, "r+b") as log:
+            log.truncate(len(log.readline()) if length is None else length)
 
     # ---- checkpoints ----
 
@@ -119,9 +164,7 @@ class Run:
         return sorted(p for p in self.folder.glob("checkpoint-*") if p.suffix != ".tmp")
 
     def save(self, step: int, state: dict) -> None:
-        """Writes checkpoint `step`; on failure the earlier ones are untouched and a UserError says
-        why.
-        """
+        """Write checkpoint `step`; on failure the earlier ones stay and a UserError says why."""
         if not self.writes:
             return
         target = self.folder / f"checkpoint-{step:09d}"
@@ -156,9 +199,7 @@ class Run:
             ) from None
 
     def newest(self) -> dict | None:
-        """The newest checkpoint that is whole, or None where none was written yet. A damaged one is
-        named and passed over.
-        """
+        """Return the newest whole checkpoint, None where none was written; name damaged ones."""
         damaged = []
         for folder in reversed(self.checkpoints()):
             try:
@@ -169,7 +210,7 @@ class Run:
             if whole:
                 return torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
             damaged.append(folder.name)
-            print(f"{folder} is damaged and passed over", flush=True)
+            print(f"{folder} is damaged, trying the one before", flush=True)
         if damaged:
             raise UserError(
                 f"{self.folder}: {' and '.join(damaged)} are damaged and there is no other"
@@ -183,18 +224,23 @@ class Run:
                 shutil.rmtree(folder)
 
 
+def _inputs(record: dict) -> dict[str, str | None]:
+    """Return the hash of everything that a run reads, by its name in messages."""
+    hashes = {f"the text {corpus['name']}": corpus["hash"] for corpus in record["text"]}
+    hashes["the teacher"] = record["teacher"] and record["teacher"]["hash"]
+    hashes["the untrained student"] = record["start"]["hash"]
+    return hashes
+
+
 def _digest(file: Path) -> str:
     with open(file, "rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def write_tensors(file: Path, tensors: dict) -> None:
-    """A safetensors file that is either whole or not there."""
-    unfinished = file.with_suffix(".tmp")
+    """Write a safetensors file that is either whole or absent."""
     try:
-        save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, unfinished)
-        flush(unfinished)
-        os.replace(unfinished, file)
+        with atomic(file) as temporary:
+            save_file({n: t.detach().cpu().contiguous() for n, t in tensors.items()}, temporary)
     except (OSError, SafetensorError) as error:
-        unfinished.unlink(missing_ok=True)
         raise UserError(f"{file}: cannot be written ({first_line(error)})") from None

@@ -1,0 +1,82 @@
+"""Begin a run or go on with one: its settings, its start record, its state."""
+
+from dataclasses import asdict, fields
+
+from distill.program.machine import provenance
+from distill.training.models import Models
+from distill.training.processes import world
+from distill.training.run import Run
+from minitransformer.errors import UserError
+
+# settings that a resume may change: they alter how the run goes on, not what it is
+MAY_CHANGE = {"out", "resume", "batch_size", "accumulate", "device", "threads"} | {
+    *("save_every", "eval_every", "lr", "clip")
+}
+
+
+def resumed_settings(config_class: type, given: dict) -> dict:
+    """Return the settings of the run that `--out` names, changed by those given with --resume."""
+    if "out" not in given:
+        raise UserError("--resume goes on with a run folder: name it with --out")
+    settings = Run(given["out"]).newest_with("settings")["settings"]
+    if settings.keys() != {f.name for f in fields(config_class)}:
+        raise UserError(
+            f"{given['out']} was begun by another version of this program; resume it with that"
+            " version or start a new run"
+        )
+    for name, value in given.items():
+        if name not in MAY_CHANGE and settings[name] != value:
+            flag = "--" + name.replace("_", "-")
+            raise UserError(
+                f"{flag} {value}, but {given['out']} was started with {settings[name]};"
+                f" leave {flag} out to resume it"
+            )
+    return {**settings, **given}
+
+
+def is_finished(run: Run) -> bool:
+    """Say so if the run is finished, and return whether it is."""
+    *_, last = records = run.records()
+    if last["event"] != "summary":
+        return False
+    run.remove_checkpoints()  # it may have been killed between its summary and this
+    steps = max(record["step"] for record in records if record["event"] == "eval")
+    print(f"{run.folder} is finished: {steps} steps, held-out loss {last['loss_after']}")
+    return True
+
+
+def start_record(config, models: Models, text) -> dict:
+    """Return what the log's first record says: settings, teacher, start, text, machine."""
+    return {
+        "settings": asdict(config),
+        "processes": world(),
+        "text": text.describe(),
+        "sequences_a_step": config.batch_size * config.accumulate * world(),
+        "teacher": models.teacher_record,
+        "start": models.start,
+        **provenance(),
+    }
+
+
+def resume(run: Run, record: dict, parts: dict) -> int:
+    """Load the newest checkpoint into `parts`, cut the log back to it, return its step.
+
+    record   the run's start record as it would be now
+    parts    name -> whatever has load_state_dict: student, method, optimizer, text, ...
+    """
+    run.check_unchanged(record)
+    checkpoint = run.newest()
+    before = run.newest_with("processes")
+    run.cut_log(checkpoint and checkpoint["log_length"])
+    step = 0
+    if checkpoint:
+        step = checkpoint["step"]
+        for name, part in parts.items():
+            part.load_state_dict(checkpoint[name])
+    sequences = int(parts["text"].counts.sum())
+    print(f"resuming {run.folder} at step {step} ({sequences} sequences read)")
+    for name in ("processes", "sequences_a_step"):
+        if record[name] != before[name]:
+            print(f"{name.replace('_', ' ')}: {record[name]}, before {before[name]}")
+    run.log("resume", step=step, **record)
+    return step
