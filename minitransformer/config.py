@@ -7,7 +7,7 @@ another activation, relative positions, a decoder.
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 
 from minitransformer.errors import UserError
 
@@ -68,11 +68,20 @@ class EncoderConfig:
     hidden_dropout_prob: float = 0.1
     attention_probs_dropout_prob: float = 0.1
     extra: dict = field(default_factory=dict, compare=False, repr=False)  # see PASSED_ON
+    inferred: bool = field(default=False, compare=False, repr=False)  # model_type was not given
 
     def __post_init__(self):
         check_model_type(self.model_type)
         for name, (low, high) in RANGES.items():
-            check_number(name, getattr(self, name), low, high)
+            value = getattr(self, name)
+            types, kind = (int, float), "a number"
+            if isinstance(low, int):
+                types, kind = (int,), "a whole number"
+            # type() and not isinstance(): True is an int. NaN fails both comparisons.
+            if type(value) not in types or not low <= value <= high:
+                raise UserError(
+                    f"config: {name} must be {kind} from {low} to {high}, not {value!r:.80}"
+                )
         width, heads = self.hidden_size, self.num_attention_heads
         if width % heads:
             nearest = sorted(divisors(width), key=lambda number: abs(number - heads))[:8]
@@ -108,7 +117,8 @@ class EncoderConfig:
         """
         if not isinstance(values, dict):
             raise UserError(f"config: expected a JSON object, not {type(values).__name__}")
-        if values.get("model_type") in (None, ""):
+        inferred = values.get("model_type") in (None, "")
+        if inferred:
             values = {**values, "model_type": infer_model_type(values, tensor_names)}
         check_model_type(values["model_type"])
         for name, only in (("hidden_act", "gelu"), ("position_embedding_type", "absolute")):
@@ -131,26 +141,16 @@ class EncoderConfig:
         for name, types in PASSED_ON.items():
             if type(values.get(name)) in types:
                 extra[name] = values[name]
-        return cls(**given, extra=extra)
+        return cls(**given, extra=extra, inferred=inferred)
 
     def to_dict(self, architecture: str) -> dict:
         """Return the config.json of this encoder; `architecture` names its transformers class."""
-        own = {}
-        for entry in fields(self):
-            if entry.name != "extra":
-                # transformers 5 refuses a layer_norm_eps of 1 where it expects 1.0
-                own[entry.name] = entry.type(getattr(self, entry.name))
+        own = {"model_type": self.model_type}
+        for name, (low, _) in RANGES.items():
+            # transformers 5 refuses a layer_norm_eps of 1 where it expects 1.0
+            own[name] = type(low)(getattr(self, name))
         fixed = {"hidden_act": "gelu", "position_embedding_type": "absolute"}
         return {**self.extra, **own, **fixed, "architectures": [architecture]}
-
-
-def check_number(name: str, value: object, low: float, high: float) -> None:
-    """Refuse a value of another type than `low`, or outside low..high."""
-    types = (int,) if isinstance(low, int) else (int, float)
-    # type() and not isinstance(): True is an int. NaN fails both comparisons.
-    if type(value) not in types or not low <= value <= high:
-        kind = "a whole number" if types == (int,) else "a number"
-        raise UserError(f"config: {name} must be {kind} from {low} to {high}, not {value!r:.80}")
 
 
 def check_model_type(model_type: object) -> None:
@@ -196,13 +196,13 @@ def infer_model_type(values: dict, tensor_names: Iterable[str]) -> str:
     if not found and named:
         return named
     if not found:  # a bare encoder: its names have no prefix
-        sizes = (values.get("pad_token_id"), values.get("type_vocab_size"))
+        pad, types = values.get("pad_token_id"), values.get("type_vocab_size")
         positions = values.get("max_position_embeddings")
-        # RoBERTa's tables have two rows before the first token's: 514 for 512 tokens.
+        # RoBERTa's tables have two rows more than tokens fit: 514 for 512.
         remainder = positions % 8 if type(positions) is int else None
-        if sizes in ((0, 2), (0, None), (None, 2), (None, None)) and remainder == 0:
+        if pad in (0, None) and types in (2, None) and remainder == 0:
             return "bert"
-        if sizes == (1, 1) and remainder == 2:
+        if (pad, types, remainder) == (1, 1, 2):
             return "roberta"
     raise UserError(
         "config.json has no model_type, and the names of the tensors do not show which it is;"

@@ -46,17 +46,9 @@ ROBERTA_HEAD = {
 }
 # Ignored on import. The texts are printed once; buffers say nothing that the sizes do not.
 BUFFERS = ("embeddings.position_ids", "embeddings.token_type_ids")
-HEADS = {"pooler.": "the pooler", "cls.seq_relationship.": "the next-sentence head"}
+HEADS = {"pooler.dense": "the pooler", "cls.seq_relationship": "the next-sentence head"}
 # Parts that DataParallel, torch.compile, FSDP, Lightning and sentence-transformers put into names
 WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "model", "auto_model"}
-# The sizes that one tensor shows: (name, dimension)
-SHOWN_BY = {
-    "vocab_size": ("embeddings.word_embeddings.weight", 0),
-    "hidden_size": ("embeddings.word_embeddings.weight", 1),
-    "max_position_embeddings": ("embeddings.position_embeddings.weight", 0),
-    "type_vocab_size": ("embeddings.token_type_embeddings.weight", 0),
-    "intermediate_size": ("encoder.layer.0.intermediate.dense.weight", 0),
-}
 
 
 def family(config: EncoderConfig) -> tuple[str, dict[str, str], tuple[str, str]]:
@@ -107,93 +99,94 @@ def from_hugging_face(
              all together, the cause first, three by name.
     """
     head = family(config)[1]["mlm_head"]
-    causes = wrong_family(tensors, config)
+    cause = wrong_family(tensors, config)
     tensors, problems, notes = current_names(tensors, config)
-    tensors, dropped = drop_heads(tensors, head)
-    if dropped:
-        notes.append(f"dropped {listed(dropped)}, which no method here uses")
-    tensors, untied = separate_decoder(tensors, head)
-    if untied:
-        notes.append(f"dropped the MLM head: its decoder is not tied ({untied})")
+    if config.inferred:
+        notes.append(f"config.json has no model_type, read as {config.model_type}")
+    decoder = separate_decoder(tensors, head)
     has_head = any(name.startswith(f"{head}.") for name in tensors)
-
     with torch.device("meta"):
         encoder = Encoder(config, mlm_head=has_head)
     table = name_table(encoder)
     state = encoder.state_dict()
     shapes = {theirs: state[ours].shape for ours, theirs in table.items()}
+    difference = untied(decoder, tensors, shapes)
+    if has_head and difference:
+        notes.append(f"dropped the MLM head: its decoder is not tied, it differs from {difference}")
+        has_head = False
+        table = {ours: name for ours, name in table.items() if not ours.startswith("mlm_head.")}
+        tensors = {name: t for name, t in tensors.items() if not name.startswith(f"{head}.")}
+        shapes = {name: shapes[name] for name in table.values()}
+
     problems += [f"missing {name}" for name in shapes if name not in tensors]
     problems += [f"unknown {short(name)}" for name in tensors if name not in shapes]
-    for name in shapes.keys() & tensors.keys():
-        if tensors[name].shape != shapes[name]:
-            found = short(list(tensors[name].shape), 30)
-            problems.append(f"{name} is {found}, not {list(shapes[name])}")
+    for name, shape in shapes.items():
+        if name not in tensors:
+            continue
+        if tensors[name].shape != shape:
+            found = short(list(tensors[name].shape))
+            problems.append(f"{name} has shape {found}, config.json says {list(shape)}")
         elif not plain(tensors[name]):
             problems.append(f"{name} holds {tensors[name].dtype}, not plain floating point")
     if problems:
-        raise UserError(refusal(causes or wrong_sizes(tensors, config), problems))
+        raise UserError(refusal(cause or wrong_depth(tensors, config), problems))
 
     state = {ours: tensors[name].to(torch.float32, copy=True) for ours, name in table.items()}
     return {name: tensor.contiguous() for name, tensor in state.items()}, has_head, notes
 
 
 def current_names(tensors, config):
-    """Return ({name of today without prefix: tensor}, problems, notes)."""
-    prefix = family(config)[0]
-    renamed, problems, wrappers = {}, [], []
+    """Return (encoder and MLM head {name of today, without prefix: tensor}, problems, notes)."""
+    prefix, head, _ = family(config)
+    own = ("embeddings.", "encoder.", "bert.", "roberta.", head["mlm_head"] + ".")
+    renamed, problems, wrappers, dropped = {}, [], set(), set()
     for name, tensor in tensors.items():
         parts = name.split(".")
-        wrappers += [part for part in parts if part in WRAPPERS and part not in wrappers]
+        wrappers.update(WRAPPERS.intersection(parts))
         today = ".".join(part for part in parts if part not in WRAPPERS)
-        # Anything else below the prefix, as an adapter, may take part in the arithmetic: unknown.
-        inner = today.removeprefix(prefix)
-        if inner.startswith(("embeddings.", "encoder.", "pooler.")):
-            today = inner
-        today = re.sub(r"(LayerNorm\.)gamma$", r"\1weight", today)  # TensorFlow's names
-        today = re.sub(r"(LayerNorm\.)beta$", r"\1bias", today)
+        # What else is below the prefix, such as an adapter, may take part: it stays, as unknown.
+        if today.startswith((f"{prefix}embeddings.", f"{prefix}encoder.", f"{prefix}pooler.")):
+            today = today.removeprefix(prefix)
+        today = re.sub(r"LayerNorm\.gamma$", "LayerNorm.weight", today)  # TensorFlow's names
+        today = re.sub(r"LayerNorm\.beta$", "LayerNorm.bias", today)
         if today in renamed:
             problems.append(f"{short(today)} is there twice")
-        renamed[today] = tensor
-    notes = [f"removed {listed(wrappers)} from the names of the tensors"] if wrappers else []
+        elif today.startswith(own):
+            renamed[today] = tensor
+        else:  # beside the encoder: a head of some task, which reads the encoder's output
+            module = today.rpartition(".")[0] or today
+            dropped.add(HEADS.get(module, short(module)))
+    for name in BUFFERS:
+        renamed.pop(name, None)
+    notes = []
+    if wrappers:
+        notes.append(f"removed {listed(wrappers)} from the names of the tensors")
+    if dropped:
+        notes.append(f"dropped {listed(dropped)}, which no method here uses")
     return renamed, problems, notes
 
 
-def drop_heads(tensors, head):
-    """Return (tensors of the encoder and its MLM head, names of the parts that were dropped)."""
-    kept, dropped = {}, []
-    for name, tensor in tensors.items():
-        if name in BUFFERS:
-            continue
-        if name.startswith(("embeddings.", "encoder.", "bert.", "roberta.", f"{head}.")):
-            kept[name] = tensor
-            continue
-        # Whatever stands beside the encoder reads its output: a head of some task.
-        known = [text for start, text in HEADS.items() if name.startswith(start)]
-        text = known[0] if known else short(name.split(".")[0], 40)
-        if text not in dropped:
-            dropped.append(text)
-    return kept, sorted(dropped)
-
-
 def separate_decoder(tensors, head):
-    """Return (tensors without the decoder, "" or why it is not tied, and then without the head).
-
-    Files may hold the decoder under a name of its own, but it must equal the word embeddings.
-    """
-    tensors = dict(tensors)
+    """Take the decoder, a copy that some files hold, out of `tensors`; return {original: copy}."""
     weight = tensors.pop(f"{head}.decoder.weight", None)
     bias = tensors.pop(f"{head}.decoder.bias", None)
     if bias is not None:
         tensors.setdefault(f"{head}.bias", bias)  # some files hold it only there
-    pairs = {"embeddings.word_embeddings.weight": weight, f"{head}.bias": bias}
-    for name, copy in pairs.items():
-        if copy is None or name not in tensors or not plain(tensors[name]):
+    return {"embeddings.word_embeddings.weight": weight, f"{head}.bias": bias}
+
+
+def untied(decoder, tensors, shapes) -> str | None:
+    """Return the name of the tensor that the decoder should equal and does not."""
+    for name, copy in decoder.items():
+        original = tensors.get(name)
+        # An original of another shape is refused anyway: it may claim to hold 10**15 numbers.
+        if copy is None or original is None or original.shape != shapes.get(name):
             continue
-        original = tensors[name]
-        if not plain(copy) or not torch.equal(copy.to(original.dtype), original):
-            kept = {key: t for key, t in tensors.items() if not key.startswith(f"{head}.")}
-            return kept, f"it differs from {name}"
-    return tensors, ""
+        if not plain(copy) or not plain(original) or copy.shape != original.shape:
+            return name
+        if not torch.equal(copy.to(original.dtype), original):
+            return name
+    return None
 
 
 def plain(tensor: Tensor) -> bool:
@@ -206,57 +199,49 @@ def plain(tensor: Tensor) -> bool:
 # ---- messages: a file may hold thousands of names, of thousands of characters --------------------
 
 
-def wrong_family(tensors, config) -> list[str]:
-    """Return the cause when the names are those of another family or begin otherwise."""
+def wrong_family(tensors, config) -> str:
+    """Return the cause in words if the names are those of another family or begin otherwise."""
     prefix = family(config)[0]
     found = families(tensors)
     if found and prefix.removesuffix(".") not in found:
-        other = next(iter(found.values()))
-        return [f"the file has {other}*, config.json says {config.model_type}"]
-    end = "embeddings.word_embeddings.weight"
+        return f"the file has {next(iter(found.values()))}*, config.json says {config.model_type}"
     for name in tensors:
-        start = ".".join(p for p in name.removesuffix(end).split(".") if p not in WRAPPERS)
-        if name.endswith(end) and start not in ("", prefix):
-            return [f"the names begin with {short(start)}, not with {prefix!r}"]
-    return []
+        start, end, _ = name.partition("embeddings.word_embeddings.weight")
+        start = ".".join(part for part in start.split(".") if part not in WRAPPERS)
+        if end and start not in ("", prefix):
+            return f"the names begin with {short(start)}, not with {prefix!r}"
+    return ""
 
 
-def wrong_sizes(tensors, config) -> list[str]:
-    """Return the sizes that config.json and the file give otherwise, in words."""
-    numbers = {name.split(".")[2] for name in tensors if name.startswith("encoder.layer.")}
-    causes = []
-    if len(numbers) != config.num_hidden_layers:
-        causes.append(
-            f"config.json says {config.num_hidden_layers} layers, the file holds {len(numbers)}"
-        )
-    for size, (name, dimension) in SHOWN_BY.items():
-        expected = getattr(config, size)
-        if name in tensors and tensors[name].dim() == 2:
-            found = tensors[name].shape[dimension]
-            if found != expected:
-                causes.append(f"config.json says {size} {expected}, the file holds {found}")
-    return causes[:2]
+def wrong_depth(tensors, config) -> str:
+    """Return the cause in words if config.json and the file differ in the number of layers."""
+    layers = {name.split(".")[2] for name in tensors if name.startswith("encoder.layer.")}
+    if len(layers) == config.num_hidden_layers:
+        return ""
+    return f"config.json says {config.num_hidden_layers} layers, the file holds {len(layers)}"
 
 
-def refusal(causes: list[str], problems: list[str]) -> str:
-    """Return the one line: causes, three problems at most, and how many more there are."""
-    shown = []
+def refusal(cause: str, problems: list[str]) -> str:
+    """Return the one line: the cause, three problems at most, and how many more there are."""
+    said = [cause] if cause else []
+    shown = 0
     for problem in problems[:3]:
-        if len("".join(shown) + problem) < 220:
-            shown.append(problem)
-    more = len(problems) - len(shown)
-    rest = [f"and {more} more"] if more else []
-    return "the weights do not fit: " + "; ".join([*causes, *shown, *rest])
+        if len("; ".join([*said, problem])) < 250:
+            said.append(problem)
+            shown += 1
+    if shown < len(problems):
+        said.append(f"and {len(problems) - shown} more")
+    return "the weights do not fit: " + "; ".join(said)
 
 
-def listed(names: list[str]) -> str:
+def listed(names: set[str]) -> str:
     """Return "a, b, c and 4 more"."""
-    if len(names) > 3:
-        names = [*names[:3], f"{len(names) - 3} more"]
-    return " and ".join([", ".join(names[:-1]), names[-1]]) if names[1:] else names[0]
+    names = sorted(names)
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more
 
 
-def short(value: object, length: int = 60) -> str:
-    """Return the value in one line of at most `length` characters."""
+def short(value: object) -> str:
+    """Return the value in one line of at most 60 characters."""
     text = repr(value)
-    return text if len(text) <= length else text[: length - 3] + "..."
+    return text if len(text) <= 60 else text[:57] + "..."
