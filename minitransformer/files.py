@@ -9,7 +9,7 @@ from minitransformer.errors import UserError
 
 
 def flush(path: Path) -> None:
-    """Make the disk hold what was written to this file or folder."""
+    """Wait until the disk holds what was written to this file or folder."""
     if os.name == "nt" and Path(path).is_dir():
         return  # Windows cannot open folders
     # Windows flushes only what is open for writing
@@ -37,7 +37,7 @@ def atomic(path: Path) -> Iterator[Path]:
 
 
 def cache_folder() -> Path:
-    """Where downloads, token files and cached results stay: $XDG_CACHE_HOME/minitransformer."""
+    """Return (and make) $XDG_CACHE_HOME/minitransformer: downloads, token files, cached results."""
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "minitransformer"
     try:
         folder.mkdir(parents=True, exist_ok=True)

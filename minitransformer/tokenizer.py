@@ -1,8 +1,9 @@
-"""Text to token ids, through the `tokenizers` library, from the files that checkpoints come with.
+"""Text to token ids, through the `tokenizers` library.
 
-Read from `tokenizer.json`, else BERT's `vocab.txt`, else RoBERTa's `vocab.json` and `merges.txt`.
-The files are kept as bytes and written back unchanged, so that what transformers does with them
-(stored truncation and padding included) it also does with the student's; here both are off.
+What training reads is what the export gives: the pipeline that training uses is written back as
+tokenizer.json, beside a tokenizer_config.json in which nothing overrules it. (transformers rebuilds
+a pipeline from do_lower_case, add_prefix_space or the class that a tokenizer_config.json names,
+whatever tokenizer.json says.)
 """
 
 import functools
@@ -11,26 +12,12 @@ import json
 from operator import itemgetter
 from pathlib import Path
 
-from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors
+from tokenizers import AddedToken
 from tokenizers import Tokenizer as Pipeline
 
-from minitransformer.errors import UserError
-
-FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.txt",
-    "vocab.json",
-    "merges.txt",
-    "sentencepiece.bpe.model",
-)
-# What the special tokens are called where no file says so.
-KINDS = ("cls_token", "sep_token", "pad_token", "mask_token", "unk_token")
-BERT_NAMES = dict(zip(KINDS, ("[CLS]", "[SEP]", "[PAD]", "[MASK]", "[UNK]"), strict=True))
-ROBERTA_NAMES = dict(zip(KINDS, ("<s>", "</s>", "<pad>", "<mask>", "<unk>"), strict=True))
-
+from minitransformer.config import EncoderConfig
+from minitransformer.errors import UserError, first_line
+from minitransformer.tokenizer_files import FILES, KINDS, read_pipeline
 
 # Lines on which tokenizers of the same vocabulary differ.
 PROBES = (
@@ -54,25 +41,28 @@ class Tokenizer:
     mask_id unk_id          None where the vocabulary has no such token
     special_ids             sorted; these and all others that are never ordinary text
     vocab_size              all ids are below it
+    notes                   what load_pretrained prints: what the files left open
     """
 
-    def __init__(self, pipeline, names, files):
-        self.pipeline = pipeline  # a tokenizers.Tokenizer that neither cuts nor pads
-        self.files = files  # {name: bytes}, all that transformers needs to open the same tokenizer
-        ids = {kind: pipeline.token_to_id(name) for kind, name in names.items()}
-        self.cls_id, self.sep_id = ids["cls_token"], ids["sep_token"]
-        self.pad_id, self.mask_id, self.unk_id = (
-            ids["pad_token"],
-            ids["mask_token"],
-            ids["unk_token"],
-        )
+    def __init__(self, pipeline: Pipeline, names: dict[str, str], pair_types: bool, notes=()):
+        self.stored = pipeline.truncation, pipeline.padding  # only for the export
+        pipeline.no_truncation()
+        pipeline.no_padding()
+        self.pipeline = pipeline
+        self.names = {
+            k: name for k, name in names.items() if pipeline.token_to_id(name) is not None
+        }
+        ids = {kind: pipeline.token_to_id(name) for kind, name in self.names.items()}
+        self.cls_id, self.sep_id, self.pad_id = (ids[kind] for kind in KINDS[:3])
+        self.mask_id, self.unk_id = (ids.get(kind) for kind in KINDS[3:])
         added = pipeline.get_added_tokens_decoder().items()
-        special = {i for i, token in added if token.special} | set(ids.values())
-        self.special_ids = sorted(special - {None})
+        self.special_ids = sorted({i for i, token in added if token.special} | set(ids.values()))
         self.vocab_size = 1 + max(pipeline.get_vocab(with_added_tokens=True).values())
+        self.pair_types = pair_types  # whether a pair's second text has token type 1
+        self.notes = list(notes)
 
     @functools.cached_property
-    def hash(self):
+    def hash(self) -> str:
         """sha256 of what the tokenizer does: its vocabulary, and the ids of PROBES.
 
         Files of the same tokenizer differ between versions of the libraries (another form of
@@ -88,126 +78,186 @@ class Tokenizer:
         text = json.dumps([kept, self.special_ids, [(row.ids, row.type_ids) for row in rows]])
         return hashlib.sha256(text.encode()).hexdigest()
 
-    def encode_batch(self, texts):
-        """Texts of a corpus -> lists of ids: no special tokens, nothing cut, nothing padded."""
-        rows = self.pipeline.encode_batch_fast(whole(texts), add_special_tokens=False)
+    def encode_batch(self, texts: list[str]) -> list[list[int]]:
+        """Return the ids of a corpus's texts: no special tokens, nothing cut, nothing padded."""
+        rows = self.pipeline.encode_batch_fast(without_surrogates(texts), add_special_tokens=False)
         return [row.ids for row in rows]
 
-    def encode_pairs(self, texts, text_pairs=None, *, max_tokens):
-        """Texts of a task -> [(ids, token type ids)], with special tokens, cut longest first."""
-        rows = whole(texts)
+    def encode_pairs(self, texts, text_pairs=None, *, max_tokens: int):
+        """Return [(ids, token type ids)] of a task's texts, with special tokens, cut longest first.
+
+        The token types are 0 where the encoder or its tokenizer knows no others.
+        """
+        rows = without_surrogates(texts)
         if text_pairs is not None:
-            rows = list(zip(rows, whole(text_pairs), strict=True))
+            rows = list(zip(rows, without_surrogates(text_pairs), strict=True))
         self.pipeline.enable_truncation(max_tokens, strategy="longest_first")
         try:
-            return [(e.ids, e.type_ids) for e in self.pipeline.encode_batch_fast(rows)]
+            rows = self.pipeline.encode_batch_fast(rows)
         finally:
             self.pipeline.no_truncation()
+        if self.pair_types:
+            return [(row.ids, row.type_ids) for row in rows]
+        return [(row.ids, [0] * len(row.ids)) for row in rows]
 
-    def save(self, folder):
-        """Write the tokenizer's files, with the source's own bytes wherever it had them."""
-        for name, content in self.files.items():
-            Path(folder, name).write_bytes(content)
+    def save(self, tokenizer_json: Path, tokenizer_config: Path, config: EncoderConfig) -> None:
+        """Write the two files of an export with an encoder of these sizes."""
+        truncation, padding = self.stored
+        if truncation:
+            self.pipeline.enable_truncation(**truncation)
+        if padding:
+            self.pipeline.enable_padding(**padding)
+        text = self.pipeline.to_str()
+        self.pipeline.no_truncation()
+        self.pipeline.no_padding()
+        tokenizer_json.write_bytes(text.encode())
+
+        inputs = ["input_ids", "token_type_ids", "attention_mask"]
+        if not self.pair_types or config.type_vocab_size < 2:
+            inputs.remove("token_type_ids")
+        settings = {
+            "tokenizer_class": "PreTrainedTokenizerFast",  # reads tokenizer.json and nothing else
+            "model_max_length": config.max_tokens,
+            "model_input_names": inputs,
+            **self.names,
+        }
+        # transformers 4 sets a byte-level pre-tokenizer to this, or to False where it is missing.
+        split = json.loads(text)["pre_tokenizer"] or {}
+        if "add_prefix_space" in split:
+            settings["add_prefix_space"] = split["add_prefix_space"]
+        text = json.dumps(settings, indent=2, ensure_ascii=False) + "\n"
+        tokenizer_config.write_bytes(text.encode())
 
 
-def load_tokenizer(folder, config):
-    """The tokenizer of a folder, checked against the encoder that it is to feed.
+def without_surrogates(texts: list[str]) -> list[str]:
+    """Replace half of a surrogate pair, as broken JSON holds it, by "?": the library refuses it."""
+    return [text.encode("utf-8", "replace").decode() for text in texts]
 
-    Errors   UserError: no tokenizer; unreadable files; a special token that the vocabulary lacks;
-             one that adds no special tokens; an id that the encoder's vocab_size does not reach
+
+# ---- reading -------------------------------------------------------------------------------------
+
+
+def load_tokenizer(folder: Path, config: EncoderConfig) -> Tokenizer:
+    """Return the tokenizer of a folder, checked against the encoder that it is to feed.
+
+    Errors   UserError: no tokenizer; unreadable files, or such as are read in another way; special
+             tokens that are missing or not BERT's or RoBERTa's two; a vocabulary that does not fit
+             the encoder's
     """
+    files = {n: Path(folder, n).read_bytes() for n in FILES if Path(folder, n).is_file()}
+    notes = []
     try:
-        files = {n: Path(folder, n).read_bytes() for n in FILES if Path(folder, n).is_file()}
-        settings = json.loads(files.get("tokenizer_config.json", b"{}"))
-        named = settings | json.loads(files.get("special_tokens_map.json", b"{}"))
-        named = {kind: name_of(named[kind]) for kind in BERT_NAMES if named.get(kind)}
-        pipeline, names = read_pipeline(files, settings, named)
+        settings = json_object(files, "tokenizer_config.json")
+        named = settings | json_object(files, "special_tokens_map.json")
+        if Path(folder, "config.json").is_file():
+            content = {"config.json": Path(folder, "config.json").read_bytes()}
+            values = json_object(content, "config.json")
+            settings.setdefault("tokenizer_class", values.get("tokenizer_class"))
+        settings["model_type"] = config.model_type
+        names = {k: text_of(named[k]) for k in (*KINDS, "bos_token", "eos_token") if named.get(k)}
+        pipeline = read_pipeline(files, settings, names, notes)
+        add_tokens(pipeline, names, files, named, config)
         pipeline.encode("\u2603", add_special_tokens=False)  # needs an unknown token: fail now
     except UserError:
         raise
     except Exception as error:  # the library raises bare Exceptions, and JSON may hold anything
-        reason = str(error) or type(error).__name__
-        raise UserError(f"cannot read the tokenizer: {reason}") from error
-    pipeline.no_truncation()
-    pipeline.no_padding()
-    needed = [names[kind] for kind in ("cls_token", "sep_token", "pad_token")]
-    lacking = [name for name in needed if pipeline.token_to_id(name) is None]
-    if lacking:
-        raise UserError(f"the tokenizer's vocabulary lacks {', '.join(map(repr, lacking))}")
-    if pipeline.num_special_tokens_to_add(False) != 2:
+        raise UserError(f"cannot read the tokenizer: {first_line(error)}") from error
+    added = pipeline.num_special_tokens_to_add(False)
+    if added != 2:
         raise UserError(
-            f"the tokenizer adds {pipeline.num_special_tokens_to_add(False)} special tokens to a"
-            " text, not 2: its tokenizer.json has another post_processor than BERT's or RoBERTa's"
+            f"the tokenizer adds {added} special tokens to a text, not 2: its tokenizer.json has"
+            " another post_processor than BERT's or RoBERTa's"
         )
-    # What transformers needs besides, where the source was older than these files.
-    made = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": config.max_tokens}
-    files.setdefault("tokenizer.json", pipeline.to_str().encode())
-    files.setdefault("tokenizer_config.json", json.dumps(made | names, indent=2).encode())
-    files.setdefault("special_tokens_map.json", json.dumps(names, indent=2).encode())
-    tokenizer = Tokenizer(pipeline, names, files)
-    if tokenizer.vocab_size > config.vocab_size:
-        raise UserError(
-            f"the tokenizer has ids up to {tokenizer.vocab_size - 1}, but the encoder's vocab_size"
-            f" is {config.vocab_size}"
-        )
+    names["cls_token"], names["sep_token"] = pipeline.encode("").tokens[:2]
+    if pipeline.token_to_id(names["pad_token"]) is None:
+        raise UserError(f"the tokenizer's vocabulary lacks {names['pad_token']!r}")
+    reads_types = "token_type_ids" in settings.get("model_input_names", ["token_type_ids"])
+    types = pipeline.encode("a", "a").type_ids if reads_types and config.type_vocab_size > 1 else []
+    tokenizer = Tokenizer(pipeline, names, any(types), notes)
+    check_fit(tokenizer, files, config)
     return tokenizer
 
 
-def whole(texts):
-    """Texts that the library takes: half a surrogate pair, as broken JSON holds it, becomes "?"."""
-    return [text.encode("utf-8", "replace").decode() for text in texts]
+def json_object(files: dict[str, bytes], name: str) -> dict:
+    """Return the parsed JSON object of a file, {} where there is no such file."""
+    values = json.loads(files.get(name, b"{}"))
+    if not isinstance(values, dict):
+        raise UserError(f"{name}: expected a JSON object, not {type(values).__name__}")
+    return values
 
 
-def name_of(token):
-    """A special token's text; the files store it plain or as {"content": text, ...}."""
+def text_of(token) -> str:
+    """Return a special token's text; the files store it plain or as {"content": text, ...}."""
     return str(token["content"] if isinstance(token, dict) else token)
 
 
-def read_pipeline(files, settings, named):
-    """(pipeline, {kind of special token: its text}); `named` is what the files say of these."""
-    if "tokenizer.json" in files:
-        pipeline = Pipeline.from_str(files["tokenizer.json"].decode())
-        is_bert = pipeline.token_to_id("[CLS]") is not None
-        return pipeline, (BERT_NAMES if is_bert else ROBERTA_NAMES) | named
-    if "vocab.txt" in files:
-        names = BERT_NAMES | named
-        return bert_pipeline(files["vocab.txt"].decode(), settings, names), names
-    if "vocab.json" in files and "merges.txt" in files:
-        names = ROBERTA_NAMES | named
-        vocab, merges = json.loads(files["vocab.json"]), files["merges.txt"].decode()
-        return roberta_pipeline(vocab, merges, settings, names), names
-    raise UserError("no tokenizer.json, nor vocab.txt, nor vocab.json with merges.txt")
+def add_tokens(pipeline, names, files, named, config) -> None:
+    """Add what transformers adds to a pipeline: named special tokens, and added tokens by id.
+
+    Text that spells such a token is one token then. Only words of the vocabulary can be special.
+    """
+    known = {token.content for token in pipeline.get_added_tokens_decoder().values()}
+    wanted = {}  # {text: (id or None, AddedToken)}
+    for text, number in json_object(files, "added_tokens.json").items():
+        special = text in names.values()
+        wanted[text] = number, AddedToken(text, special=special, normalized=not special)
+    for number, token in named.get("added_tokens_decoder", {}).items():
+        wanted[text_of(token)] = int(number), AddedToken(**token)
+    for kind, name in names.items():
+        if pipeline.token_to_id(name) is not None:
+            # The mask takes the space before it along, as in RoBERTa's own files.
+            lstrip = kind == "mask_token" and name == "<mask>"
+            token = AddedToken(name, special=True, normalized=False, lstrip=lstrip)
+            wanted.setdefault(name, (None, token))
+    for text, (number, token) in sorted(wanted.items(), key=lambda item: item[1][0] or 0):
+        if text in known:
+            continue
+        if number is not None and number >= config.vocab_size:
+            raise UserError(
+                f"the added token {text!r:.40} has id {number}, but the encoder has"
+                f" {config.vocab_size} rows (vocab_size)"
+            )
+        pipeline.add_tokens([token])
+        if number is not None and pipeline.token_to_id(text) != number:
+            raise UserError(
+                f"the added token {text!r:.40} has id {number}, but the vocabulary gives it id"
+                f" {pipeline.token_to_id(text)}"
+            )
 
 
-def bert_pipeline(vocab_txt, settings, names):
-    """BERT: lower case where it was trained so, split at spaces and signs, then word pieces."""
-    lines = vocab_txt.rstrip("\n").split("\n")
-    vocab = {line.rstrip("\r"): i for i, line in enumerate(lines)}
-    pipeline = Pipeline(models.WordPiece(vocab, unk_token=names["unk_token"]))
-    pipeline.normalizer = normalizers.BertNormalizer(
-        lowercase=settings.get("do_lower_case", True),
-        handle_chinese_chars=settings.get("tokenize_chinese_chars", True),
-        strip_accents=settings.get("strip_accents"),
-    )
-    pipeline.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    ends = [(names[kind], vocab.get(names[kind], 0)) for kind in ("sep_token", "cls_token")]
-    pipeline.post_processor = processors.BertProcessing(*ends)
-    pipeline.decoder = decoders.WordPiece(prefix="##")
-    pipeline.add_special_tokens([name for name in names.values() if name in vocab])
-    return pipeline
+def check_fit(tokenizer: Tokenizer, files: dict[str, bytes], config: EncoderConfig) -> None:
+    """Refuse a vocabulary that cannot be the one that the encoder was trained with."""
+    rows, entries = config.vocab_size, tokenizer.pipeline.get_vocab_size()
+    if tokenizer.vocab_size > rows:
+        raise UserError(
+            f"the tokenizer has ids up to {tokenizer.vocab_size - 1}, but the encoder's vocab_size"
+            f" is {rows}"
+        )
+    # Rows without a token are common: padding to a multiple of 64, words kept for later.
+    if entries < 0.9 * rows:
+        name, others = entries_beside(files)
+        if entries < others <= rows:
+            raise UserError(
+                f"tokenizer.json has {entries} entries, but {name} has {others} and the encoder"
+                f" {rows} rows; remove tokenizer.json if {name} is right"
+            )
+    if entries < 0.5 * rows and rows - entries > 256:
+        raise UserError(
+            f"the tokenizer has {entries} entries, but the encoder has {rows} rows (vocab_size):"
+            " it belongs to another model"
+        )
+    if config.model_type != "bert" and tokenizer.pad_id != config.pad_token_id:
+        raise UserError(
+            f"the padding token {tokenizer.names['pad_token']!r} has id {tokenizer.pad_id}, but"
+            f" pad_token_id is {config.pad_token_id} in config.json, and positions depend on it;"
+            " correct the one that is wrong"
+        )
 
 
-def roberta_pipeline(vocab, merges_txt, settings, names):
-    """RoBERTa: GPT-2's byte pairs, in which a leading space belongs to the word."""
-    lines = [line for line in merges_txt.split("\n") if line and not line.startswith("#version")]
-    pipeline = Pipeline(models.BPE(vocab, [tuple(line.split()) for line in lines]))
-    space = settings.get("add_prefix_space", False)
-    pipeline.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=space)
-    ends = [(names[kind], vocab.get(names[kind], 0)) for kind in ("sep_token", "cls_token")]
-    pipeline.post_processor = processors.RobertaProcessing(*ends, add_prefix_space=space)
-    pipeline.decoder = decoders.ByteLevel()
-    # The mask takes the space before it along: "a <mask>" is one word and a mask.
-    pipeline.add_special_tokens(
-        [AddedToken(n, lstrip=k == "mask_token") for k, n in names.items() if n in vocab]
-    )
-    return pipeline
+def entries_beside(files: dict[str, bytes]) -> tuple[str, int]:
+    """Return (name, entries) of a vocabulary that stands beside tokenizer.json and is not read."""
+    if "tokenizer.json" in files and "vocab.txt" in files:
+        return "vocab.txt", len(files["vocab.txt"].rstrip(b"\n").split(b"\n"))
+    if "tokenizer.json" in files and "vocab.json" in files:
+        return "vocab.json", len(json_object(files, "vocab.json"))
+    return "", 0

@@ -1,0 +1,242 @@
+"""Build a tokenizer's pipeline from the files that checkpoints come with.
+
+Read is, in this order: tokenizer.json; BERT's vocab.txt; RoBERTa's vocab.json with merges.txt;
+sentencepiece.bpe.model of XLM-R and CamemBERT. For each, the pipeline is the one that transformers
+builds from the same file (models/*/tokenization_*.py, convert_slow_tokenizer.py). A file that some
+other class reads in another way is refused: its ids would be wrong without a sign of it.
+"""
+
+import json
+import struct
+from collections.abc import Iterator
+
+from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors
+from tokenizers import Tokenizer as Pipeline
+
+from minitransformer.errors import UserError
+
+FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.txt",
+    "vocab.json",
+    "merges.txt",
+    "sentencepiece.bpe.model",
+    "spiece.model",
+    "bpe.codes",
+)
+# What the special tokens are called where no file says so.
+KINDS = ("cls_token", "sep_token", "pad_token", "mask_token", "unk_token")
+BERT_NAMES = dict(zip(KINDS, ("[CLS]", "[SEP]", "[PAD]", "[MASK]", "[UNK]"), strict=True))
+ROBERTA_NAMES = dict(zip(KINDS, ("<s>", "</s>", "<pad>", "<mask>", "<unk>"), strict=True))
+# Classes of transformers, without "Tokenizer" and "Fast", that read a file as it is read here.
+# Others split words first (MeCab, jieba), or mean other pieces by the same file name.
+ANY = {"", "Auto", "PreTrained", "TokenizersBackend"}
+READERS = {
+    "vocab.txt": ANY
+    | {"Bert", "DistilBert", "Electra", "MobileBert", "ConvBert", "SqueezeBert", "LayoutLM"}
+    | {"Roberta", "RetriBert", "DPRContextEncoder", "DPRQuestionEncoder", "DPRReader"},
+    "vocab.json": ANY | {"Roberta", "GPT2", "Longformer", "Bart", "LED", "MVP"},
+    "sentencepiece.bpe.model": ANY | {"XLMRoberta", "Camembert"},
+}
+REMEDY = "a tokenizer.json that gives the model's ids would be read"
+
+
+def read_pipeline(files: dict[str, bytes], settings: dict, names: dict, notes: list) -> Pipeline:
+    """Return the pipeline of the best file that there is.
+
+    settings   tokenizer_config.json, with tokenizer_class also from config.json
+    names      {kind: text} of the special tokens, as far as the files say; completed here
+    notes      gets a line for what the files leave open
+    """
+    if "tokenizer.json" in files:
+        pipeline = Pipeline.from_str(files["tokenizer.json"].decode())
+        usual = ROBERTA_NAMES if pipeline.token_to_id("[CLS]") is None else BERT_NAMES
+        for kind, name in usual.items():
+            if pipeline.token_to_id(names.get(kind, "")) is None:
+                names[kind] = name
+        return pipeline
+    if "vocab.txt" in files:
+        lines = files["vocab.txt"].decode().rstrip("\n").split("\n")
+        vocab = {line.rstrip("\r"): i for i, line in enumerate(lines)}
+        check_reader("vocab.txt", settings, files)
+        check_word_pieces(vocab)
+        names |= BERT_NAMES | names
+        return bert_pipeline(vocab, settings, names, notes)
+    if "vocab.json" in files and "merges.txt" in files:
+        vocab = json.loads(files["vocab.json"])
+        check_reader("vocab.json", settings, files)
+        if vocab and not any("Ġ" in piece for piece in vocab):
+            raise UserError(f"vocab.json has no byte-level pieces (none holds 'Ġ'); {REMEDY}")
+        names |= ROBERTA_NAMES | names
+        return roberta_pipeline(vocab, files["merges.txt"].decode(), settings, names)
+    if "sentencepiece.bpe.model" in files:
+        check_reader("sentencepiece.bpe.model", settings, files)
+        names |= ROBERTA_NAMES | names
+        camembert = "camembert" in (settings.get("model_type"), reader_of(settings).lower())
+        return unigram_pipeline(files["sentencepiece.bpe.model"], camembert, names)
+    if "spiece.model" in files:
+        raise UserError(f"spiece.model alone: only sentencepiece.bpe.model is supported; {REMEDY}")
+    raise UserError("no tokenizer.json, nor vocab.txt, nor vocab.json with merges.txt")
+
+
+# ---- what is read in another way elsewhere -------------------------------------------------------
+
+
+def reader_of(settings: dict) -> str:
+    """Return the declared class without "Tokenizer" and "Fast"."""
+    declared = str(settings.get("tokenizer_class") or "")
+    return declared.removesuffix("Fast").removesuffix("Tokenizer")
+
+
+def check_reader(name: str, settings: dict, files: dict[str, bytes]) -> None:
+    """Refuse a file that the declared class, or a setting, reads in another way."""
+    reason = None
+    if reader_of(settings) not in READERS[name]:
+        reason = f"tokenizer_class {settings['tokenizer_class']!r:.80}"
+    elif settings.get("word_tokenizer_type", "basic") != "basic":
+        reason = f"word_tokenizer_type {settings['word_tokenizer_type']!r:.80}"
+    elif "bpe.codes" in files:
+        reason = "bpe.codes beside it"
+    if reason:
+        raise UserError(f"{name} cannot be read as {reason} asks for; {REMEDY}")
+
+
+def check_word_pieces(vocab: dict[str, int]) -> None:
+    """Refuse a vocab.txt of other pieces: "▁the" is SentencePiece's, "th@@" is subword-nmt's."""
+    others = [word for word in vocab if word.startswith("▁") or word.endswith("@@")]
+    word_pieces = sum(word.startswith("##") for word in vocab)
+    if len(others) > max(word_pieces, len(vocab) // 20):
+        raise UserError(
+            f"vocab.txt holds other pieces than BERT's: {len(others)} like {others[0]!r:.40},"
+            f" {word_pieces} with '##'; {REMEDY}"
+        )
+
+
+# ---- one function a family -----------------------------------------------------------------------
+
+
+def bert_pipeline(vocab: dict[str, int], settings: dict, names: dict, notes: list) -> Pipeline:
+    """BERT: lower case where it was trained so, split at spaces and signs, then word pieces."""
+    if "do_lower_case" not in settings and any(word[0].isupper() for word in vocab if word):
+        notes.append(
+            "text is lower-cased, as in transformers, though vocab.txt has upper case;"
+            ' if the model is cased, put {"do_lower_case": false} into tokenizer_config.json'
+        )
+    pipeline = Pipeline(models.WordPiece(vocab, unk_token=names["unk_token"]))
+    pipeline.normalizer = normalizers.BertNormalizer(
+        lowercase=settings.get("do_lower_case", True),
+        handle_chinese_chars=settings.get("tokenize_chinese_chars", True),
+        strip_accents=settings.get("strip_accents"),
+    )
+    pipeline.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    pipeline.post_processor = processors.BertProcessing(*ends(names, vocab))
+    pipeline.decoder = decoders.WordPiece(prefix="##")
+    return pipeline
+
+
+def roberta_pipeline(vocab: dict, merges_txt: str, settings: dict, names: dict) -> Pipeline:
+    """RoBERTa: GPT-2's byte pairs, in which a leading space belongs to the word."""
+    lines = [line for line in merges_txt.split("\n") if line and not line.startswith("#version")]
+    pipeline = Pipeline(models.BPE(vocab, [tuple(line.split()) for line in lines]))
+    space = settings.get("add_prefix_space", False)
+    pipeline.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=space)
+    pipeline.post_processor = processors.RobertaProcessing(
+        *ends(names, vocab), add_prefix_space=space
+    )
+    pipeline.decoder = decoders.ByteLevel()
+    return pipeline
+
+
+def unigram_pipeline(model: bytes, camembert: bool, names: dict) -> Pipeline:
+    """XLM-R and CamemBERT: SentencePiece's unigrams, behind special tokens in fairseq's order."""
+    pieces, charsmap, algorithm = read_sentencepiece(model)
+    if algorithm != 1 or [piece for piece, _, _ in pieces[:3]] != ["<unk>", "<s>", "</s>"]:
+        raise UserError(
+            "sentencepiece.bpe.model is not a unigram model that begins with <unk>, <s> and </s>,"
+            f" as XLM-R's and CamemBERT's are; {REMEDY}"
+        )
+    scored = [(piece, score) for piece, score, _ in pieces]
+    if camembert:
+        start = ["<s>NOTUSED", names["pad_token"], "</s>NOTUSED", names["unk_token"]]
+        vocab = [(piece, 0.0) for piece in start] + [("<unk>NOTUSED", -100.0)] + scored[1:]
+    else:
+        start = [names[kind] for kind in ("cls_token", "pad_token", "sep_token", "unk_token")]
+        vocab = [(piece, 0.0) for piece in start] + scored[3:]
+    vocab.append((names["mask_token"], 0.0))
+    pipeline = Pipeline(models.Unigram(vocab, unk_id=3))
+    if charsmap:
+        pipeline.normalizer = normalizers.Precompiled(charsmap)
+    words = [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace()]
+    pipeline.pre_tokenizer = pre_tokenizers.Sequence(words)
+    pipeline.decoder = decoders.Metaspace()
+    cls, sep = names["cls_token"], names["sep_token"]
+    pipeline.post_processor = processors.TemplateProcessing(
+        single=[cls, "$A", sep],
+        pair=[cls, "$A", sep, sep, "$B", sep],
+        special_tokens=[(name, pipeline.token_to_id(name)) for name in (cls, sep)],
+    )
+    own = [piece for piece, _, kind in pieces if kind == 4]  # USER_DEFINED: never split
+    pipeline.add_tokens([AddedToken(piece, normalized=False) for piece in own])
+    return pipeline
+
+
+def ends(names: dict, vocab: dict[str, int]) -> list[tuple[str, int]]:
+    """Return (text, id) of the tokens after and before a text."""
+    lacking = [names[kind] for kind in ("cls_token", "sep_token") if names[kind] not in vocab]
+    if lacking:
+        raise UserError(f"the tokenizer's vocabulary lacks {', '.join(map(repr, lacking))}")
+    return [(names[kind], vocab[names[kind]]) for kind in ("sep_token", "cls_token")]
+
+
+# ---- SentencePiece's own format ------------------------------------------------------------------
+
+
+def read_sentencepiece(data: bytes) -> tuple[list[tuple[str, float, int]], bytes, int]:
+    """Return (pieces as (text, score, type), normalisation table, algorithm) of a model file.
+
+    Source   sentencepiece_model.proto: ModelProto 1 pieces, 2 trainer_spec, 3 normalizer_spec;
+             SentencePiece 1 piece, 2 score, 3 type; TrainerSpec 3 model_type, 1 = unigram;
+             NormalizerSpec 2 precompiled_charsmap
+    """
+    pieces, charsmap, algorithm = [], b"", 1
+    for number, value in protobuf_fields(data):
+        if number == 1:
+            piece = dict(protobuf_fields(value))
+            [score] = struct.unpack("<f", piece.get(2, bytes(4)))
+            pieces.append((piece[1].decode(), score, piece.get(3, 1)))
+        elif number == 2:
+            algorithm = dict(protobuf_fields(value)).get(3, 1)
+        elif number == 3:
+            charsmap = dict(protobuf_fields(value)).get(2, b"")
+    return pieces, charsmap, algorithm
+
+
+def protobuf_fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
+    """Yield (field number, value) of a protobuf message: an int, or the bytes of anything else."""
+    position = 0
+
+    def varint() -> int:
+        nonlocal position
+        value, shift = 0, 0
+        while True:
+            byte = data[position]
+            position += 1
+            value |= (byte & 127) << shift
+            shift += 7
+            if byte < 128:
+                return value
+
+    while position < len(data):
+        key = varint()
+        wire_type = key & 7
+        if wire_type == 0:
+            yield key >> 3, varint()
+            continue
+        size = {1: 8, 5: 4}.get(wire_type) or varint()
+        if position + size > len(data):
+            raise ValueError("sentencepiece.bpe.model is damaged")
+        yield key >> 3, data[position : position + size]
+        position += size
