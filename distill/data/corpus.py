@@ -1,75 +1,170 @@
-"""Corpora: documents as tokens, cut into rows of N - 2 (data.py adds [CLS] and [SEP]).
+"""Corpora: documents as tokens, cut into rows of N - 2 (batches.py adds [CLS] and [SEP]).
 
     TokenFile     docs and files: tokenised once into a memory-mapped file beside a sidecar that
                   says what is in it
     TokenStream   hub datasets: tokenised as they arrive, shuffled in a buffer, never on disk as a
                   whole
 
-Both have `name`, `tokens` (None where unknown), `hash`, `sequence(draw, read)`, `held_out(n)`,
-`state_dict`, `load_state_dict`.
+Both have `name`, `tokens` (None where unknown), `statistics`, `hash`, `sequence(draw, read)`,
+`held_out(n)`, `state_dict`, `load_state_dict`.
+
+Whole documents are held out, and equal documents are on one side, so that no held-out text is
+trained on. "Equal" means the same tokens.
 """
 
-import fcntl
 import hashlib
 import json
 import os
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 
 import numpy as np
 import torch
+from filelock import FileLock
 
-from distill.data.sources import Source, documents, identity
+from distill.data.sources import COMPRESSED, NoColumn, Source, cut, documents, identity, text_of
 from distill.program.progress import Progress
 from minitransformer.errors import UserError, first_line
-from minitransformer.files import cache_folder
+from minitransformer.files import atomic, cache_folder
 from minitransformer.tokenizer import Tokenizer
 
 HELD_OUT = 256  # rows a corpus at most; a fiftieth of a small one
+HELD_OUT_TOKENS = HELD_OUT * 512  # the most that a token file's sidecar names documents for
 BUFFER = 4096  # rows in the shuffle buffer of a stream
 CHUNK = 1_000_000  # characters tokenised at a time
+WARN_UNKNOWN, REFUSE_UNKNOWN = 0.1, 0.9  # shares of unknown tokens
+
+Span = tuple[int, int]  # start and stop in a token file
+
+
+@dataclass
+class Statistics:
+    """What was read of a corpus; `skipped` says how many rows gave no text, by reason."""
+
+    documents: int = 0
+    tokens: int = 0  # with the [SEP] behind each document
+    unknown: int = 0
+    skipped: dict[str, int] = field(default_factory=dict)
+
+    def __post_init__(self):
+        self.skipped = Counter(self.skipped)
+
+    def encode(self, tokenizer: Tokenizer, texts: list[str]) -> list[list[int]]:
+        """Return and count the tokens of each text and [SEP]; a text without tokens gives none."""
+        rows = []
+        for ids in tokenizer.encode_batch(texts):
+            if ids:
+                rows.append([*ids, tokenizer.sep_id])
+                self.documents += 1
+                self.tokens += len(ids) + 1
+                self.unknown += ids.count(tokenizer.unk_id)  # 0 where that is None
+            else:
+                self.skipped["without tokens"] += 1
+        return rows
+
+    @property
+    def unknown_share(self) -> float:
+        return self.unknown / max(1, self.tokens - self.documents)
+
+    def reasons(self) -> str:
+        """Return "; skipped: 3 null, 2 empty", or nothing where nothing was skipped."""
+        parts = [f"{count:,} {reason}" for reason, count in sorted(self.skipped.items())]
+        return "; skipped: " + ", ".join(parts) if parts else ""
+
+    def check_unknown(self, name: str, tokenizer: Tokenizer) -> None:
+        """Warn or refuse where much of the text is unknown to the tokenizer."""
+        problem = (
+            f"{self.unknown_share:.1%} of the tokens are unknown to the teacher's tokenizer (a"
+            f" vocabulary of {tokenizer.vocab_size:,}); give a teacher whose tokenizer knows this"
+            " script, or other text"
+        )
+        if self.unknown_share > REFUSE_UNKNOWN:
+            raise UserError(f"--data {name}: {problem}")
+        if self.unknown_share > WARN_UNKNOWN:
+            print(f"warning: corpus {name}: {problem}", flush=True)
+
+    def report(self, what: str) -> None:
+        print(
+            f"{what}: {self.documents:,} documents, {self.tokens:,} tokens,"
+            f" {self.unknown_share:.1%} of them unknown to the tokenizer{self.reasons()}",
+            flush=True,
+        )
+
+
+def fingerprint(tokens: np.ndarray) -> int:
+    """Return a 64-bit hash of a document's tokens."""
+    return int.from_bytes(hashlib.blake2b(tokens.tobytes(), digest_size=8).digest(), "big")
+
+
+def announce_pass(name: str, what: str, number: int) -> None:
+    """Print that pass 2, 4, 8, ... begins; a line a pass would flood the log of a tiny corpus."""
+    if number & (number - 1) == 0:
+        print(f"corpus {name}: {what}, pass {number} begins", flush=True)
+
+
+# --------------------------------------------------------------------------------------------------
+# Token files
+# --------------------------------------------------------------------------------------------------
 
 
 class TokenFile:
-    """Tokens of docs or files in a memory-mapped file; its i-th sequence is tokens i*(N-2) ...
-    (i+1)*(N-2)-1.
+    """Tokens of docs or files in a memory-mapped file, cut into rows of N - 2.
 
-    Every s-th sequence is held out, spread evenly. The others come in a new shuffled order with
-    each pass.
+    The documents with the smallest hashes are held out: a fiftieth of the tokens, at most HELD_OUT
+    rows, at least one row. Where that would take more than a tenth (few or long documents), every
+    document is cut into pieces of one row, and equal pieces are on one side. The other rows come in
+    a new shuffled order with each pass.
     """
 
     def __init__(self, source: Source, tokenizer: Tokenizer, length: int, seed: int):
         self.name, self.seed, self.body = source.name, seed, length - 2
         file, sidecar = tokenise(source, tokenizer)
-        self.tokens, self.hash = sidecar["tokens"], sidecar["hash"]
-        count = self.tokens // self.body
-        if count < 2:
+        self.statistics, self.hash = Statistics(**sidecar["statistics"]), sidecar["hash"]
+        self.tokens = self.statistics.tokens
+        self.statistics.report(f"corpus {self.name}")
+        self.statistics.check_unknown(self.name, tokenizer)
+        memory = np.memmap(file, dtype=sidecar["dtype"], mode="r")
+        wanted = max(self.body, min(self.tokens // 50, HELD_OUT * self.body))
+        candidates = dict(enumerate(sidecar["held_out"]))
+        held = Spans(memory, chain.from_iterable(smallest(candidates, wanted).values()))
+        if len(held) > self.tokens // 10:
+            pieces = smallest(self._pieces(memory, tokenizer.sep_id), wanted)
+            held = Spans(memory, chain.from_iterable(pieces.values()))
+        self.held, self.train = held, held.others()
+        self.train_rows = len(self.train) // self.body
+        if self.train_rows == 0 or len(self.held) < self.body:
             raise UserError(
                 f"--data {self.name}: {self.tokens} tokens, but sequences of {length} take at"
-                f" least {2 * self.body}"
+                f" least {2 * self.body}, and some text that stands there only once to hold out"
             )
-        self.memory = np.memmap(file, dtype=sidecar["dtype"], mode="r")
-        self.stride = min(count, max(50, count // HELD_OUT))
-        self.held = count // self.stride
-        self.train = count - self.held
+
+    def _pieces(self, memory: np.ndarray, sep_id: int) -> dict[int, list[Span]]:
+        """Return where each piece of a document and its copies stand, by hash."""
+        pieces, start = defaultdict(list), 0
+        for end in (np.flatnonzero(memory == sep_id) + 1).tolist():
+            for piece in range(start, end, self.body):
+                stop = min(piece + self.body, end)
+                pieces[fingerprint(memory[piece:stop])].append((piece, stop))
+            start = end
+        return pieces
 
     def sequence(self, draw: int, read: bool) -> np.ndarray | None:
-        passes, position = divmod(draw, self.train)
+        passes, position = divmod(draw, self.train_rows)
         if position == 0 and passes > 0:
-            print(
-                f"corpus {self.name}: all {self.train} sequences read, pass {passes + 1} begins",
-                flush=True,
-            )
+            announce_pass(self.name, f"all {self.train_rows} sequences read", passes + 1)
         if not read:
             return None
-        index = shuffled(position, self.train, f"{self.seed} {self.name} {passes}")
-        return self._row(index + index // (self.stride - 1))  # steps over the held-out ones
+        index = shuffled(position, self.train_rows, f"{self.seed} {self.name} {passes}")
+        return self.train.read(index * self.body, (index + 1) * self.body)
 
     def held_out(self, sequences: int) -> list[np.ndarray]:
-        return [self._row((i + 1) * self.stride - 1) for i in range(min(sequences, self.held))]
-
-    def _row(self, index: int) -> np.ndarray:
-        return self.memory[index * self.body : (index + 1) * self.body]
+        rows = len(self.held) // self.body
+        count = min(sequences, rows, HELD_OUT)
+        spread = [i * rows // count for i in range(count)]
+        return [self.held.read(i * self.body, (i + 1) * self.body) for i in spread]
 
     def state_dict(self) -> None:
         return None  # the draw alone says where it stands
@@ -78,13 +173,55 @@ class TokenFile:
         pass
 
 
-def shuffled(index: int, n: int, key: str) -> int:
-    """Element `index` of a fixed pseudo-random order of 0 ... n-1, without holding that order (n
-    may be 10^9).
+class Spans:
+    """Some spans of a token file, read as if they were one array."""
 
-    A Feistel cipher permutes the next power of four; steps that land beyond n - 1 are walked on.
+    def __init__(self, memory: np.ndarray, spans: Iterable[Span]):
+        self.memory = memory
+        spans = np.array(sorted(map(tuple, spans)), dtype=np.int64).reshape(-1, 2)
+        self.starts, self.stops = spans.T
+        self.ends = np.cumsum(self.stops - self.starts)  # of each span in the joined array
+
+    def __len__(self) -> int:
+        return int((self.stops - self.starts).sum())
+
+    def others(self) -> "Spans":
+        """Return the rest of the file."""
+        starts, stops = [0, *self.stops], [*self.starts, len(self.memory)]
+        gaps = zip(starts, stops, strict=True)
+        return Spans(self.memory, [gap for gap in gaps if gap[0] < gap[1]])
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        parts, span = [], int(np.searchsorted(self.ends, start, side="right"))
+        while start < stop:
+            end = min(stop, int(self.ends[span]))
+            shift = int(self.stops[span] - self.ends[span])  # from the joined array to the file
+            parts.append(self.memory[start + shift : end + shift])
+            start, span = end, span + 1
+        return np.concatenate(parts)
+
+
+def smallest(groups: dict[int, list[Span]], wanted: int) -> dict[int, list[Span]]:
+    """Return the groups with the smallest hashes that together hold `wanted` tokens.
+
+    Which they are does not depend on the order in which documents came, nor on whether some with
+    larger hashes were dropped before.
     """
-    half = max(1, (n - 1).bit_length() + 1) // 2 or 1
+    kept, size = {}, 0
+    for key in sorted(groups):
+        if size < wanted:
+            kept[key] = groups[key]
+            size += sum(stop - start for start, stop in groups[key])
+    return kept
+
+
+def shuffled(index: int, n: int, key: str) -> int:
+    """Return element `index` of a fixed pseudo-random order of 0 ... n-1.
+
+    The order is never held as a whole (n may be 10^9): a Feistel cipher permutes the next power of
+    four, and steps that land beyond n - 1 are walked on.
+    """
+    half = max(1, ((n - 1).bit_length() + 1) // 2)
     low = (1 << half) - 1
     while True:
         left, right = index >> half, index & low
@@ -97,41 +234,39 @@ def shuffled(index: int, n: int, key: str) -> int:
 
 
 def tokenise(source: Source, tokenizer: Tokenizer) -> tuple[Path, dict]:
-    """The source's token file and its sidecar {dtype, tokens, hash, tokenizer}, made on the first
-    call.
+    """Return the source's token file and its sidecar, both made on the first call.
 
-    Documents are joined by [SEP]. The dtype follows the vocabulary (XLM-R's 250,002 ids do not fit
-    16 bits). Processes that want the same file at once wait for the one that makes it.
+    The file holds the tokens of all documents, [SEP] behind each; the sidecar says {dtype,
+    statistics, hash, held_out}. The dtype follows the vocabulary (XLM-R has 250,002 ids).
+    Processes that want the same file at once wait for the one that makes it.
     """
-    key = hashlib.sha256(f"{identity(source)} {tokenizer.hash} 1".encode()).hexdigest()[:24]
+    key = hashlib.sha256(f"{identity(source)} {tokenizer.hash} 2".encode()).hexdigest()[:24]
     folder = cache_folder() / "tokens"
     file, sidecar_file = folder / f"{key}.bin", folder / f"{key}.json"
-    unfinished = file.with_suffix(".tmp")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with open(folder / f"{key}.lock", "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            try:
-                sidecar = _read_sidecar(file, sidecar_file)
-                if sidecar is None:
+        with FileLock(folder / f"{key}.lock"):
+            sidecar = _read_sidecar(file, sidecar_file)
+            if sidecar is None:
+                for killed in folder.glob(f"{key}.*.tmp"):
+                    killed.unlink()
+                with atomic(file) as unfinished:
                     sidecar = _write_tokens(source, tokenizer, unfinished)
-                    os.replace(unfinished, file)
+                with atomic(sidecar_file) as unfinished:  # last: it vouches for a complete file
                     unfinished.write_text(json.dumps(sidecar))
-                    os.replace(unfinished, sidecar_file)  # last: it vouches for a complete file
-            finally:
-                unfinished.unlink(missing_ok=True)
-    except OSError as error:
+    except (OSError, NotImplementedError) as error:  # the latter where locks are not supported
         raise UserError(
-            f"cannot write the token file {file} ({error.strerror}); XDG_CACHE_HOME moves the cache"
+            f"cannot write the token file {file} ({first_line(error)}); XDG_CACHE_HOME moves the"
+            " cache"
         ) from None
     return file, sidecar
 
 
 def _read_sidecar(file: Path, sidecar_file: Path) -> dict | None:
-    """The sidecar of a whole token file; None where one was never made or was damaged since."""
+    """Return the sidecar of a whole token file; None where there is none or it was damaged."""
     try:
         sidecar = json.loads(sidecar_file.read_bytes())
-        size = sidecar["tokens"] * np.dtype(sidecar["dtype"]).itemsize
+        size = sidecar["statistics"]["tokens"] * np.dtype(sidecar["dtype"]).itemsize
         return sidecar if file.stat().st_size == size else None
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         return None
@@ -139,33 +274,34 @@ def _read_sidecar(file: Path, sidecar_file: Path) -> dict | None:
 
 def _write_tokens(source: Source, tokenizer: Tokenizer, file: Path) -> dict:
     dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32)
-    digest, tokens = hashlib.sha256(), 0
-    size = sum(os.path.getsize(f) for f in source.files)
-    bar = Progress(f"tokenising {source.name}", size or None)
+    statistics, digest, groups = Statistics(), hashlib.sha256(), defaultdict(list)
+    compressed = any(Path(name).suffix in COMPRESSED for name in source.files)
+    size = sum(os.path.getsize(name) for name in source.files)
+    bar = Progress(f"tokenising {source.name}", None if compressed else size or None)
     with open(file, "wb") as out:
-        for chunk in _chunks(documents(source)):
-            rows = tokenizer.encode_batch(chunk)
-            ids = np.fromiter(
-                chain.from_iterable([*row, tokenizer.sep_id] for row in rows), dtype=dtype
-            )
-            out.write(ids.tobytes())
-            digest.update(ids.tobytes())
-            tokens += len(ids)
-            bar.update(sum(len(text.encode("utf-8", "surrogatepass")) for text in chunk))
-        out.flush()
-        os.fsync(out.fileno())
+        for texts in chunks(documents(source, statistics.skipped)):
+            start = statistics.tokens
+            for row in statistics.encode(tokenizer, texts):
+                document = np.array(row, dtype=dtype)
+                groups[fingerprint(document)].append((start, start + len(row)))
+                start += len(row)
+                out.write(document.tobytes())
+                digest.update(document.tobytes())
+            groups = defaultdict(list, smallest(groups, HELD_OUT_TOKENS))
+            bar.update(sum(len(text.encode("utf-8", "surrogatepass")) for text in texts))
     bar.close()
-    if tokens == 0:
-        raise UserError(f"--data {source.name}: the text is empty")
+    if statistics.tokens == 0:
+        raise UserError(f"--data {source.name}: the text is empty{statistics.reasons()}")
     return {
         "dtype": dtype.name,
-        "tokens": tokens,
+        "statistics": vars(statistics),
         "hash": digest.hexdigest(),
-        "tokenizer": tokenizer.hash,
+        "held_out": list(groups.values()),
     }
 
 
-def _chunks(texts):
+def chunks(texts: Iterable[str]) -> Iterator[list[str]]:
+    """Yield the texts in lists of about CHUNK characters: what is tokenised at a time."""
     chunk, size = [], 0
     for text in texts:
         chunk.append(text)
@@ -177,13 +313,18 @@ def _chunks(texts):
         yield chunk
 
 
-class TokenStream:
-    """A hub dataset, tokenised as it arrives and shuffled in a buffer; its first sequences are held
-    out.
+# --------------------------------------------------------------------------------------------------
+# Streams
+# --------------------------------------------------------------------------------------------------
 
-    Every rank reads the whole stream and keeps its slice, which makes the order the same for any
-    number of ranks. The state is the library's own position, the tokens left over from the last
-    document, and the buffer with its generator: exact on resume.
+
+class TokenStream:
+    """A hub dataset, tokenised as it arrives and shuffled in a buffer.
+
+    The documents of its first HELD_OUT rows are held out, and later documents equal to one of them
+    are skipped, in every pass. Every rank reads the whole stream and keeps its slice, which makes
+    the order the same for any number of ranks. The state is the library's own position, the tokens
+    left over from the last document, and the buffer with its generator: exact on resume.
     """
 
     def __init__(self, source: Source, tokenizer: Tokenizer, length: int, seed: int):
@@ -195,13 +336,16 @@ class TokenStream:
             f"{source.dataset} {source.config} {source.split}".encode()
         ).hexdigest()
         self.rng = np.random.default_rng([seed, *source.name.encode()])
-        self.passes, self.rest, self.buffer = 0, np.empty(0, dtype=np.int64), None
+        self.statistics, self.passes, self.fresh, self.buffer = Statistics(), 0, 0, None
+        self.rest = np.empty(0, dtype=np.int64)  # tokens that are in no row yet
         self.position = None  # of a resumed stream that was not read from yet
-        self.rows = iter(self.dataset)
-        held = [self._next_row() for _ in range(HELD_OUT)]
-        # one row more, to see that there is one; then put back
-        self.rest = np.concatenate([self._next_row(), self.rest])
-        self.held = held
+        self.held_documents: set[int] = set()  # fingerprints
+        self.held = np.empty(0, dtype=np.int64)
+        self.documents = iter(self.dataset)
+        while len(self.held) < HELD_OUT * self.body or len(self.rest) < self.body:
+            self._read_document()
+        self.statistics.report(f"corpus {self.name} (its beginning)")
+        self.statistics.check_unknown(self.name, tokenizer)
 
     def _open(self):
         import datasets  # here, because its two seconds of import are owed by streams alone
@@ -220,7 +364,7 @@ class TokenStream:
             ) from None
         if source.column not in columns:
             raise UserError(
-                f"--data {self.name}: no column {source.column!r}, but {', '.join(columns)}"
+                f"--data {self.name}: no column {source.column!r}, but {', '.join(columns[:10])}"
             )
         return dataset.select_columns([source.column])
 
@@ -229,47 +373,59 @@ class TokenStream:
         known = self.source.split in splits
         return splits[self.source.split].num_bytes // 4 if known else None
 
-    def _next_row(self) -> np.ndarray:
-        while len(self.rest) < self.body:
-            try:
-                document = next(self.rows, None)
-            except Exception as error:  # of the library or the network: many unrelated types
-                raise UserError(
-                    f"--data {self.name}: the stream broke off ({first_line(error)}); once it can"
-                    " be read again, --resume goes on from the last checkpoint"
-                ) from None
-            self.position = None
-            if document is None:
-                self._start_again()
-                continue
-            text = document[self.source.column]
-            if not isinstance(text, str | None):
-                raise UserError(
-                    f"--data {self.name}: column {self.source.column!r} holds"
-                    f" {type(text).__name__}, not text"
-                )
-            ids = self.tokenizer.encode_batch([text or ""])[0]
-            ids = np.array([*ids, self.tokenizer.sep_id], dtype=np.int64)
-            self.rest = np.concatenate([self.rest, ids])
-        row, self.rest = self.rest[: self.body], self.rest[self.body :]
-        return row
+    def _read_document(self) -> None:
+        """Append the tokens of the stream's next document to those held out or to `rest`."""
+        try:
+            row = next(self.documents, None)
+        except Exception as error:  # of the library or the network: many unrelated types
+            raise UserError(
+                f"--data {self.name}: the stream broke off ({first_line(error)}); once it can"
+                " be read again, --resume goes on from the last checkpoint"
+            ) from None
+        self.position = None
+        if row is None:
+            self._start_again()
+            return
+        column = self.source.column
+        value = row.get(column, NoColumn(list(row)))
+        statistics = self.statistics if self.passes == 0 else Statistics()
+        text = text_of(value, f"--data {self.name}: column {column!r}", statistics.skipped)
+        for texts in chunks(cut(text or "")):
+            for tokens in statistics.encode(self.tokenizer, texts):
+                self._keep(np.array(tokens, dtype=np.int64), statistics)
+
+    def _keep(self, document: np.ndarray, statistics: Statistics) -> None:
+        key = fingerprint(document)
+        if len(self.held) < HELD_OUT * self.body:
+            self.held_documents.add(key)
+            self.held = np.concatenate([self.held, document])
+        elif key in self.held_documents:
+            statistics.skipped["equal to a held-out one"] += 1
+        else:
+            self.rest = np.concatenate([self.rest, document])
+            self.fresh += len(document)
 
     def _start_again(self) -> None:
-        if not hasattr(self, "held"):
+        if self.fresh < self.body:  # the held-out rows are not full, or nothing else came
             raise UserError(
                 f"--data {self.name}: the stream ends within {HELD_OUT + 1} sequences, of which"
-                f" {HELD_OUT} are held out"
+                f" {HELD_OUT} are held out{self.statistics.reasons()}"
             )
-        self.passes += 1
-        print(f"corpus {self.name}: the stream ended, pass {self.passes + 1} begins", flush=True)
+        self.passes, self.fresh = self.passes + 1, 0
+        announce_pass(self.name, "the stream ended", self.passes + 1)
         self.dataset.load_state_dict({})  # else a resumed stream begins where it was resumed
-        self.rows, self.rest = iter(self.dataset), np.empty(0, dtype=np.int64)
-        for _ in range(HELD_OUT):
-            self._next_row()
+        self.documents, self.rest = iter(self.dataset), np.empty(0, dtype=np.int64)
+
+    def _next_row(self) -> np.ndarray:
+        while len(self.rest) < self.body:
+            self._read_document()
+        row, self.rest = self.rest[: self.body], self.rest[self.body :]
+        return row
 
     def sequence(self, draw: int, read: bool) -> np.ndarray:
         if self.buffer is None:
             self.buffer = np.stack([self._next_row() for _ in range(BUFFER)])  # (BUFFER, N-2)
+            self.statistics.check_unknown(self.name, self.tokenizer)
         slot = int(self.rng.integers(BUFFER))
         sequence = self.buffer[slot].copy()
         self.buffer[slot] = self._next_row()
@@ -278,7 +434,8 @@ class TokenStream:
         return sequence
 
     def held_out(self, sequences: int) -> list[np.ndarray]:
-        return self.held[:sequences]
+        rows = self.held[: HELD_OUT * self.body].reshape(HELD_OUT, self.body)
+        return list(rows[:sequences])
 
     def state_dict(self) -> dict:
         return {
@@ -287,14 +444,17 @@ class TokenStream:
             "rest": torch.from_numpy(self.rest.copy()),
             "buffer": None if self.buffer is None else torch.from_numpy(self.buffer.copy()),
             "passes": self.passes,
+            "fresh": self.fresh,
             "hash": self.hash,
+            "statistics": {**vars(self.statistics), "skipped": dict(self.statistics.skipped)},
         }
 
     def load_state_dict(self, state: dict) -> None:
         self.position = state["dataset"]
         self.dataset.load_state_dict(json.loads(self.position))
-        self.rows = iter(self.dataset)
+        self.documents = iter(self.dataset)
         self.rng.bit_generator.state = json.loads(state["rng"])
         self.rest = state["rest"].numpy()
         self.buffer = None if state["buffer"] is None else state["buffer"].numpy()
-        self.passes, self.hash = state["passes"], state["hash"]
+        self.passes, self.fresh, self.hash = state["passes"], state["fresh"], state["hash"]
+        self.statistics = Statistics(**state["statistics"])

@@ -18,21 +18,13 @@ from pathlib import Path
 
 from minitransformer.files import atomic, cache_folder
 
-PACKAGES = (
-    "numpy",
-    "pandas",
-    "matplotlib",
-    "networkx",
-    "sympy",
-    "datasets",
-    "huggingface_hub",
-    "fsspec",
-)
+PACKAGES = ("numpy", "pandas", "matplotlib", "networkx", "sympy")
+PACKAGES += ("datasets", "huggingface_hub", "fsspec")
 SKIPPED_FOLDERS = {"site-packages", "tests", "test", "testing", "idlelib", "lib2to3", "__pycache__"}
 
 
 def docs_identity() -> str:
-    """sha256 over the versions of Python and of every package that `docs` reads."""
+    """Return a sha256 over the versions of Python and of every package that `docs` reads."""
     versions = {"python": platform.python_version(), "format": 1}
     for package in PACKAGES:
         if importlib.util.find_spec(package):
@@ -41,28 +33,30 @@ def docs_identity() -> str:
 
 
 def docs_documents() -> list[tuple[str, str]]:
-    """[(name, text)]: one document for each module with prose in its docstrings and for each topic
-    of the Python reference.
+    """Return [(name, text)]: a document for each module with prose in its docstrings, and for each
+    topic of the Python reference.
 
-    A name is a dotted module path (`numpy.linalg.linalg`) or `reference.TOPIC`; a text is its
-    paragraphs, one a line. A paragraph that stood in an earlier document is left out, so no two
-    documents share one. Parsing takes 20 s, hence a cache.
+    A name is a dotted module path (`numpy.linalg.linalg`) or `reference.TOPIC`; a text has one
+    paragraph a line. No two documents share a paragraph. Parsing takes 20 s, hence a cache.
     """
     file = cache_folder() / f"docs-{docs_identity()[:16]}.json"
     if file.exists():
         return [(name, text) for name, text in json.loads(file.read_text("utf-8"))]
     print("reading the docstrings of the installed libraries (once) …", flush=True)
     seen: set[str] = set()
-    found = []
+    documents = []
     for name, docstrings in _all_docstrings():
-        paragraphs = [
-            p for d in docstrings for p in _paragraphs(d) if not (p in seen or seen.add(p))
-        ]
+        paragraphs = []
+        for docstring in docstrings:
+            for paragraph in _paragraphs(docstring):
+                if paragraph not in seen:
+                    seen.add(paragraph)
+                    paragraphs.append(paragraph)
         if paragraphs:
-            found.append((name, "\n".join(paragraphs)))
+            documents.append((name, "\n".join(paragraphs)))
     with atomic(file) as unfinished:
-        unfinished.write_text(json.dumps(found, ensure_ascii=False), "utf-8")
-    return found
+        unfinished.write_text(json.dumps(documents, ensure_ascii=False), "utf-8")
+    return documents
 
 
 def _all_docstrings() -> Iterator[tuple[str, list[str]]]:
@@ -88,10 +82,10 @@ def _docstrings(path: Path) -> list[str]:
     if '"""' not in source and "'''" not in source:
         return []
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # other people's invalid escapes are not our user's concern
+        warnings.simplefilter("ignore")  # invalid escapes in other people's code
         try:
             tree = ast.parse(source)
-        except SyntaxError:  # templates and Python 2 examples are shipped with some libraries
+        except SyntaxError:  # some libraries ship templates and Python 2 examples
             return []
     nodes = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
     docstrings = (ast.get_docstring(node) for node in ast.walk(tree) if isinstance(node, nodes))
@@ -99,9 +93,7 @@ def _docstrings(path: Path) -> list[str]:
 
 
 def _paragraphs(docstring: str) -> list[str]:
-    """The paragraphs that are prose: eight words or more, of letters and punctuation almost alone,
-    no interpreter session.
-    """
+    """Return the paragraphs that are prose: eight words or more, nearly all letters, no >>>."""
     kept = []
     for paragraph in re.split(r"\n\s*\n", docstring):
         words = paragraph.split()

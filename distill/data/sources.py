@@ -1,32 +1,37 @@
-"""Text: where documents come from. `docs` (already on every machine), files, hub datasets.
-
-`--data` may be given several times; each value names one corpus:
+"""Sources: what `--data` may name, and the documents in it. Each value names one corpus:
 
     docs                                      English prose of the installed libraries' docstrings
                                               and the Python reference
     NAME=path/or/glob[:column]                .txt (documents end at a blank line), .jsonl, .parquet
-                                              (column: default `text`)
+                                              (column: default `text`); .txt and .jsonl also as .gz,
+                                              .xz, .bz2 or .zst
     NAME=hub:dataset[:config][:split][:column]   a hub dataset, streamed, never on disk as a whole
 
-An `@N` behind the last two declares the corpus' size in tokens (`sw=hub:uonlp/CulturaX:sw@1.2e9`),
-which several corpora need for their language weights where a stream does not declare it itself.
-
-This file turns a source into an iterator of plain strings; data.py turns strings into batches.
+An `@N` after the last two declares the size of the corpus in tokens
+(`sw=hub:uonlp/CulturaX:sw@1.2e9`). Several corpora need it for their language weights where a
+stream does not declare its size itself.
 """
 
+import bz2
 import glob
+import gzip
 import hashlib
+import io
 import json
+import lzma
 import os
 import re
+import zlib
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, BinaryIO
 
 from distill.data.docs import docs_documents, docs_identity
-from minitransformer.errors import UserError
+from minitransformer.errors import UserError, first_line
 
-LONGEST_PIECE = 100_000  # characters; a file without a single blank line must not become one string
+LONGEST_DOCUMENT = 100_000  # characters; a longer text is cut, so that memory stays bounded
 
 
 @dataclass(frozen=True)
@@ -40,34 +45,25 @@ class Source:
     config: str = ""
     split: str = "train"
     column: str = "text"
-    tokens: int | None = None  # declared size n, for the language weights
+    tokens: int | None = None  # declared size, for the language weights
 
 
 def parse_source(spec: str) -> Source:
-    """`docs` | NAME=path/or/glob[:column] | NAME=hub:dataset[:config][:split][:column], each but
-    docs with an optional @tokens.
-    """
+    """Return the source that one value of `--data` names. It looks no further than file names."""
     if spec == "docs":
         return Source("docs", "docs")
-    name, equals, where = spec.partition("=")
-    if not equals or not name or not where:
+    name, _, where = spec.partition("=")
+    if not name or not where:
         raise UserError(
             f"--data {spec}: unknown; give docs, NAME=path/or/glob[:column] or"
             " NAME=hub:dataset[:config][:split][:column]"
         )
-    where, at, size = where.rpartition("@") if re.search(r"@[^/@]*$", where) else (where, "", "")
     tokens = None
-    if at:
-        try:
-            tokens = int(float(size))
-        except (ValueError, OverflowError):
-            tokens = 0
-        if tokens <= 0:
-            raise UserError(
-                f"--data {spec}: @{size} is not a number of tokens; write for example @1.2e9"
-            )
+    if re.search(r"@[^/@]*$", where):
+        where, _, size = where.rpartition("@")
+        tokens = _parse_size(spec, size)
     if where.startswith("hub:"):
-        parts = where[4:].split(":")
+        parts = where.removeprefix("hub:").split(":")
         if len(parts) > 4 or not parts[0]:
             raise UserError(f"--data {spec}: expected hub:dataset[:config][:split][:column]")
         dataset, config, split, column = parts + [""] * (4 - len(parts))
@@ -75,118 +71,236 @@ def parse_source(spec: str) -> Source:
     pattern, column = where, "text"
     if not glob.glob(pattern, recursive=True) and ":" in where:
         pattern, _, column = where.rpartition(":")
-    files = tuple(sorted(f for f in glob.glob(pattern, recursive=True) if os.path.isfile(f)))
+    files = sorted(file for file in glob.glob(pattern, recursive=True) if os.path.isfile(file))
     if not files:
         raise UserError(f"--data {spec}: no file matches {pattern}")
     for file in files:
-        if Path(file).suffix not in READERS:
-            raise UserError(f"--data {spec}: {file} is none of {', '.join(READERS)}")
-    return Source(name, "files", files, column=column, tokens=tokens)
+        if _reader(file) is None:
+            raise UserError(
+                f"--data {spec}: {file} is none of {', '.join(READERS)}, nor .txt or .jsonl with"
+                f" {', '.join(COMPRESSED)}"
+            )
+    return Source(name, "files", tuple(files), column=column, tokens=tokens)
 
 
-def documents(source: Source) -> Iterator[str]:
-    """The source's documents, in a fixed order (hub datasets are read by data.py, which keeps their
-    position).
-    """
-    if source.kind == "docs":
-        yield from (text for _, text in docs_documents())
-    for file in source.files:
-        yield from READERS[Path(file).suffix](file, source.column)
+def _parse_size(spec: str, size: str) -> int:
+    try:
+        tokens = int(float(size))
+    except (ValueError, OverflowError):
+        tokens = 0
+    if tokens <= 0:
+        raise UserError(
+            f"--data {spec}: @{size} is not a number of tokens; write for example @1.2e9"
+        )
+    return tokens
 
 
 def identity(source: Source) -> str:
-    """What the token cache is keyed by: for files path, size and time of change; for docs the
-    versions of all packages.
+    """Return what the token cache is keyed by.
+
+    docs: the versions of all packages. Files: path, size, time of change, and a hash of the first,
+    middle and last part, which also shows a rewrite that kept size and time.
     """
     if source.kind == "docs":
         return docs_identity()
-    facts = [(os.path.abspath(f), os.path.getsize(f), os.stat(f).st_mtime_ns) for f in source.files]
-    return hashlib.sha256(json.dumps([facts, source.column]).encode()).hexdigest()
+    part = (
+        2**20 if len(source.files) <= 32 else 2**16
+    )  # bytes; thousands of files must not take minutes
+    facts: list[Any] = [source.column]
+    for file in source.files:
+        digest = hashlib.sha256()
+        try:
+            status = os.stat(file)
+            with open(file, "rb") as stream:
+                for start in (0, status.st_size // 2 - part // 2, status.st_size - part):
+                    stream.seek(max(0, start))
+                    digest.update(stream.read(part))
+        except OSError as error:
+            raise UserError(f"{file}: cannot be read ({error.strerror})") from None
+        facts.append(
+            (os.path.abspath(file), status.st_size, status.st_mtime_ns, digest.hexdigest())
+        )
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 
 # --------------------------------------------------------------------------------------------------
-# Files
+# Documents
 # --------------------------------------------------------------------------------------------------
 
 
-def read_txt(file: str, column: str) -> Iterator[str]:
-    piece, size = [], 0
-    for line in _lines(file):
-        # a line without end arrives in chunks, so a file of one line costs no more memory than
-        # another
+class NoColumn:
+    """What a reader yields for a row that lacks the column; `columns` are those it has."""
+
+    def __init__(self, columns: list[str]):
+        self.columns = columns
+
+
+def documents(source: Source, skipped: Counter) -> Iterator[str]:
+    """Yield the documents of docs or files in a fixed order; a hub dataset is read by corpus.py.
+
+    A text of more than LONGEST_DOCUMENT characters comes as several documents. Rows without text
+    are counted in `skipped` by reason.
+    """
+    if source.kind == "docs":
+        for _, text in docs_documents():
+            yield from cut(text)
+    rows, columns = 0, None
+    for file in source.files:
+        for place, value in _reader(file)(file, source.column):
+            rows += 1
+            if columns is None and isinstance(value, NoColumn):
+                columns = ", ".join(value.columns[:10])
+            text = text_of(value, f"{file}, {place}: column {source.column!r}", skipped)
+            if text is not None:
+                yield from cut(text)
+    if columns is not None and skipped["no such column"] == rows:
+        raise UserError(
+            f"--data {source.name}: none of the {rows:,} rows has a column {source.column!r}; the"
+            f" first has {columns or 'none'}; name it as {source.name}=PATH:COLUMN"
+        )
+
+
+def text_of(value: Any, where: str, skipped: Counter) -> str | None:
+    """Return a row's text, or None where it has none; the reason is counted in `skipped`."""
+    reason = None
+    if isinstance(value, NoColumn):
+        reason = "no such column"
+    elif value is None:
+        reason = "null"
+    elif not isinstance(value, str):
+        raise UserError(f"{where} holds {type(value).__name__}, not text")
+    elif not value.strip():
+        reason = "empty"
+    if reason is None:
+        return value
+    skipped[reason] += 1
+    return None
+
+
+def cut(text: str) -> Iterator[str]:
+    """Yield the text in parts of at most LONGEST_DOCUMENT characters; each ends a line or word."""
+    start = 0
+    while len(text) - start > LONGEST_DOCUMENT:
+        end = start + LONGEST_DOCUMENT
+        place = text.rfind("\n", start + LONGEST_DOCUMENT // 2, end) + 1
+        if place == 0:
+            place = end
+            while place > start and not text[place].isspace():
+                place -= 1
+        if place == start:  # one word of that length
+            place = end
+        yield text[start:place]
+        start = place
+    if start < len(text):
+        yield text[start:]
+
+
+# --------------------------------------------------------------------------------------------------
+# Files. A reader yields (place, value): where the row stands, and what the column holds there.
+# --------------------------------------------------------------------------------------------------
+
+
+def read_txt(file: str, column: str) -> Iterator[tuple[str, str]]:
+    lines, size = [], 0
+    # a line without end arrives in parts, so a file of one line costs no more memory than another
+    for number, line in _lines(file, LONGEST_DOCUMENT):
         if line.strip():
-            piece.append(line)
+            lines.append(line)
             size += len(line)
-        if (not line.strip() or size >= LONGEST_PIECE) and piece:
-            yield "".join(piece)
-            piece, size = [], 0
-    if piece:
-        yield "".join(piece)
+            if size > LONGEST_DOCUMENT:
+                *whole, rest = cut("".join(lines))
+                for part in whole:
+                    yield f"line {number}", part
+                lines, size = [rest], len(rest)
+        elif lines:
+            yield f"line {number}", "".join(lines)
+            lines, size = [], 0
+    if lines:
+        yield "last line", "".join(lines)
 
 
-def read_jsonl(file: str, column: str) -> Iterator[str]:
-    for number, line in enumerate(_lines(file, limit=-1), 1):
+def read_jsonl(file: str, column: str) -> Iterator[tuple[str, Any]]:
+    for number, line in _lines(file):
         if not line.strip():
             continue
+        place = f"line {number}"
         try:
-            text = json.loads(line)[column]
-        except (KeyError, TypeError, IndexError):
-            raise UserError(
-                f"{file}, line {number}: no column {column!r}; name it as NAME={file}:COLUMN"
-            ) from None
+            row = json.loads(line)
         except (ValueError, RecursionError):  # not JSON, or a number of thousands of digits
-            raise UserError(
-                f"{file}, line {number}: not JSON; expected one object a line"
-            ) from None
-        yield _string(text, f"{file}, line {number}: column {column!r}")
+            raise UserError(f"{file}, {place}: not JSON; expected one object a line") from None
+        if not isinstance(row, dict):
+            kind = type(row).__name__
+            raise UserError(f"{file}, {place}: holds {kind}, not an object with column {column!r}")
+        yield place, row[column] if column in row else NoColumn(list(row))
 
 
-def read_parquet(file: str, column: str) -> Iterator[str]:
+def read_parquet(file: str, column: str) -> Iterator[tuple[str, Any]]:
     import pyarrow  # here, because it takes half a second that other sources need not pay
     import pyarrow.parquet
 
     try:
         table = pyarrow.parquet.ParquetFile(file)
         if column not in table.schema_arrow.names:
-            names = ", ".join(table.schema_arrow.names)
+            names = ", ".join(table.schema_arrow.names[:10])
             raise UserError(
-                f"{file}: no column {column!r}, but {names}; name it as NAME={file}:COLUMN"
+                f"{file}: no column {column!r}, but {names}; name it as NAME=PATH:COLUMN"
             )
         row = 0
-        for batch in table.iter_batches(batch_size=1000, columns=[column]):
-            for text in batch.column(0).to_pylist():
+        for batch in table.iter_batches(batch_size=64, columns=[column]):
+            for value in batch.column(0):
                 row += 1
-                yield _string(text, f"{file}, row {row}: column {column!r}")
+                yield f"row {row}", value.as_py()
     except (pyarrow.ArrowException, OSError) as error:
-        raise UserError(
-            f"{file}: not a readable parquet file ({str(error).splitlines()[0]})"
-        ) from None
+        raise UserError(f"{file}: not a readable parquet file ({first_line(error)})") from None
 
 
 READERS = {".txt": read_txt, ".jsonl": read_jsonl, ".parquet": read_parquet}
+COMPRESSED = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open, ".zst": None}
 
 
-def _string(text, where: str) -> str:
-    if not isinstance(text, str):
-        raise UserError(f"{where} holds {type(text).__name__}, not text")
-    return text.encode("utf-8", "replace").decode()  # JSON can hold half of a surrogate pair
+def _reader(file: str):
+    """Return the reader for a file's name, None where there is none."""
+    path = Path(file)
+    if path.suffix in COMPRESSED:
+        path = path.with_suffix("")
+        return READERS.get(path.suffix) if path.suffix != ".parquet" else None
+    return READERS.get(path.suffix)
 
 
-def _lines(file: str, limit: int = LONGEST_PIECE) -> Iterator[str]:
-    number = 0
+def _open(file: str) -> BinaryIO:
+    """Open a file for reading, decompressed; every member, stream or frame in it is read."""
+    suffix = Path(file).suffix
+    if suffix not in COMPRESSED:
+        return open(file, "rb")
+    if os.path.getsize(file) == 0:  # which the gzip module takes for a whole file
+        raise EOFError("0 bytes")
+    if suffix == ".zst":
+        import pyarrow  # Python has a module of its own for it only from 3.14 on
+
+        return io.BufferedReader(pyarrow.CompressedInputStream(pyarrow.OSFile(file), "zstd"))
+    return COMPRESSED[suffix](file, "rb")
+
+
+NOT_UTF8 = re.compile("[\udc80-\udcff]")  # how the error handler "surrogateescape" marks a byte
+
+
+def _lines(file: str, limit: int = -1) -> Iterator[tuple[int, str]]:
+    """Yield (number, line); a line of more than `limit` characters comes in parts."""
+    number, at_start = 0, True
     try:
-        with open(file, encoding="utf-8-sig") as stream:
+        with io.TextIOWrapper(_open(file), "utf-8-sig", "surrogateescape") as stream:
             while line := stream.readline(limit):
-                number += 1
-                yield line
-    except UnicodeDecodeError as error:
+                if at_start:
+                    number += 1
+                at_start = line.endswith("\n")
+                if bad := NOT_UTF8.search(line):
+                    byte = f"byte 0x{ord(bad[0]) & 0xFF:02x}"
+                    raise UserError(f"{file}, line {number}: not UTF-8 ({byte}); convert it first")
+                yield number, line
+    except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
+        if getattr(error, "strerror", None):
+            raise UserError(f"{file}: cannot be read ({error.strerror})") from None
         raise UserError(
-            f"{file}, near line {number + 1}: not UTF-8 ({error.reason}); convert it first"
+            f"{file}: damaged or cut short behind line {number} ({first_line(error)}); fetch or"
+            " compress it again"
         ) from None
-    except OSError as error:
-        raise UserError(f"{file}: cannot be read ({error.strerror})") from None
-
-
-# --------------------------------------------------------------------------------------------------
-# docs: the prose that every machine has
-# --------------------------------------------------------------------------------------------------

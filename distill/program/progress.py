@@ -1,4 +1,4 @@
-"""Progress of long work: a bar on a terminal, plain lines elsewhere."""
+"""Progress of long work: a bar on a terminal, a plain line every ten seconds elsewhere."""
 
 import time
 
@@ -6,14 +6,12 @@ from tqdm import tqdm
 
 
 class Progress:
-    """A tqdm bar on a terminal; elsewhere a plain line on stdout every ten seconds, with the time
-    left where it is known.
-    """
+    """Show how many bytes are done and, where `total` is known, the time that is left."""
 
-    def __init__(self, what: str, total: int | None, unit: str = "B"):
-        self.what, self.total, self.done, self.start = what, total, 0, time.monotonic()
-        self.last = self.start
-        self.bar = tqdm(total=total, desc=what, unit=unit, unit_scale=True, disable=None)
+    def __init__(self, what: str, total: int | None):
+        self.what, self.total, self.done = what, total, 0
+        self.start = self.last = time.monotonic()
+        self.bar = tqdm(total=total, desc=what, unit="B", unit_scale=True, disable=None)
 
     def update(self, amount: int) -> None:
         self.done += amount
@@ -23,8 +21,8 @@ class Progress:
             self.last = now
             line = f"{self.what}: {self.done / 1e6:.0f} MB"
             if self.total:
-                left = (self.total - self.done) * (now - self.start) / self.done
-                line += f" of {self.total / 1e6:.0f} MB, {left:.0f} s left"
+                seconds_left = (self.total - self.done) * (now - self.start) / self.done
+                line += f" of {self.total / 1e6:.0f} MB, {seconds_left:.0f} s left"
             print(line, flush=True)
 
     def close(self) -> None:
