@@ -1,0 +1,227 @@
+"""What holds for the loss of every method: padding, parts, precision, gradients, worked examples.
+
+SEQUENCES take states (B, N, D) of both sides and a mask, WORDS the factors of logits at M
+positions. Each is a function of tensors alone, with all else fixed.
+"""
+
+import doctest
+
+import pytest
+import torch
+from conftest import lengths_mask, states
+
+from distill import direct_minilm, hs, mha, mlm, od
+from distill.direct_minilm import direct_loss
+from distill.fast import vocabulary
+from distill.fast.relations import lean_relation_loss
+from distill.fast.vocabulary import lean_mlm_loss, lean_od_loss
+from distill.hs import hs_loss
+from distill.mha import relation_loss
+from distill.mlm import mlm_loss
+from distill.od import od_loss
+from minitransformer.errors import UserError
+
+D_S, D_T, R, V, M = 12, 6, 3, 11, 20
+W, HEAD_MAPS = states(D_S, D_T, seed=7), states(R, D_S // R, D_T // R, seed=8)
+TARGETS = torch.randint(V, (M,), generator=torch.Generator().manual_seed(3))
+
+SEQUENCES = {
+    "relation_loss": lambda x, y, mask: relation_loss(x, y, mask, R),
+    "lean_relation_loss": lambda x, y, mask: lean_relation_loss(x, y, mask, R),
+    "hs_loss": lambda x, y, mask: hs_loss(x, y, mask, W.to(y.dtype)),
+    "direct_loss": lambda x, y, mask: direct_loss(x, y, mask, HEAD_MAPS.to(y.dtype)),
+}
+ALL = pytest.mark.parametrize("loss", SEQUENCES.values(), ids=SEQUENCES)
+
+
+def logits(factors):
+    x, weight, bias = factors
+    return x @ weight.T + bias
+
+
+# f(student factors, teacher factors, positions): the factors of those positions are used
+WORDS = {
+    "od_loss": lambda s, t, _: od_loss(logits(s), logits(t), 2.0),
+    "lean_od_loss": lambda s, t, _: lean_od_loss(s, t, 2.0),
+    "mlm_loss": lambda s, _, positions: mlm_loss(logits(s), TARGETS[positions]),
+    "lean_mlm_loss": lambda s, _, positions: lean_mlm_loss(s, TARGETS[positions]),
+}
+OF_WORDS = pytest.mark.parametrize("loss", WORDS.values(), ids=WORDS)
+
+
+def sides(dtype=torch.float64):
+    return states(3, 6, D_S).to(dtype), states(3, 6, D_T, seed=1).to(dtype)
+
+
+def factors(D, seed, dtype=torch.float64):
+    shapes = (M, D), (V, D), (V,)
+    return tuple(states(*shape, seed=seed + i).to(dtype) for i, shape in enumerate(shapes))
+
+
+def at(factors, positions):
+    return factors[0][positions], *factors[1:]
+
+
+def value_and_gradient(loss, student, *rest):
+    student = student.clone().requires_grad_()
+    total, _ = loss(student, *rest)
+    total.backward()
+    return total.item(), student.grad
+
+
+@pytest.mark.parametrize("page", [mha, direct_minilm, hs, od, mlm], ids=lambda page: page.__name__)
+def test_worked_example_of_the_page(page):
+    result = doctest.testmod(page)
+    assert result.attempted >= 2
+    assert result.failed == 0
+
+
+@ALL
+@pytest.mark.parametrize("lengths", [[6, 4, 1], [0, 6, 3]])
+def test_gradient_is_the_derivative(loss, lengths):
+    (student, teacher), mask = sides(), lengths_mask(lengths, 6)
+    student.requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: loss(x, teacher, mask)[0], student)
+
+
+def test_gradient_of_the_maps_is_the_derivative():
+    (student, teacher), mask = sides(), lengths_mask([6, 4, 1], 6)
+    for loss, weight in ((hs_loss, W), (direct_loss, HEAD_MAPS)):
+        weight = weight.clone().requires_grad_()
+
+        def of_weight(weight, loss=loss):
+            return loss(student, teacher, mask, weight)[0]
+
+        assert torch.autograd.gradcheck(of_weight, weight)
+
+
+@ALL
+def test_padding_is_irrelevant_wherever_it_stands(loss):
+    (student, teacher), mask = sides(), lengths_mask([4, 6, 2], 6)
+    value, gradient = value_and_gradient(loss, student, teacher, mask)
+    noise = 1e3 * states(3, 6, D_S, seed=9)
+    noisy = [torch.where(mask[..., None], x, noise[..., : x.shape[-1]]) for x in (student, teacher)]
+    noisy_value, noisy_gradient = value_and_gradient(loss, *noisy, mask)
+    assert noisy_value == pytest.approx(value, rel=1e-12)
+    assert torch.allclose(noisy_gradient, gradient, atol=1e-13)
+    assert not gradient[~mask].any()
+    # On the left, where hs, direct and relations of the real tokens are the same.
+    left, _ = loss(student.flip(1), teacher.flip(1), lengths_mask([4, 6, 2], 6, left=True))
+    assert left.item() == pytest.approx(value, rel=1e-12)
+
+
+@ALL
+def test_sums_of_parts_are_the_sum_of_the_whole(loss):
+    """One batch = its micro-batches, each padded only to its own longest sequence; any order."""
+    (student, teacher), lengths = sides(), [6, 2, 3]
+    total, count = loss(student, teacher, lengths_mask(lengths, 6))
+    swapped, _ = loss(student.flip(0), teacher.flip(0), lengths_mask(lengths[::-1], 6))
+    assert swapped.item() == pytest.approx(total.item(), rel=1e-12)
+    first, first_count = loss(student[:1], teacher[:1], lengths_mask([6], 6))
+    rest, rest_count = loss(student[1:, :3], teacher[1:, :3], lengths_mask([2, 3], 3))
+    assert (first + rest).item() == pytest.approx(total.item(), rel=1e-12)
+    assert first_count + rest_count == count
+
+
+@ALL
+def test_nothing_to_count(loss):
+    student, teacher = sides()
+    value, gradient = value_and_gradient(loss, student, teacher, lengths_mask([0, 0, 0], 6))
+    assert (value, loss(student, teacher, lengths_mask([0, 0, 0], 6))[1]) == (0, 0)
+    assert not gradient.any()
+
+
+@ALL
+def test_bfloat16_states_are_compared_in_float32(loss):
+    (student, teacher), mask = sides(torch.bfloat16), lengths_mask([6, 4, 1], 6)
+    expected, slope = value_and_gradient(loss, student.float(), teacher.float(), mask)
+    with torch.autocast("cpu", torch.bfloat16):
+        total, count = loss(student, teacher, mask)
+        value, gradient = value_and_gradient(loss, student, teacher, mask)
+    assert total.dtype == count.dtype == torch.float32
+    assert value == pytest.approx(expected, rel=0.02)  # exact but for the product of hs_loss
+    assert gradient.dtype == torch.bfloat16
+    assert (gradient - slope).norm() <= 0.02 * slope.norm()
+
+
+@ALL
+def test_only_the_student_learns_and_upstream_scales(loss):
+    (student, teacher), mask = sides(), lengths_mask([6, 4, 1], 6)
+    _, slope = value_and_gradient(loss, student, teacher, mask)
+    student.requires_grad_()
+    teacher.requires_grad_()
+    (3 * loss(student, teacher, mask)[0]).backward()
+    assert torch.allclose(student.grad, 3 * slope)
+    assert teacher.grad is None
+
+
+@pytest.mark.parametrize("name", ["relation_loss", "hs_loss", "direct_loss"])
+def test_tensors_of_other_tokens_are_refused(name):
+    (x, y), mask, loss = sides(), lengths_mask([6, 4, 1], 6), SEQUENCES[name]
+    with pytest.raises(UserError, match=r"\(3, 6\), \(3, 5\) and \(3, 6\)"):
+        loss(x, y[:, :5], mask)
+    with pytest.raises(UserError, match=r"\(3, 6\) and \(3, 5\)"):
+        loss(x, y, mask[:, :5])
+    with pytest.raises(UserError, match=r"must be \(B, N, D\): got \(6, 12\)"):
+        loss(x[0], y, mask)
+
+
+@pytest.fixture
+def small_chunks(monkeypatch):
+    """The lean forms take 7 positions, 3 rows and 4 words at a time."""
+    monkeypatch.setattr(vocabulary, "CHUNK", 7 * V)
+    monkeypatch.setitem(vocabulary.ROWS, "cpu", 3 * V)
+    monkeypatch.setitem(vocabulary.WORDS, "cpu", 4)
+
+
+@OF_WORDS
+def test_gradient_of_words_is_the_derivative(loss, small_chunks):
+    student, teacher = at(factors(2, 0), slice(0, 9)), at(factors(3, 5), slice(0, 9))
+    inputs = [x.requires_grad_() for x in student]
+    assert torch.autograd.gradcheck(lambda *s: loss(s, teacher, slice(0, 9))[0], inputs)
+
+
+@OF_WORDS
+def test_parts_order_and_shift_of_words(loss, small_chunks):
+    student, teacher = factors(4, 0), factors(5, 5)
+    everything = slice(0, M)
+    total, count = loss(student, teacher, everything)
+    parts = [
+        loss(at(student, part), at(teacher, part), part)
+        for part in (slice(0, 3), slice(3, M), slice(M, M))
+    ]
+    order = torch.randperm(M, generator=torch.Generator().manual_seed(0))
+    x, weight, bias = student
+    for other in (
+        sum(part for part, _ in parts),
+        loss(at(student, order), at(teacher, order), order)[0],
+        loss((x, weight, bias + 5), teacher, everything)[0],
+    ):
+        assert other.item() == pytest.approx(total.item(), rel=1e-12)
+    assert sum(part_count for _, part_count in parts) == count == M
+    assert parts[2] == (0, 0)
+    differs, _ = loss(at(student, everything), at(teacher, order), order)
+    assert abs(differs - total) > 0.01 * total
+
+
+@OF_WORDS
+def test_words_under_autocast(loss):
+    """Products in bfloat16 as everything else under autocast, distributions and sums in float32."""
+    student, teacher = (factors(D, seed, torch.float32) for D, seed in ((16, 0), (24, 5)))
+    expected, _ = loss(student, teacher, slice(0, M))
+    student = [x.requires_grad_() for x in student]
+    with torch.autocast("cpu", torch.bfloat16):
+        total, count = loss(student, teacher, slice(0, M))
+    total.backward()
+    assert total.dtype == count.dtype == torch.float32
+    assert total.item() == pytest.approx(expected.item(), rel=0.02)
+    assert all(x.grad.dtype == torch.float32 for x in student)
+
+
+@OF_WORDS
+def test_huge_logits_and_no_positions(loss):
+    (x, weight, bias), teacher = factors(4, 0, torch.float32), factors(5, 5, torch.float32)
+    assert loss((1e4 * x, weight, bias), teacher, slice(0, M))[0].isfinite()
+    nothing = x[:0].requires_grad_()
+    loss((nothing, weight, bias), at(teacher, slice(0, 0)), slice(0, 0))[0].backward()
+    assert nothing.grad.shape == (0, 4)
