@@ -42,7 +42,11 @@ RANGES = {
 }
 # The other keys that transformers' BertConfig and RobertaConfig know and that stay true of a
 # student. Nothing else is passed on: labels of the teacher's task, settings of another distiller.
-PASSED_ON = {"bos_token_id": (int,), "eos_token_id": (int,), "classifier_dropout": (int, float)}
+PASSED_ON = {
+    "bos_token_id": (0, 2**24),
+    "eos_token_id": (0, 2**24),
+    "classifier_dropout": (0.0, 1.0),
+}
 
 
 @dataclass(frozen=True)
@@ -74,11 +78,8 @@ class EncoderConfig:
         check_model_type(self.model_type)
         for name, (low, high) in RANGES.items():
             value = getattr(self, name)
-            types, kind = (int, float), "a number"
-            if isinstance(low, int):
-                types, kind = (int,), "a whole number"
-            # type() and not isinstance(): True is an int. NaN fails both comparisons.
-            if type(value) not in types or not low <= value <= high:
+            if not in_range(value, low, high):
+                kind = "a whole number" if isinstance(low, int) else "a number"
                 raise UserError(
                     f"config: {name} must be {kind} from {low} to {high}, not {value!r:.80}"
                 )
@@ -138,8 +139,8 @@ class EncoderConfig:
         if given["model_type"] != "bert":
             given.setdefault("pad_token_id", 1)
         extra = {}
-        for name, types in PASSED_ON.items():
-            if type(values.get(name)) in types:
+        for name, (low, high) in PASSED_ON.items():
+            if in_range(values.get(name), low, high):
                 extra[name] = values[name]
         return cls(**given, extra=extra, inferred=inferred)
 
@@ -151,6 +152,13 @@ class EncoderConfig:
             own[name] = type(low)(getattr(self, name))
         fixed = {"hidden_act": "gelu", "position_embedding_type": "absolute"}
         return {**self.extra, **own, **fixed, "architectures": [architecture]}
+
+
+def in_range(value: object, low: float, high: float) -> bool:
+    """Return whether this is a number from low to high, and whole if `low` is an int."""
+    types = (int,) if isinstance(low, int) else (int, float)
+    # type() and not isinstance(): True is an int. NaN fails both comparisons.
+    return type(value) in types and low <= value <= high
 
 
 def check_model_type(model_type: object) -> None:

@@ -4,9 +4,10 @@ import copy
 
 import pytest
 import torch
-from conftest import PADDINGS, largest_tensor, padded, tiny_encoder, tokens
+from conftest import PADDINGS, largest_tensor, padded, states, tiny_encoder, tokens
 
 from minitransformer import attention as forms
+from minitransformer import blocked_attention as blocks
 from minitransformer.attention import (
     attention,
     attention_map,
@@ -19,37 +20,43 @@ FORMS = (explicit_attention, fused_attention, blocked_attention)
 
 
 def heads(B=2, A=4, N=9, d=8, dtype=torch.float64):
-    generator = torch.Generator().manual_seed(0)
-    parts = torch.randn(3, B, A, N, d, generator=generator, dtype=torch.float64).to(dtype)
-    return [part.requires_grad_() for part in parts]
+    """Q, K, V (B, A, N, d), all with gradients."""
+    return [states(B, A, N, d, seed=i).to(dtype).requires_grad_() for i in range(3)]
 
 
 def value_and_gradients(form, parts, mask=None):
     out = form(*parts, mask)
-    return out, torch.autograd.grad(out.float().square().sum(), parts)
+    return out, *torch.autograd.grad(out.float().square().sum(), parts)
+
+
+def test_by_hand():
+    """Two tokens, d = 4, so the scores 0 and 2 ln 3 become 0 and ln 3: shares 1/4 and 3/4."""
+    query = torch.tensor([[[[1.0, 0, 0, 0], [0, 0, 0, 0]]]])
+    key = torch.tensor([[[[0.0, 1, 0, 0], [2 * torch.log(torch.tensor(3.0)), 0, 0, 0]]]])
+    expected = torch.tensor([[[[0.25, 0.75], [0.5, 0.5]]]])
+    torch.testing.assert_close(attention_map(query, key), expected)
+    only_first = torch.tensor([True, False])
+    expected = torch.tensor([[[[1.0, 0.0], [1.0, 0.0]]]])
+    torch.testing.assert_close(attention_map(query, key, only_first), expected)
 
 
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("block", [1, 3 * 81, 2**21], ids="{} numbers a block".format)
 def test_the_forms_are_equal_in_value_and_gradient(masked, block, monkeypatch):
-    monkeypatch.setattr(forms, "BLOCK", block)  # 1, 3 or all 8 heads at a time
+    monkeypatch.setattr(blocks, "BLOCK", block)  # 1, 3 or all 8 heads at a time
     parts = heads()
     mask = torch.rand(2, 1, 1, 9, generator=torch.Generator().manual_seed(1)) < 0.6
-    expected, *others = (
-        value_and_gradients(form, parts, mask if masked else None) for form in FORMS
-    )
-    for value, gradients in others:
-        torch.testing.assert_close(value, expected[0], rtol=0, atol=1e-14)
-        for gradient, slope in zip(gradients, expected[1], strict=True):
-            torch.testing.assert_close(gradient, slope, rtol=0, atol=1e-13)
+    mask = mask if masked else None
+    expected = value_and_gradients(explicit_attention, parts, mask)
+    for form in (fused_attention, blocked_attention):
+        for ours, theirs in zip(value_and_gradients(form, parts, mask), expected, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-13)
 
 
 def test_blocked_attention_takes_views_of_heads_and_passes_gradcheck():
-    x = torch.randn(2, 5, 6, dtype=torch.float64, requires_grad=True)
+    x = states(2, 5, 6).requires_grad_()
     split = [forms.split_heads(x * scale, 2) for scale in (1, 2, 3)]  # (B, A, N, d), no copies
     mask = torch.tensor([[1, 1, 0, 1, 1], [0, 1, 1, 1, 0]], dtype=torch.bool)[:, None, None]
-    expected = explicit_attention(*split, mask)
-    torch.testing.assert_close(blocked_attention(*split, mask), expected, rtol=0, atol=1e-15)
     assert torch.autograd.gradcheck(lambda *parts: blocked_attention(*parts, mask), split)
 
 
@@ -60,18 +67,18 @@ def test_bfloat16_is_as_exact_in_blocks_as_written_out():
     truth = value_and_gradients(explicit_attention, exact)
     errors = {}
     for form in (explicit_attention, blocked_attention):
-        value, gradients = value_and_gradients(form, rounded)
-        assert value.dtype == torch.bfloat16
+        results = value_and_gradients(form, rounded)
+        assert results[0].dtype == torch.bfloat16
         errors[form] = [
             ((ours.double() - true).norm() / true.norm()).item()
-            for ours, true in zip((value, *gradients), (truth[0], *truth[1]), strict=True)
+            for ours, true in zip(results, truth, strict=True)
         ]
     for ours, plain in zip(errors[blocked_attention], errors[explicit_attention], strict=True):
         assert 0 < ours < min(0.01, 1.1 * plain)
 
 
 def test_blocked_attention_holds_no_map_of_all_heads(monkeypatch):
-    monkeypatch.setattr(forms, "BLOCK", 2 * 64**2)
+    monkeypatch.setattr(blocks, "BLOCK", 2 * 64**2)
     parts = heads(2, 4, 64, 8)
     largest = largest_tensor(lambda: blocked_attention(*parts).sum().backward())
     assert largest == 2 * 64**2  # two heads' maps, of eight
@@ -98,19 +105,8 @@ def test_an_encoder_with_another_form_is_the_same_encoder(form, padding):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-13)
 
 
-def test_by_hand():
-    """Two tokens, d = 4, so the scores 0 and 2 ln 3 become 0 and ln 3: shares 1/4 and 3/4."""
-    query = torch.tensor([[[[1.0, 0, 0, 0], [0, 0, 0, 0]]]])
-    key = torch.tensor([[[[0.0, 1, 0, 0], [2 * torch.log(torch.tensor(3.0)), 0, 0, 0]]]])
-    expected = torch.tensor([[[[0.25, 0.75], [0.5, 0.5]]]])
-    torch.testing.assert_close(attention_map(query, key), expected)
-    only_first = torch.tensor([True, False])
-    expected = torch.tensor([[[[1.0, 0.0], [1.0, 0.0]]]])
-    torch.testing.assert_close(attention_map(query, key, only_first), expected)
-
-
 @pytest.mark.parametrize("form", FORMS)
-def test_a_sequence_of_nothing_but_padding_is_finite_and_disturbs_nobody(form):
+def test_a_sequence_of_nothing_but_padding_is_finite_and_changes_no_other(form):
     encoder = tiny_encoder()
     encoder.attention = form
     ids, mask = tokens(encoder.config, (12, 0, 9))

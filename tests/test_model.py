@@ -5,9 +5,10 @@ import itertools
 
 import pytest
 import torch
-from conftest import MODEL_TYPES, PADDINGS, padded, tiny_config, tiny_encoder
+from conftest import PADDINGS, padded, tiny_config, tiny_encoder
 
 from minitransformer import Encoder, UserError
+from minitransformer.config import MODEL_TYPES
 
 
 def test_roberta_positions_come_from_the_ids_and_not_from_the_mask():
@@ -18,9 +19,6 @@ def test_roberta_positions_come_from_the_ids_and_not_from_the_mask():
     summed = table.word(ids) + table.position(expected) + table.token_type.weight[0]
     for mask in (None, torch.tensor([[0, 1, 1, 0, 1]]), torch.tensor([[1, 1, 0, 0, 0]])):
         assert torch.equal(encoder(ids, mask).hidden[0], table.norm(summed))
-
-
-# ---- masks ---------------------------------------------------------------------------------------
 
 
 def test_the_mask_may_be_bool_or_number_and_all_true_is_no_mask():
@@ -41,9 +39,6 @@ def test_what_stands_in_the_padding_is_irrelevant(side):
     other = ids.where(mask, 77)
     ours, theirs = encoder(ids, mask), encoder(other, mask)
     assert torch.equal(ours.hidden[-1][mask], theirs.hidden[-1][mask])
-
-
-# ---- stopping early ------------------------------------------------------------------------------
 
 
 class Untouchable(torch.nn.Module):
@@ -94,9 +89,6 @@ def test_a_layer_that_does_not_exist_is_refused(stop):
         tiny_encoder()(torch.zeros(1, 4, dtype=torch.long), stop=stop)
 
 
-# ---- start, precision, devices, compilers --------------------------------------------------------
-
-
 def test_random_start_is_berts():
     encoder = Encoder(tiny_config(hidden_size=128, intermediate_size=256))
     encoder.reset_parameters(torch.Generator().manual_seed(3))
@@ -130,7 +122,6 @@ def test_training_mode_changes_nothing_and_neither_does_no_grad():
 def test_the_modules_keep_nothing_of_a_pass():
     encoder = tiny_encoder()
     before = {name: set(vars(module)) for name, module in encoder.named_modules()}
-    encoder.attention_maps(*padded(encoder.config, "right"))
     encoder(*padded(encoder.config, "right"))
     assert before == {name: set(vars(module)) for name, module in encoder.named_modules()}
 
@@ -152,16 +143,35 @@ def test_bf16_autocast(training):
         assert encoder.blocks[0].query.weight.grad.isfinite().all()
 
 
-def test_float64_and_the_meta_device():
+def test_float64_stays_float64():
     encoder = tiny_encoder().double()
     ids, mask = padded(encoder.config, "right")
     assert encoder.mlm_logits(encoder(ids, mask).hidden[-1]).dtype == torch.float64
-    out = encoder.to("meta")(ids.to("meta"), mask.to("meta"))
-    assert out.hidden[-1].shape == (3, 40, 32)
-    assert out.hidden[-1].is_meta
 
 
-@pytest.mark.parametrize(("model_type", "padding"), [*zip(MODEL_TYPES, PADDINGS, strict=True)])
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("padding", ["none", "left"])
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
+def test_no_question_is_asked_of_a_device(model_type, padding, autocast):
+    """The meta device holds no numbers: whatever asks for one, as a GPU would wait for it, fails.
+
+    So does any tensor that was left on the CPU.
+    """
+    encoder = tiny_encoder(model_type).to("meta")
+    ids, mask = padded(encoder.config, padding)
+    ids, mask = ids.to("meta"), None if mask is None else mask.to("meta")
+    for stop, keep in ((None, "all"), ((2, "qkv"), "last"), ((3, "hidden"), "hidden")):
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            out = encoder(ids, mask, ids % 1, stop=stop, keep=keep)
+            logits = encoder.mlm_logits(out.hidden[-1])
+        assert logits.shape == (*ids.shape, 300)
+        assert logits.is_meta
+        (logits.sum() + out.queries[-1].sum()).backward()
+    assert all(parameter.grad.is_meta for parameter in encoder.parameters())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("model_type", "padding"), [("bert", "right"), ("roberta", "none")])
 def test_one_graph_for_torch_compile(model_type, padding):
     """fullgraph: no break; the eager backend: no compiler is needed to see that."""
     torch.compiler.reset()
@@ -173,9 +183,6 @@ def test_one_graph_for_torch_compile(model_type, padding):
         for part, their_part in zip(ours, theirs, strict=True):
             for our_tensor, their_tensor in zip(part, their_part, strict=True):
                 torch.testing.assert_close(our_tensor, their_tensor, rtol=0, atol=1e-6)
-
-
-# ---- errors --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("model_type", MODEL_TYPES)

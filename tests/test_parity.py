@@ -3,8 +3,10 @@
 import pytest
 import torch
 import transformers
-from conftest import MODEL_TYPES, PADDINGS, padded, tiny_encoder
+from conftest import PADDINGS, padded, tiny_encoder
 
+from minitransformer.attention import attention_map, split_heads
+from minitransformer.config import MODEL_TYPES
 from minitransformer.convert import family, to_hugging_face
 from minitransformer.embedded import embedded_teacher_folder
 
@@ -108,8 +110,11 @@ def test_attention_maps_are_those_of_transformers():
     model = reference(encoder, attention="eager")
     with torch.no_grad():
         theirs = model(ids, attention_mask=mask, output_attentions=True).attentions
-    ours = encoder.attention_maps(ids, mask)
-    assert [tuple(m.shape) for m in ours] == [(3, 4, 40, 40)] * 3
+    out = encoder(ids, mask)
+    ours = [
+        attention_map(split_heads(query, 4), split_heads(key, 4), mask[:, None, None, :])
+        for query, key in zip(out.queries, out.keys, strict=True)
+    ]
     for our_map, their_map in zip(ours, theirs, strict=True):
         torch.testing.assert_close(our_map, their_map, rtol=0, atol=1e-6)
         assert our_map.masked_select(~mask[:, None, None, :]).max() == 0  # nobody reads padding
