@@ -42,7 +42,7 @@ from distill.training.processes import (
 )
 from distill.training.progress import StepProgress
 from distill.training.report import describe_encoder, describe_size, describe_start, finish
-from distill.training.resume import is_finished, resume, resumed_settings, start_record
+from distill.training.resume import begin, is_finished, resume, resumed_settings, start_record
 from distill.training.run import Run
 from distill.training.signals import Signals
 from distill.training.skipped import SkippedSteps
@@ -204,13 +204,10 @@ def distil(config: TrainConfig, run: Run) -> int:
     trained = [p for group in optimizer.param_groups for p in group["params"]]
 
     # ---- run folder: a new one, or the state of its newest checkpoint ----
-    first, skipped = 0, SkippedSteps(run)
+    skipped = SkippedSteps(run)
     parts = {"student": student, "method": method, "optimizer": optimizer, "skipped": skipped}
-    if config.resume:
-        first = resume(run, start_record(config, models, text), {**parts, "text": text})
-    else:
-        config = replace(config, out=str(run.create(f"runs/{config.method}")))
-        run.log("start", **start_record(config, models, text))
+    record = start_record(config, models, text)
+    first = resume(run, record, {**parts, "text": text}) if config.resume else begin(run, record)
     print(
         f"student: {describe_encoder(student)};"
         f" {describe_start(config.init, models.start['layers'])}"

@@ -4,6 +4,7 @@ import json
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -59,6 +60,13 @@ def start(folder: Path, *flags, processes=None, script=ROOT / "train.py") -> sub
         # a shell starts its background jobs with Ctrl-C ignored
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
+
+
+def free_port() -> int:
+    """Return a TCP port that nobody uses now."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
 
 
 def wait_for(process: subprocess.Popen, condition: Callable[[], bool]) -> bool:

@@ -26,7 +26,8 @@ def describe_encoder(encoder: Encoder) -> str:
 def describe_start(init: str, layers: list[int]) -> str:
     if not layers:
         return f"starts from {init}"
-    return f"starts from teacher layers {', '.join(map(str, layers))} ({init})"
+    plural = "s" if len(layers) > 1 else ""
+    return f"starts from teacher layer{plural} {', '.join(map(str, layers))} ({init})"
 
 
 def describe_size(text: list[dict]) -> str:
@@ -95,7 +96,7 @@ def plot_loss(config, steps: list[dict], evals: list[dict], file: Path) -> None:
     axes.set(
         xlabel="optimizer step",
         ylabel=f"{config.method} loss",
-        title=f"{config.out}: {config.teacher} -> student",
+        title=f"{file.parent}: {config.teacher} -> student",
     )
     axes.legend()
     axes.grid(alpha=0.3)

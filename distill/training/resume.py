@@ -58,6 +58,13 @@ def start_record(config, models: Models, text) -> dict:
     }
 
 
+def begin(run: Run, record: dict) -> int:
+    """Make the run folder, write the start record at once, return step 0."""
+    record["settings"]["out"] = str(run.create(f"runs/{record['settings']['method']}"))
+    run.log("start", **record)
+    return 0
+
+
 def resume(run: Run, record: dict, parts: dict) -> int:
     """Load the newest checkpoint into `parts`, cut the log back to it, return its step.
 

@@ -1,8 +1,10 @@
-"""Kill a run again and again, and see that its result is the one of a run that nobody disturbed.
+"""Disturb train.py for longer than a test may take, and compare what comes out.
 
-    python tests/torture/torture.py                 20 SIGKILLs, amid a save and at random moments
-    python tests/torture/torture.py --gigabytes 2   a text larger than memory: time to the first
-                                                    step, and anonymous memory later
+    python tests/torture/torture.py               20 SIGKILLs, during a save and at random moments:
+                                                  the result equals that of an unbroken run
+    python tests/torture/torture.py --pairs 200   two-rank runs in a row: all of them must end
+    python tests/torture/torture.py --gigabytes 2 a text larger than memory: time to the first
+                                                  step, and anonymous memory later
 
 tests/test_resume.py and tests/test_distributed.py are the short form; tests/helpers.py is shared.
 """
@@ -19,36 +21,28 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
+import pytest  # noqa: E402
 from conftest import WORDS  # noqa: E402
 from helpers import (  # noqa: E402
     amid_a_save,
     differences,
+    free_port,
     kill,
     make_inputs,
     start,
     steps_of,
     wait_for,
+    without_figures,
 )
 
+LONGEST_END = 90  # seconds that a two-rank run may take
+NARROW = "--method direct-minilm --student-layers 2 --student-hidden 192 --student-heads 4".split()
 
-def torture(folder: Path, kills: int, seed: int) -> None:
+
+def torture(folder: Path, kills: int, seed: int) -> bool:
+    """Kill a run `kills` times; return whether it ends as the run that nobody disturbed."""
     flags = make_inputs(folder, hidden_size=256, intermediate_size=1024)
-    flags += [
-        "--method",
-        "direct-minilm",
-        "--student-layers",
-        "2",
-        "--student-hidden",
-        "192",
-        "--student-heads",
-        "4",
-        "--steps",
-        "600",
-        "--save-every",
-        "3",
-        "--eval-every",
-        "50",
-    ]
+    flags += [*NARROW, *"--steps 600 --save-every 3 --eval-every 50".split()]
     began = time.time()
     unbroken = start(folder, *flags, "--out", "unbroken")
     if unbroken.wait():
@@ -56,49 +50,82 @@ def torture(folder: Path, kills: int, seed: int) -> None:
     took = time.time() - began
     print(f"unbroken run: {steps_of(folder / 'unbroken')} steps, {took:.0f} s", flush=True)
     chance, run = random.Random(seed), folder / "killed"
-    done, longest = 0, took / kills  # of one life
-    while True:
-        again = ["--out", "killed", "--resume"] if run.exists() else [*flags, "--out", "killed"]
-        process = start(folder, *again)
-        if done == kills:
-            break
-        amid = done % 2 == 0
-        if amid:
-            skip = steps_of(run) + chance.randint(1, 25)
-            wait_for(process, lambda: steps_of(run) >= skip)  # noqa: B023 - used at once
-            met = wait_for(process, amid_a_save(run))
+    for number in range(1, kills + 1):
+        resume = ["--out", "killed", "--resume"] if run.exists() else [*flags, "--out", "killed"]
+        process = start(folder, *resume)
+        moment = "at a random moment"
+        if number % 2:
+            wanted = steps_of(run) + chance.randint(1, 25)
+            wait_for(process, lambda wanted=wanted: steps_of(run) >= wanted)
+            if wait_for(process, amid_a_save(run)):
+                moment = "during a save"
             time.sleep(chance.uniform(0, 0.03))
         else:
-            time.sleep(chance.uniform(2, 6 + longest))  # loading takes the first seconds
+            time.sleep(chance.uniform(2, 6 + took / kills))  # loading takes the first seconds
         ended = process.poll() is not None
         kill(process)
         if ended:
-            sys.exit(f"the run ended by itself after {done} kills; more steps are needed")
-        done += 1
-        saves = sorted(path.name for path in run.glob("checkpoint-*"))
-        print(
-            f"kill {done:>2} {'amid a save' if amid and met else 'at a random moment':<19}"
-            f" after {steps_of(run)} steps; there is {', '.join(saves) or 'nothing'}",
-            flush=True,
-        )
+            sys.exit(f"the run ended by itself before kill {number}; more steps are needed")
+        saves = ", ".join(sorted(path.name for path in run.glob("checkpoint-*")))
+        print(f"kill {number:>2} {moment:<18} at {steps_of(run)} steps; {saves}", flush=True)
+    process = start(folder, "--out", "killed", "--resume")
     _, complaint = process.communicate()
     if process.returncode:
         sys.exit(complaint)
     found = differences(run, folder / "unbroken")
-    print(
-        f"{kills} kills in {time.time() - began - took:.0f} s:",
-        "; ".join(found) or "weights, maps and log equal the unbroken run's, bit for bit",
-    )
-    sys.exit(bool(found))
+    equal = "weights, maps and log equal the unbroken run's, bit for bit"
+    print(f"{kills} kills in {time.time() - began - took:.0f} s:", "; ".join(found) or equal)
+    return not found
 
 
-def rss_anon(pid: int) -> int:
-    """Anonymous memory of a process in MB: what it holds itself, without files mapped into it."""
-    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+def pairs(folder: Path, count: int) -> bool:
+    """Run `count` two-rank runs; return whether all ended with status 0.
+
+    The ranks are forks of this process, which has imported everything: that makes a run short.
+    """
+    import train
+    from distill.program import cli
+
+    without_figures(pytest.MonkeyPatch())
+    flags = make_inputs(folder)
+    failed = 0
+    for number in range(1, count + 1):
+        rank_ids, port = [], str(free_port())
+        for rank in range(2):
+            rank_ids.append(os.fork())
+            if rank_ids[rank] == 0:
+                os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+                os.environ |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+                os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+                os.chdir(folder)
+                sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+                argv = [*flags, "--steps", "3", "--out", f"pair-{number}"]
+                cli.run(lambda argv=argv: train.main(argv))
+        deadline, statuses = time.time() + LONGEST_END, {}
+        while len(statuses) < 2 and time.time() < deadline:
+            for process_id in set(rank_ids) - set(statuses):
+                done, status = os.waitpid(process_id, os.WNOHANG)
+                if done:
+                    statuses[process_id] = os.waitstatus_to_exitcode(status)
+            time.sleep(0.01)
+        for process_id in set(rank_ids) - set(statuses):
+            os.kill(process_id, 9)
+            os.waitpid(process_id, 0)
+        if list(statuses.values()) != [0, 0]:
+            failed += 1
+            print(f"pair {number}: {len(statuses)} of 2 ranks ended, {statuses}", flush=True)
+    print(f"{count - failed} of {count} two-rank runs ended")
+    return failed == 0
+
+
+def rss_anon(process_id: int) -> int:
+    """Return a process' anonymous memory in MB, without the files mapped into it."""
+    lines = Path(f"/proc/{process_id}/status").read_text().splitlines()
     return int(next(line.split()[1] for line in lines if line.startswith("RssAnon"))) // 1024
 
 
-def large_text(folder: Path, gigabytes: float, minutes: float) -> None:
+def large_text(folder: Path, gigabytes: float, minutes: float) -> bool:
+    """Train on a text of that size and print the memory it takes."""
     os.environ["TOKENIZERS_PARALLELISM"] = "true"  # as it is for a user
     flags = make_inputs(folder)
     chance = random.Random(0)
@@ -106,48 +133,42 @@ def large_text(folder: Path, gigabytes: float, minutes: float) -> None:
     with open(folder / "text.txt", "w") as text:
         while text.tell() < gigabytes * 1e9:
             text.write(page + "\n\n")
-    process = start(
-        folder,
-        *flags,
-        "--steps",
-        "100000000",
-        "--save-every",
-        "1000",
-        "--eval-every",
-        "1000",
-        "--out",
-        "run",
-    )
-    began, sizes, spoke = time.time(), [], -60.0
+    flags += "--steps 100000000 --save-every 1000 --eval-every 1000 --out run".split()
+    process = start(folder, *flags)
+    began, sizes, printed_at = time.time(), [], -60.0
     while process.poll() is None and time.time() < began + 60 * minutes:
         time.sleep(1)
         seconds, size = time.time() - began, rss_anon(process.pid)
         if seconds >= 60:
             sizes.append(size)
-        if seconds >= spoke + 60:
-            spoke = seconds
+        if seconds >= printed_at + 60:
+            printed_at = seconds
             print(f"{seconds:>6.0f} s  {steps_of(folder / 'run'):>7} steps  {size} MB", flush=True)
     process.terminate()
     printed, complaint = process.communicate()
     print("\n".join([*printed.splitlines()[:8], "...", *printed.splitlines()[-2:]]), complaint)
-    print(
-        f"anonymous memory from minute 1 to the end: {min(sizes)} to {max(sizes)} MB,"
-        f" {100 * (max(sizes) / min(sizes) - 1):.1f} %"
-    )
+    growth = 100 * (max(sizes) / min(sizes) - 1)
+    print(f"anonymous memory from minute 1 on: {min(sizes)} to {max(sizes)} MB, {growth:.1f} %")
+    return True
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    parser.add_argument("--pairs", type=int, help="run so many two-rank runs instead")
     parser.add_argument("--gigabytes", type=float, help="measure a run over so much text instead")
-    parser.add_argument("--minutes", type=float, default=10, help="that it is watched for")
+    parser.add_argument("--minutes", type=float, default=10, help="how long that run is watched")
     given = parser.parse_args()
-    here = Path(tempfile.mkdtemp(prefix="torture-"))
+    here, owner = Path(tempfile.mkdtemp(prefix="torture-")), os.getpid()
     try:
-        if given.gigabytes:
-            large_text(here, given.gigabytes, given.minutes)
+        if given.pairs:
+            good = pairs(here, given.pairs)
+        elif given.gigabytes:
+            good = large_text(here, given.gigabytes, given.minutes)
         else:
-            torture(here, given.kills, given.seed)
+            good = torture(here, given.kills, given.seed)
     finally:
-        shutil.rmtree(here)
+        if os.getpid() == owner:  # not in a forked rank
+            shutil.rmtree(here)
+    sys.exit(not good)
