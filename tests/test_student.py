@@ -2,73 +2,106 @@
 
 import pytest
 import torch
+from conftest import same, save_tiny, tiny_config, tiny_encoder
 
-from distill import build_method
+from distill import METHODS, build_method
+from distill.hs import evenly_spaced
 from distill.method import Batch
-from distill.student import default_init, freeze_unreached, is_folder, start_student, student_config
-from minitransformer import Encoder, EncoderConfig, UserError
+from distill.student import (
+    copied_layers,
+    default_init,
+    is_folder,
+    rebuild_start,
+    start_student,
+    student_config,
+)
+from distill.training.models import freeze_unreached, load_models
+from minitransformer import UserError, weights_hash
+from train import TrainConfig
 
 
 def config(layers=6, hidden=24, heads=4, **more):
-    sizes = dict(vocab_size=60, intermediate_size=4 * hidden, max_position_embeddings=16)
-    return EncoderConfig(
-        num_hidden_layers=layers, hidden_size=hidden, num_attention_heads=heads, **sizes | more
-    )
+    sizes = {"vocab_size": 60, "intermediate_size": 4 * hidden, "max_position_embeddings": 16}
+    sizes |= {"num_hidden_layers": layers, "hidden_size": hidden, "num_attention_heads": heads}
+    return tiny_config(**sizes | more)
 
 
 @pytest.fixture(scope="module")
 def teacher():
-    encoder = Encoder(config(), mlm_head=True)
-    generator = torch.Generator().manual_seed(1)
-    for parameter in encoder.parameters():  # biases and norms too, so that a copy can be told
-        parameter.data.normal_(generator=generator)
-    return encoder
+    return tiny_encoder(config())
 
 
-def copied_layers(student, teacher):
+def layers_found(student, teacher):
     """For each student block the number of the teacher layer it equals, or None."""
-
-    def same(a, b):
-        pairs = zip(a.state_dict().values(), b.state_dict().values(), strict=True)
-        return all(torch.equal(x, y) for x, y in pairs)
-
     found = []
     for block in student.blocks:
-        found.append(next((i for i, t in enumerate(teacher.blocks, 1) if same(block, t)), None))
+        equal = [i for i, layer in enumerate(teacher.blocks, 1) if same(block, layer)]
+        found.append(equal[0] if equal else None)
     return found
 
 
 @pytest.mark.parametrize(
-    ("init", "layers", "expected"),
+    ("init", "layers", "top", "expected"),
     [
-        ("uniform", 3, [2, 4, 6]),
-        ("uniform", 4, [2, 3, 5, 6]),  # 1.5 3 4.5 6, rounded half up
-        ("first", 3, [1, 2, 3]),
-        ("last", 3, [4, 5, 6]),
-        ("1,6", 2, [1, 6]),
-        ("embeddings", 2, [None, None]),
-        ("random", 2, [None, None]),
+        ("uniform", 3, None, [2, 4, 6]),
+        ("uniform", 4, None, [2, 3, 5, 6]),  # 1.5 3 4.5 6, rounded half up
+        ("uniform", 3, 5, None),  # the method reads layer 5: see below
+        ("uniform", 6, 5, [1, 2, 3, 4, 5, 6]),  # deeper than the method reads
+        ("first", 3, 5, [1, 2, 3]),
+        ("last", 3, None, [4, 5, 6]),
+        ("last", 3, 5, [3, 4, 5]),
+        ("1,6", 2, 5, [1, 6]),
+        ("embeddings", 2, 5, [None, None]),
+        ("random", 2, 5, [None, None]),
     ],
 )
-def test_layers_that_each_start_copies(teacher, init, layers, expected):
-    student = start_student(init, config(layers), teacher, 0, mlm_head=False)
-    assert copied_layers(student, teacher) == expected
-    same = torch.equal(student.embeddings.word.weight, teacher.embeddings.word.weight)
-    assert same == (init != "random")
+def test_layers_that_each_start_copies(teacher, init, layers, top, expected):
+    expected = expected or evenly_spaced(layers, top)
+    student = start_student(init, config(layers), teacher, 0, mlm_head=False, top=top)
+    assert layers_found(student, teacher) == expected
+    said = copied_layers(init, config(layers), teacher.config, top)
+    assert said == ([] if None in expected else expected)
+    copied = torch.equal(student.embeddings.word.weight, teacher.embeddings.word.weight)
+    assert copied == (init != "random")
     assert student.mlm_head is None
+    if init == "uniform":
+        assert expected[-1] == max(top or 6, layers)
+
+
+REBUILT = [
+    *((method, None) for method in METHODS),
+    *(("mha", init) for init in ("random", "embeddings", "last", "2", "FOLDER")),
+    *((method, "headless") for method in ("od", "mlm")),  # the MLM head is added
+]
+
+
+@pytest.mark.parametrize(("method", "init"), REBUILT)
+def test_a_start_can_be_rebuilt_bit_for_bit_from_the_log(tmp_path, method, init):
+    save_tiny(tmp_path / "teacher")
+    if init in ("FOLDER", "headless"):
+        save_tiny(tmp_path / init, mlm_head=init == "FOLDER", seed=3)
+        init = str(tmp_path / init)
+    settings = {"teacher": str(tmp_path / "teacher"), "method": method, "init": init, "seq_len": 16}
+    models, resolved = load_models(TrainConfig(**settings))
+    assert models.start["hash"] == weights_hash(models.student)
+    rebuilt = rebuild_start(vars(resolved), models.teacher)
+    assert weights_hash(rebuilt) == models.start["hash"]
+    assert same(rebuilt, models.student)
+    read = models.method.teacher_layer or 3
+    layers = {None: [read], "last": [read], "2": [2]}.get(init, [])
+    assert models.start["layers"] == layers
 
 
 def test_a_start_is_a_function_of_the_seed(teacher):
     starts = [start_student("random", config(2), teacher, s, mlm_head=True) for s in (3, 3, 4)]
-    words = [s.embeddings.word.weight for s in starts]
-    assert torch.equal(words[0], words[1])
-    assert not torch.equal(words[0], words[2])
+    assert same(starts[0], starts[1])
+    assert not same(starts[0], starts[2])
 
 
 def test_mlm_head_is_the_teachers_where_the_widths_agree(teacher):
-    same = start_student("embeddings", config(2), teacher, 0, mlm_head=True)
+    equal = start_student("embeddings", config(2), teacher, 0, mlm_head=True)
     narrow = start_student("embeddings", config(2, 12), teacher, 0, mlm_head=True)
-    assert torch.equal(same.mlm_head.bias, teacher.mlm_head.bias)
+    assert same(equal.mlm_head, teacher.mlm_head)
     assert not narrow.mlm_head.bias.any()
 
 
@@ -84,9 +117,8 @@ def test_narrow_embeddings_keep_the_principal_directions(teacher):
     rows = torch.cat([word[:5], teacher.embeddings.position.weight.double()[:5]])
     _, _, directions = torch.linalg.svd(word, full_matrices=False)
     expected = rows @ directions[:12].T
-    ours = torch.cat(
-        [student.embeddings.word.weight[:5], student.embeddings.position.weight[:5]]
-    ).double()
+    tables = student.embeddings.word.weight, student.embeddings.position.weight
+    ours = torch.cat([table[:5] for table in tables]).double()
     torch.testing.assert_close(ours @ ours.T, expected @ expected.T, rtol=1e-5, atol=1e-5)
 
 
@@ -97,12 +129,14 @@ def test_default_sizes(teacher):
     narrow = student_config(teacher.config, hidden=18)
     assert (narrow.num_attention_heads, narrow.intermediate_size) == (3, 72)  # 4 does not divide 18
     assert default_init(narrow, teacher.config) == "embeddings"
+    slim = student_config(config(intermediate_size=40))  # the teacher's FFN, not 4 x the width
+    assert slim.intermediate_size == 40
 
 
 @pytest.mark.parametrize(
     ("init", "student", "says"),
     [
-        ("uniform", config(2, 12), "(width, heads, FFN) are (12, 4, 48)"),
+        ("uniform", config(2, 12), r"\(width, heads, FFN\) are \(12, 4, 48\)"),
         ("last", config(7), "7 student layers, but the teacher has 6"),
         ("1,2", config(3), "lists 2 layers, but the student has 3"),
         ("1,9", config(2), "layer 9 is not one of the teacher's 1 to 6"),
@@ -110,27 +144,21 @@ def test_default_sizes(teacher):
     ],
 )
 def test_starts_that_cannot_be(teacher, init, student, says):
-    with pytest.raises(UserError, match=says.replace("(", r"\(").replace(")", r"\)")):
+    with pytest.raises(UserError, match=says):
         start_student(init, student, teacher, 0, mlm_head=False)
 
 
 def test_what_names_a_folder():
-    assert [is_folder(i) for i in ("random", "2,4,6", "3", "runs/hs", "embedded")] == [
-        False,
-        False,
-        False,
-        True,
-        True,
-    ]
+    names = ("random", "2,4,6", "3", None, "runs/hs", "embedded")
+    assert [is_folder(name) for name in names] == [False, False, False, False, True, True]
 
 
 def test_freeze_finds_what_the_method_never_reaches(teacher):
     student = start_student("uniform", config(3), teacher, 0, mlm_head=True)
     ids = torch.randint(5, 60, (2, 8))
     batch = Batch(ids, torch.ones_like(ids, dtype=torch.bool))
-    line = freeze_unreached(
-        student, build_method("mha", student.config, teacher.config), teacher.eval(), batch
-    )
+    method = build_method("mha", student.config, teacher.config)
+    line = freeze_unreached(student, method, teacher, batch)
     frozen = {n.rpartition(".")[0] for n, p in student.named_parameters() if not p.requires_grad}
     last = {f"blocks.2.{n}" for n in ("output", "attention_norm", "expand", "contract", "ffn_norm")}
     assert frozen == last | {"mlm_head", "mlm_head.dense", "mlm_head.norm"}
