@@ -1,22 +1,7 @@
-"""Small models and tokenizers that every test file may use.
+"""Small models, tokenizers, batches and mistakes that every test file may use.
 
-    tiny_config("bert" | "roberta" | "xlm-roberta", num_hidden_layers=2, ...)   an EncoderConfig
-    tiny_encoder(config or model type, mlm_head=True, seed=0)                   every tensor random
-    tiny_tokenizer(model type)                                                  any text works
-    tokens(config, lengths, side="right", seed=0)                               (ids, mask)
-    padded(config, "none" | "right" | "left")                                   (ids, mask or None)
-    save_tiny(folder, model type, mlm_head=True, seed=0)                        the folder, exported
-    rewrite(folder, form)                                                       other weight files
-    same(encoder, other)                                                        equal bit for bit
-    largest_tensor(call)                                                        numbers in it
-    states(*shape, seed=0, dtype=torch.float64)                                 random numbers
-    lengths_mask(lengths, tokens, left=False)                                   (B, N) bool
-    Attack(path)                                                                unpickled, writes it
-    Killed                                                                      SIGKILL, in process
-    embedded                                                                    (Encoder, Tokenizer)
-
-All but the last are plain functions: `from conftest import tiny_config`. `embedded` is a fixture,
-the real weights of the embedded teacher, shared by the session: copy the encoder to change it.
+All but `embedded` are plain functions and classes: `from conftest import tiny_config`. What starts
+train.py and compares runs is in helpers.py.
 """
 
 import functools
@@ -50,7 +35,7 @@ WORDS = ["the", "a", "of", "and", "to", "in", "is", "text", "token", "model", "l
 
 
 def tiny_config(model_type="bert", **changes):
-    """3 layers x 32, 4 heads, 300 words, room for 40 tokens."""
+    """Return sizes of 3 layers x 32, 4 heads, 300 words and 40 tokens, unless changed."""
     sizes = {
         "vocab_size": 300,
         "hidden_size": 32,
@@ -66,7 +51,7 @@ def tiny_config(model_type="bert", **changes):
 
 
 def tiny_encoder(config="bert", mlm_head=True, seed=0):
-    """An encoder in which no tensor is 0 or 1, so that none can be forgotten or swapped unseen."""
+    """Return an encoder without any tensor of 0 or 1: none is forgotten or swapped unseen."""
     config = tiny_config(config) if isinstance(config, str) else config
     encoder = Encoder(config, mlm_head=mlm_head).eval()
     generator = torch.Generator().manual_seed(seed)
@@ -89,7 +74,7 @@ def lengths_mask(lengths, tokens, left=False):
 
 
 def tokens(config, lengths, side="right", seed=0):
-    """(ids (B, N), mask (B, N) bool) of random text with these lengths, padded on one side."""
+    """Return random ids (B, N) of these lengths, padded on one side, and their mask (B, N)."""
     generator = torch.Generator().manual_seed(seed)
     shape = (len(lengths), max(lengths))
     ids = torch.randint(5, config.vocab_size, shape, generator=generator)
@@ -98,7 +83,7 @@ def tokens(config, lengths, side="right", seed=0):
 
 
 def padded(config, padding):
-    """(ids, mask or None) of a batch padded as the name in PADDINGS says; 40 tokens wide."""
+    """Return (ids, mask or None) of 40 tokens, padded as the name in PADDINGS says."""
     if padding == "none":
         return tokens(config, (40, 40))[0], None
     return tokens(config, (17, 40, 3), padding)
@@ -106,7 +91,7 @@ def padded(config, padding):
 
 @functools.cache
 def tiny_tokenizer(model_type="bert"):
-    """A tokenizer of that family; its vocabulary of fewer than 300 spells out any English text."""
+    """Return a tokenizer of that family; its fewer than 300 entries spell any English text."""
     with tempfile.TemporaryDirectory() as folder:
         write_tokenizer(Path(folder), model_type)
         return load_tokenizer(Path(folder), tiny_config(model_type))
@@ -153,7 +138,7 @@ def save_tiny(folder, model_type="bert", mlm_head=True, seed=0):
 
 
 def same(encoder, other):
-    """Whether two encoders hold the same bits under the same names."""
+    """Return whether two encoders hold the same bits under the same names."""
     ours, theirs = encoder.state_dict(), other.state_dict()
     return ours.keys() == theirs.keys() and all(torch.equal(ours[n], theirs[n]) for n in ours)
 
@@ -165,27 +150,25 @@ def rewrite(folder, form):
     """Store the folder's weights in another form, as transformers of some age did."""
     tensors = safetensors.torch.load_file(folder / "model.safetensors")
     (folder / "model.safetensors").unlink()
-    if form == "one .bin":
-        torch.save(tensors, folder / "pytorch_model.bin")
-    elif form == "one .bin of before torch 1.6":
-        torch.save(tensors, folder / "pytorch_model.bin", _use_new_zipfile_serialization=False)
-    else:
-        stem, write = ("model", safetensors.torch.save_file)
-        if form == "sharded .bin":
-            stem, write = "pytorch_model", torch.save
-        end = "bin" if form == "sharded .bin" else "safetensors"
-        names, weight_map = list(tensors), {}
-        for number in range(3):
-            shard = f"{stem}-{number + 1:05}-of-00003.{end}"
-            part = {name: tensors[name] for name in names[number::3]}
-            write(part, folder / shard)
-            weight_map |= dict.fromkeys(part, shard)
-        index = {"metadata": {"total_size": 1}, "weight_map": weight_map}
-        (folder / f"{stem}.{end}.index.json").write_text(json.dumps(index))
+    if form.startswith("one"):
+        zipped = form == "one .bin"
+        torch.save(tensors, folder / "pytorch_model.bin", _use_new_zipfile_serialization=zipped)
+        return
+    stem, end, write = "model", "safetensors", safetensors.torch.save_file
+    if form == "sharded .bin":
+        stem, end, write = "pytorch_model", "bin", torch.save
+    names, weight_map = list(tensors), {}
+    for number in range(3):
+        shard = f"{stem}-{number + 1:05}-of-00003.{end}"
+        part = {name: tensors[name] for name in names[number::3]}
+        write(part, folder / shard)
+        weight_map |= dict.fromkeys(part, shard)
+    index = {"metadata": {"total_size": 1}, "weight_map": weight_map}
+    (folder / f"{stem}.{end}.index.json").write_text(json.dumps(index))
 
 
 def largest_tensor(call):
-    """How many numbers the largest tensor has that any operation gives while `call` runs."""
+    """Return how many numbers the largest result of any operation has while `call` runs."""
     sizes = []
 
     class Watch(TorchDispatchMode):
@@ -216,5 +199,5 @@ class Killed(BaseException):
 
 @pytest.fixture(scope="session")
 def embedded():
-    """(Encoder, Tokenizer) of the embedded teacher."""
+    """Return (Encoder, Tokenizer) of the embedded teacher, one for the session: do not change them."""
     return load_pretrained(EMBEDDED_TEACHER)

@@ -105,10 +105,11 @@ def files(folder):
     return {path for path in folder.rglob("*") if "cache" not in path.relative_to(folder).parts}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("program", "flags", "message"),
     [(train, *row) for row in TRAIN] + [(evaluate, *row) for row in EVALUATE],
-    ids=lambda value: value.__name__ if hasattr(value, "__name__") else None,
+    ids=lambda value: getattr(value, "__name__", None),
 )
 def test_a_mistake_is_one_line(program, flags, message, here, tmp_path, monkeypatch, capfd):
     argv = flags.format(here=here).split()
