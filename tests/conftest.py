@@ -199,5 +199,5 @@ class Killed(BaseException):
 
 @pytest.fixture(scope="session")
 def embedded():
-    """Return (Encoder, Tokenizer) of the embedded teacher, one for the session: do not change them."""
+    """Return (Encoder, Tokenizer) of the embedded teacher; shared, so do not change them."""
     return load_pretrained(EMBEDDED_TEACHER)
