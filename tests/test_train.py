@@ -1,37 +1,29 @@
 """train.py from the words on the command line to the folder it leaves, on tiny models."""
 
-import json
+import os
 import subprocess
 import sys
-from types import SimpleNamespace
 
 import pytest
 import torch
+import yaml
+from conftest import Killed
+from helpers import ROOT, records, without_figures
 
 import train
-from distill import METHODS, build_method
-from distill.data.batches import Text
-from distill.student import freeze_unreached
+from distill import METHODS
+from distill.program import cli
+from distill.program.machine import autocast, choose_precision, machine
+from distill.program.table import columns
+from distill.training.card import hub_id
+from distill.training.optimizer import learning_rate
+from distill.training.report import describe_size
 from minitransformer import Encoder, EncoderConfig, load_pretrained, save_pretrained, weights_hash
 from minitransformer.errors import UserError
 from minitransformer.tokenizer import load_tokenizer
 
-SENTENCE = "the cat dog bird sees hears likes a red green small old tree house and or then"
-WORDS = SENTENCE.split()
-FAST = [
-    "--seq-len",
-    "16",
-    "--batch-size",
-    "8",
-    "--threads",
-    "1",
-    "--device",
-    "cpu",
-    "--lr",
-    "3e-3",
-    "--precision",
-    "fp32",
-]
+WORDS = "the cat dog bird sees hears likes a red green small old tree house and or then".split()
+FAST = "--seq-len 16 --batch-size 8 --threads 1 --device cpu --lr 3e-3 --precision fp32".split()
 
 
 @pytest.fixture(scope="module")
@@ -56,88 +48,98 @@ def here(tmp_path_factory):
     for name, head in (("teacher", True), ("headless", False)):
         encoder = Encoder(config, mlm_head=head).reset_parameters(torch.Generator().manual_seed(5))
         save_pretrained(folder / name, encoder, tokenizer)
-    # sentences with a rule in them, so that words can be guessed: each is followed by the next
-    lines = [
-        " ".join(WORDS[(s + i * (1 + s % 3)) % len(WORDS)] for i in range(40)) for s in range(150)
-    ]
+    lines = []
+    for s in range(150):  # a rule that makes words guessable: the next one is 1, 2 or 3 further on
+        lines.append(" ".join(WORDS[(s + i * (1 + s % 3)) % len(WORDS)] for i in range(40)))
     (folder / "text.txt").write_text("\n\n".join(lines))
     yield folder
     patch.undo()
 
 
 def run(folder, *flags, teacher="teacher"):
+    """Train and return the run folder and its log; without the slow figures of the end."""
     out = folder / f"run{len(list(folder.glob('run*')))}"
-    status = train.main(
-        [
-            "--teacher",
-            str(folder / teacher),
-            "--data",
-            f"t={folder}/text.txt",
-            "--out",
-            str(out),
-            *FAST,
-            *map(str, flags),
-        ]
-    )
-    assert status == 0
-    return out, [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    argv = ["--teacher", folder / teacher, "--data", f"t={folder}/text.txt", "--out", out]
+    with pytest.MonkeyPatch.context() as patch:
+        without_figures(patch)
+        assert train.main([str(word) for word in (*argv, *FAST, *flags)]) == 0
+    return out, records(out)
 
 
 def evals(log):
     return {r["step"]: r["loss"] for r in log if r["event"] == "eval"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("init", ["2,4", "random"])
 @pytest.mark.parametrize("method", METHODS)
 def test_each_method_learns_from_each_start(here, method, init):
     """200 steps bring the method's own loss on unseen text down; the teacher stays as it is."""
     before = weights_hash(here / "teacher")
-    flags = ["--student-ffn", 64, "--init", init, "--eval-every", 200, "--save-every", 80]
-    out, log = run(here, "--method", method, "--steps", 200, *flags)
+    flags = ["--init", init, "--eval-every", 200, "--save-every", 80, "--steps", 200]
+    _, log = run(here, "--method", method, *flags)
     losses = evals(log)
     assert sorted(losses) == [0, 200]
     assert losses[200] < 0.9 * losses[0]
     assert weights_hash(here / "teacher") == before
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_what_a_run_leaves(here, method):
+    out, log = run(here, "--method", method, "--steps", 3, "--save-every", 1, "--plain")
     steps = [r for r in log if r["event"] == "step"]
-    assert [r["step"] for r in steps] == list(range(1, 201))
+    assert [r["step"] for r in steps] == [1, 2, 3]
     assert all(r["loss"] >= 0 and r["lr"] > 0 and r["tokens_per_s"] > 0 for r in steps)
-    assert log[0]["event"] == "start"
+    assert [r["event"] for r in log[:2]] == ["start", "eval"]
     assert log[-1]["event"] == "summary"
+    assert log[0]["settings"]["plain"] is True
+    read = {"mha": 3, "direct-minilm": 3}.get(method, 4)  # the highest layer that the method reads
+    assert log[0]["start"]["layers"][-1] == read
     left = {path.name for path in out.iterdir()}
-    assert {"config.json", "model.safetensors", "tokenizer.json", "log.jsonl", "loss.png"} <= left
+    files = {"config.json", "model.safetensors", "tokenizer.json", "log.jsonl", "README.md"}
+    assert files <= left
     assert ("projections.safetensors" in left) == (method == "direct-minilm")
-    assert not [name for name in left if name.startswith("checkpoint")]
+    assert not [name for name in left if name.startswith(("checkpoint", "."))]
     student, _ = load_pretrained(out)
     assert (student.mlm_head is not None) == (method in ("od", "mlm"))
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_the_student_overfits_one_batch(here, method):
-    """On one batch the loss goes (nearly) to its floor: 0, or for MLM the best guess' entropy."""
-    teacher, tokenizer = load_pretrained(here / "teacher")
-    before = weights_hash(teacher)
-    student = Encoder(teacher.config).reset_parameters(torch.Generator().manual_seed(1))
-    chosen = build_method(method, student.config, teacher.config)
-    text = Text([f"t={here}/text.txt"], tokenizer, 16, seed=0)
-    (batch,) = text.step(4, 1, masked=chosen.masked_text)
-    freeze_unreached(student, chosen, teacher, batch)
-    transfer = train.Transfer(student, chosen)
-    config = SimpleNamespace(lr=3e-3, weight_decay=0.0, clip=1.0)
-    optimizer = train.make_optimizer(config, transfer)
-    losses = [
-        train.train_step(
-            config,
-            transfer,
-            teacher,
-            optimizer,
-            [batch],
-            lambda: torch.autocast("cpu", enabled=False),
-            0,
-        )[0]
-        for _ in range(400)
-    ]
-    assert losses[-1] < 0.1 * losses[0]
-    assert weights_hash(teacher) == before
+@pytest.mark.slow
+def test_the_figures_of_a_run(here, capsys):
+    """Without the shortcut of the other tests: loss.png and latencies are real."""
+    argv = ["--teacher", str(here / "teacher"), "--data", f"t={here}/text.txt", "--steps", "1"]
+    assert train.main([*argv, *FAST, "--out", str(here / "figures")]) == 0
+    assert (here / "figures" / "loss.png").read_bytes().startswith(b"\x89PNG")
+    assert records(here / "figures")[-1]["latency_s"][1] > 0
+    printed = capsys.readouterr().out
+    assert "starts from teacher layers 2, 3 (uniform)" in printed
+    assert "next:\n  python evaluate.py" in printed
+
+
+@pytest.mark.parametrize("method", ["mha", "mlm"])
+def test_the_model_card(here, method, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["train.py", "--method", method, "--data", "a b"])
+    flags = ["--method", method, "--steps", 2]
+    if method == "mlm":
+        flags += ["--init", here / "headless"]
+    out, log = run(here, *flags)
+    _, metadata, text = (out / "README.md").read_text().split("---\n", 2)
+    metadata = yaml.safe_load(metadata)
+    assert metadata["library_name"] == "transformers"
+    kind = "fill-mask" if method == "mlm" else "feature-extraction"
+    assert metadata["pipeline_tag"] == kind
+    assert {"distillation", method} <= set(metadata["tags"])
+    assert "base_model" not in metadata  # the teacher is a local folder
+    assert "datasets" not in metadata
+    assert ("**Fine-tune this model.**" in text) == (method == "mha")
+    source = "headless" if method == "mlm" else "teacher"
+    assert f"from `{here / source}`" in text
+    before, after = evals(log)[0], evals(log)[2]
+    assert f"held-out loss {before:.4f} before training, {after:.4f} after 2 steps" in text
+    assert f"- t: 100.0% of the sequences, {log[0]['text'][0]['tokens']:,} tokens" in text
+    assert f"python train.py --method {method} --data 'a b'" in text
+    ids = [hub_id(name) for name in ("embedded", "google-bert/bert-base-uncased", str(here))]
+    assert ids == ["sentence-transformers/all-MiniLM-L6-v2", "google-bert/bert-base-uncased", None]
 
 
 def test_od_needs_a_head_and_the_named_command_gives_one(here):
@@ -145,14 +147,13 @@ def test_od_needs_a_head_and_the_named_command_gives_one(here):
         run(here, "--method", "od", "--steps", 2, teacher="headless")
     headed, _ = run(here, "--method", "mlm", "--init", here / "headless", "--steps", 2)
     assert load_pretrained(headed)[0].config.num_hidden_layers == 4
-    flags = ["--method", "od", "--steps", 2, "--student-ffn", 64]
-    _, log = run(here, *flags, teacher=headed.name)
+    _, log = run(here, "--method", "od", "--steps", 2, teacher=headed.name)
     assert evals(log)[2] > 0
 
 
 def test_od_from_an_hs_student(here):
     """As the study starts OD: the HS student's sizes hold, and its head is the teacher's."""
-    student, _ = run(here, "--method", "hs", "--steps", 3, "--student-ffn", 64)
+    student, _ = run(here, "--method", "hs", "--steps", 3)
     _, log = run(here, "--method", "od", "--steps", 3, "--init", student)
     assert log[0]["settings"]["student_layers"] == 2
     with pytest.raises(UserError, match=r"--student-layers 3, but --init .* has 2"):
@@ -171,40 +172,80 @@ def test_settings_are_declared_once_and_each_has_help(capsys):
         train.parse_config(["--help"])
     assert stopped.value.code == 0
     shown = capsys.readouterr().out
-    for f in train.fields(train.TrainConfig):
-        assert f"--{f.name.replace('_', '-')} " in shown
-        assert f.metadata["help"]
+    for name in train.TrainConfig.__dataclass_fields__:
+        assert f"--{name.replace('_', '-')} " in shown
+    config = train.parse_config(["--method", "hs", "--data", "docs", "--data", "web=x.txt"])
+    assert config.data == ["docs", "web=x.txt"]
+    assert config.lr == train.PEAK_LR["hs"]
 
 
 def test_learning_rate_rises_and_falls_in_a_line():
-    config = SimpleNamespace(lr=1.0, warmup=0.2, steps=10)
-    rates = [train.learning_rate(config, step) for step in range(10)]
+    rates = [learning_rate(step, 10, 1.0, 0.2) for step in range(10)]
     assert rates == pytest.approx([0.5, 1, 1, 7 / 8, 6 / 8, 5 / 8, 4 / 8, 3 / 8, 2 / 8, 1 / 8])
 
 
+def test_small_prints(monkeypatch):
+    assert describe_size([{"tokens": 1200}, {"tokens": 34}]) == "1,234 tokens"
+    assert describe_size([{"tokens": 1200}, {"tokens": None}]) == "size unknown"
+    assert columns([["", "a", "bb"], ["row", "1", "2"]]) == "       a    bb\nrow    1     2"
+    assert "GiB" in machine()
+    monkeypatch.delattr(os, "sysconf_names")  # as on Windows
+    assert "GiB" not in machine()
+
+
+def test_precision():
+    cpu, mps = torch.device("cpu"), torch.device("mps")
+    assert choose_precision("auto", mps) == "fp32"
+    assert choose_precision("bf16", cpu) == "bf16"
+    context, one = autocast(cpu, "bf16"), torch.ones(2, 2)
+    for _ in range(2):  # it may be entered again
+        with context:
+            assert (one @ one).dtype == torch.bfloat16
+    with autocast(cpu, "fp32"):
+        assert (one @ one).dtype == torch.float32
+
+
+def test_a_defect_has_a_traceback_and_a_mistake_has_none(capsys):
+    def fail(error):
+        def main():
+            raise error
+
+        with pytest.raises(SystemExit) as left:
+            cli.run(main)
+        return left.value.code, capsys.readouterr().err
+
+    status, complaint = fail(UserError("two\nlines"))
+    assert (status, complaint.count("\n")) == (2, 1)
+    status, complaint = fail(ZeroDivisionError("a defect"))
+    assert status == 1
+    assert "Traceback" in complaint
+    status, complaint = fail(Killed("not hidden"))
+    assert "Traceback" in complaint
+
+
+@pytest.mark.slow
 def test_no_transformers_at_run_time(here):
     """Both programs import and train without the package that only tests may use."""
+    argv = ["--teacher", str(here / "teacher"), "--data", f"t={here}/text.txt", "--steps", "1"]
     code = f"""
 import sys
 sys.modules["transformers"] = sys.modules["sentence_transformers"] = None
 import evaluate, train
-train.main({
-        [
-            "--teacher",
-            str(here / "teacher"),
-            "--data",
-            f"t={here}/text.txt",
-            "--steps",
-            "1",
-            "--out",
-            str(here / "bare"),
-            *FAST,
-        ]
-    })
+train.main({[*argv, "--out", str(here / "bare"), *FAST]})
 """
-    subprocess.run(
-        [sys.executable, "-c", code],
-        check=True,
-        cwd=train.__file__.rpartition("/")[0],
-        stdout=subprocess.DEVNULL,
-    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
+
+
+@pytest.mark.slow
+def test_windows_lacks_some_modules_and_signals(here):
+    """No import of fcntl or resource by us, no SIGHUP and SIGUSR1: only filelock may know fcntl."""
+    code = """
+import signal, sys
+del signal.SIGHUP, signal.SIGUSR1
+import filelock
+sys.modules["fcntl"] = sys.modules["resource"] = None
+import train
+from distill.training.signals import Signals
+Signals()
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
