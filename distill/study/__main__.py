@@ -1,0 +1,108 @@
+"""Plan, run and report the study.
+
+    python -m distill.study plan                             what is to be done, hours, what is done
+    python -m distill.study run --hours 2                    goes on from there, in that order
+    python -m distill.study run --only english-3x384/mha     the units whose names begin so
+    python -m distill.study report                           docs/study.md and its pictures
+
+Every command takes the records in docs/study/results.jsonl as they are; `run` appends to them. The
+multilingual setting needs --teacher: a folder, or intfloat/multilingual-e5-small from the hub. Your
+own teacher, text and tasks:
+
+    python -m distill.study run --student 6x768 --teacher google-bert/bert-base-uncased \\
+        --data web='corpus/*.parquet' --tasks glue --tokens 1e9
+"""
+
+import argparse
+import math
+import re
+import time
+from pathlib import Path
+
+from distill.program import cli
+from distill.study import units
+from distill.study.records import Records
+from distill.study.report import measured_speeds, write_report
+from distill.study.run import Study
+from distill.study.units import Student, estimated_seconds
+from minitransformer.errors import UserError
+
+
+def parse_config(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = cli.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("command", choices=["plan", "run", "report"])
+    add("--only", default="", metavar="NAME", help="units whose names begin so")
+    add("--hours", type=float, default=math.inf, help="run: stop after them (default: never)")
+    add("--scale", type=float, default=1.0, help="factor on all tokens (default: 1)")
+    add(
+        "--lr-from",
+        choices=["grid", "defaults"],
+        default="grid",
+        help="search each method's learning rate first, or take train.py's (default: grid)",
+    )
+    add("--teacher", default="intfloat/multilingual-e5-small", help="of multilingual, or your own")
+    add("--student", metavar="LxH", help="your own setting: layers and width, such as 6x768")
+    add("--data", action="append", default=[], help="your own setting: text, as in train.py")
+    add("--tasks", nargs="+", default=["docs"], help="your own setting: as in evaluate.py")
+    add("--tokens", type=float, default=1e9, help="your own setting: of a run (default: 1e9)")
+    add("--folder", type=Path, default=Path("runs/study"), help="work folder")
+    add("--results", type=Path, default=Path("docs/study/results.jsonl"), help="the records")
+    add("--page", type=Path, default=Path("docs/study.md"), help="report: the page to write")
+    add("--readme", action="store_true", help="report: print the README's table instead")
+    config = parser.parse_args(argv)
+    if config.scale <= 0 or config.tokens < 1 or config.hours < 0:
+        raise UserError("--scale and --tokens must be above 0, --hours at least 0")
+    if config.student and not (config.data and re.fullmatch(r"[1-9]\d*x[1-9]\d*", config.student)):
+        raise UserError(f"--student {config.student}: give LAYERSxWIDTH, --teacher and --data")
+    return config
+
+
+def planned_units(config: argparse.Namespace) -> list[units.Unit]:
+    own = None
+    if config.student:
+        layers, hidden = map(int, config.student.split("x"))
+        own = Student("own", layers, hidden, config.tokens, 3_000)
+    return units.plan(config.scale, config.lr_from == "grid", config.only, own)
+
+
+def print_plan(planned: list[units.Unit], records: list[dict]) -> None:
+    """One line a unit: its name, estimated hours, the hours up to its end; done or not."""
+    done = {record["unit"] for record in records}
+    speeds = measured_speeds(records)
+    hours = 0.0
+    for unit in planned:
+        if unit.name in done:
+            print(f"{unit.name:58} done")
+        else:
+            needed = estimated_seconds(unit, speeds) / 3600
+            hours += needed
+            print(f"{unit.name:58} {needed:6.2f} h  {hours:7.1f} h in all")
+    finished = sum(unit.name in done for unit in planned)
+    print(f"{finished} of {len(planned)} units are done; about {hours:.1f} hours are left")
+
+
+def main() -> int:
+    config = parse_config()
+    records = Records(config.results)
+    if config.command == "report":
+        return write_report(records.read(), config.page, config.readme)
+    planned = planned_units(config)
+    if config.command == "plan":
+        print_plan(planned, records.read())
+        return 0
+    study = Study(
+        folder=config.folder,
+        records=records,
+        scale=config.scale,
+        rates=config.lr_from == "grid",
+        deadline=time.monotonic() + 3600 * config.hours,
+        teacher=config.teacher,
+        data=tuple(config.data),
+        tasks=tuple(config.tasks),
+    )
+    return study.run(planned)
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,45 @@
+"""The results file: one JSON object a line, one line a finished unit, never changed afterwards."""
+
+import json
+import os
+from pathlib import Path
+
+from minitransformer.errors import UserError
+
+
+class Records:
+    """The records of a file. A line that a kill cut short is not one: `append` removes it first."""
+
+    def __init__(self, file: Path):
+        self.file = file
+
+    def read(self) -> list[dict]:
+        whole, _ = self._whole()
+        records = []
+        for number, line in enumerate(whole.splitlines(), 1):
+            try:
+                records.append(json.loads(line))
+            except ValueError:
+                raise UserError(f"{self.file}, line {number}: not JSON; restore the file") from None
+        return records
+
+    def append(self, record: dict) -> None:
+        """Write the whole line and wait for the disk; a unit has one record only."""
+        if any(known["unit"] == record["unit"] for known in self.read()):
+            raise UserError(f"{self.file} has a record of {record['unit']} already")
+        whole, torn = self._whole()
+        if torn:
+            print(f"{self.file}: its last line was cut short ({len(torn)} bytes); removed")
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        line = json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n"
+        with open(self.file, "ab") as file:
+            file.truncate(len(whole))
+            file.write(line.encode())
+            file.flush()
+            os.fsync(file.fileno())
+
+    def _whole(self) -> tuple[bytes, bytes]:
+        """Return (complete lines, what stands behind the last newline)."""
+        data = self.file.read_bytes() if self.file.exists() else b""
+        end = data.rfind(b"\n") + 1
+        return data[:end], data[end:]

@@ -1,0 +1,346 @@
+"""docs/study.md and its pictures, from the records alone."""
+
+import statistics
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from distill.evaluation.table import markdown
+from distill.study import figures
+from distill.study.compare import Comparison, Difference
+from distill.study.help_text import ENGLISH, TRAINED
+from distill.study.units import METHODS, ORDER
+from minitransformer.errors import UserError
+from minitransformer.files import atomic
+
+MHA = ("mha-L-1", "mha-L-2", "mha-L")
+MAPS = ("hs-uniform", "hs-last", "hs-uniform-consecutive", "hs-uniform+last")
+HS = (*MAPS, "hs-single")
+OD = ("od", "od-after-hs")
+# (statement, methods on the left, on the right, what the difference left - right is then)
+FINDINGS = (
+    ("MHA transfer is generally best", MHA, (*HS, *OD, "direct-minilm", "mlm"), "ahead"),
+    ("HS transfer stays competitive with MHA", HS, MHA, "not behind"),
+    ("HS gains from its layer map: several layers over the last", MAPS, ("hs-single",), "ahead"),
+    ("OD lags behind HS and MHA", OD, HS + MHA, "behind"),
+    ("MHA: an upper-middle layer over the last", ("mha-L-1", "mha-L-2"), ("mha-L",), "ahead"),
+)
+QUESTIONS = (
+    ("ours: a teacher over none", (*MHA, *HS, *OD, "direct-minilm"), ("mlm",), "ahead"),
+    ("ours: relations over Q, K, V themselves", ("mha-L-1",), ("direct-minilm",), "ahead"),
+    ("ours: od from the hs student over od alone, at twice the cost", OD[1:], OD[:1], "ahead"),
+    ("ours: half hs, half mha over mha, at equal cost", ("mha-after-hs",), MHA[:1], "ahead"),
+)
+
+
+@dataclass(frozen=True)
+class Group:
+    """All records of one student at one budget."""
+
+    student: str
+    tokens: float
+    records: list[dict]
+
+    @property
+    def name(self) -> str:
+        return f"{self.student}, {self.tokens / 1e6:g} M tokens"
+
+    @property
+    def slug(self) -> str:
+        return f"{self.student}-{self.tokens / 1e6:g}M"
+
+    @property
+    def comparison(self) -> Comparison:
+        scores = defaultdict(dict)
+        for record in self.records:
+            scores[record["method"]][record["seed"]] = headlines(record["scores"]["student"])
+        return Comparison(scores)
+
+    def rows(self) -> dict[str, list[list[dict]]]:
+        """Return {teacher, start (by its copied layers) or method: the score rows of each run}."""
+        found = defaultdict(list)
+        for record in self.records:
+            scores = record["scores"]
+            found["teacher"].append(scores["teacher"])
+            found[record["method"]].append(scores["student"])
+            if "first" not in record:  # a second phase starts from a student, which is a row
+                layers = ",".join(map(str, record.get("start", {}).get("layers", [])))
+                found[f"start {layers}".strip()].append(scores["start"])
+        return {name: [rows for rows in runs if rows] for name, runs in found.items() if any(runs)}
+
+    def references(self) -> dict[str, dict[str, float]]:
+        """Return {teacher or start: {task: score}}."""
+        rows = {name: runs for name, runs in self.rows().items() if name not in METHODS}
+        return {name: mean_of(headlines(run) for run in runs) for name, runs in rows.items()}
+
+
+def headlines(rows: list[dict]) -> dict[str, float]:
+    """Return {task: mean over fine-tuning seeds of its first metric}."""
+    found: dict[str, float] = {}
+    for row in rows:
+        if row["task"] != "glue":  # an average of other rows
+            found.setdefault(row["task"], statistics.fmean(row["values"]))
+    return found
+
+
+def by_language(rows: list[dict], task: str) -> dict[str, float]:
+    """Return {language: accuracy}, of the languages that are not English."""
+    found = {}
+    for row in rows:
+        metric, _, language = row["metric"].partition(" ")
+        if (row["task"], metric) == (task, "accuracy") and language not in ("", ENGLISH):
+            found[language] = statistics.fmean(row["values"])
+    return found
+
+
+def mean_of(scores: Iterable[dict[str, float]]) -> dict[str, float]:
+    scores = list(scores)
+    return {name: statistics.fmean(score[name] for score in scores) for name in scores[0]}
+
+
+def groups(records: list[dict]) -> list[Group]:
+    """Return them in the plan's order, larger budgets first. Runs with an undefined score, as after
+    a fine-tuning that diverged, are left out; the page counts them.
+    """
+    found = defaultdict(list)
+    for record in records:
+        if "scores" in record and is_defined(record):
+            found[record["student"], record["tokens"]].append(record)
+    names = [name for name, _, _ in ORDER]
+    place = {name: names.index(name) for name in names}
+    keys = sorted(found, key=lambda key: (place.get(key[0], len(names)), -key[1]))
+    return [Group(*key, found[key]) for key in keys]
+
+
+def is_defined(record: dict) -> bool:
+    rows = [row for side in record["scores"].values() for row in side]
+    return not any(None in row["values"] for row in rows)
+
+
+def measured_speeds(records: list[dict]) -> dict[str, float]:
+    """Return tokens/s by student and by student/method, as the records have them."""
+    found = defaultdict(list)
+    for record in records:
+        if record.get("tokens_read") and record.get("student"):
+            speed = record["tokens_read"] / record["seconds"]
+            found[record["student"]].append(speed)
+            found[f"{record['student']}/{record['method']}"].append(speed)
+    return {name: statistics.median(speeds) for name, speeds in found.items()}
+
+
+# ---- the parts of the page -----------------------------------------------------------------------
+
+
+def percent(score: float, error: float | None = None) -> str:
+    return f"{100 * score:.1f}" + ("" if error is None else f" ± {100 * error:.1f}")
+
+
+def score_table(group: Group, references: dict, methods: list[str], details: bool) -> str:
+    """One line for the teacher, each start and each method, the best method first."""
+    comparison = group.comparison
+    ranking = [method for method in comparison.ranking() if method in methods]
+    more = ["seeds", "own held-out loss", "lr", "hours"] if details else []
+    lines = [["", *comparison.tasks, "mean", "to the best", *more]]
+    for name, scores in references.items():
+        cells = [percent(scores[task]) for task in comparison.tasks]
+        mean = statistics.fmean(scores[task] for task in comparison.tasks)
+        lines.append([name, *cells, percent(mean), "", *[""] * len(more)])
+    for method in ranking:
+        cells = [percent(*comparison.mean_and_error(method, [task])) for task in comparison.tasks]
+        cells.append(percent(*comparison.mean_and_error(method)))
+        difference = comparison.difference(method, ranking[0])
+        cells.append("" if method == ranking[0] else f"{difference} ({difference.verdict})")
+        if details:
+            runs = [record for record in group.records if record["method"] == method]
+            first, last = (statistics.fmean(r["curve"][end][1] for r in runs) for end in (0, -1))
+            rates = sorted({f"{run['settings']['lr']:g}" for run in runs})
+            hours = statistics.fmean(run["seconds"] for run in runs) / 3600
+            cells += [str(len(runs)), f"{first:.3f} → {last:.3f}", ", ".join(rates), f"{hours:.2f}"]
+        lines.append([f"`{method}`", *cells])
+    return markdown(lines)
+
+
+def budget(group: Group) -> str:
+    """What every figure of the group rests on, and what it took."""
+    run = group.records[0]
+    settings = run["settings"]
+    machines = ", ".join(sorted({record["machine"] for record in group.records}))
+    text = sum(corpus["tokens"] or 0 for corpus in run["text"])
+    training = sum(r["seconds"] + r.get("first", {}).get("seconds", 0) for r in group.records)
+    evaluation = sum(record["evaluation_seconds"] for record in group.records)
+    return (
+        f"Each student read {group.tokens / 1e6:g} million tokens, {settings['batch_size']} x"
+        f" {settings['seq_len']} a step, of a text of {text / 1e6:.1f} million, in"
+        f" {settings['precision']} on {machines}. {len(group.records)} runs took"
+        f" {training / 3600:.1f} hours of training and {evaluation / 3600:.1f} of evaluation"
+        f" ({run['evaluation']['seeds']} fine-tuned models a run and task)."
+    )
+
+
+def resolution(comparison: Comparison) -> str:
+    """The smallest differences that the design can see: twice the pooled standard error."""
+    seeds = Counter(len(seeds) for seeds in comparison.scores.values()).most_common(1)[0][0]
+    error = comparison.pooled_error(seeds, comparison.tasks)
+    if seeds < 2 or error is None:
+        return "With one training seed no difference has a standard error."
+    tasks = [
+        f"{task} {200 * comparison.pooled_error(seeds, [task]):.1f}" for task in comparison.tasks
+    ]
+    return (
+        f"With {seeds} training seeds the design can see differences of {200 * error:.1f} points in"
+        f" the mean ({', '.join(tasks)}): twice the pooled standard error."
+    )
+
+
+def judge(difference: Difference, expected: str) -> str:
+    if difference.verdict == "one seed":
+        return "cannot say"
+    if expected == "not behind":
+        return "contradicts" if difference.verdict == "behind" else "agrees"
+    if difference.verdict == "tie":
+        return "cannot say"
+    return "agrees" if difference.verdict == expected else "contradicts"
+
+
+def findings_table(all_groups: list[Group]) -> str:
+    """Each statement against the best method on its left and the best other one on its right."""
+    lines = [["statement", "student", "verdict", "difference in points"]]
+    for statement, left, right, expected in FINDINGS + QUESTIONS:
+        for group in all_groups:
+            comparison = group.comparison
+            a = comparison.best(left)
+            b = comparison.best([method for method in right if method != a])
+            if a and b:
+                difference = comparison.difference(a, b)
+                numbers = f"`{a}` − `{b}`: {difference} ({difference.verdict})"
+                lines.append([statement, group.name, judge(difference, expected), numbers])
+    return markdown(lines)
+
+
+def language_table(scores: dict[str, dict[str, float]], task: str) -> str:
+    languages = list(next(iter(scores.values())))
+    seen = [language for language in languages if language in TRAINED]
+    unseen = [language for language in languages if language not in TRAINED]
+    lines = [[task, "distilled on", "kept out", *languages]]
+    for name in sorted(scores, key=lambda name: -statistics.fmean(scores[name].values())):
+        cells = [
+            percent(statistics.fmean(scores[name][language] for language in part))
+            for part in (seen, unseen)
+        ]
+        lines.append([name, *cells, *(f"{100 * scores[name][name_]:.0f}" for name_ in languages)])
+    return markdown(lines)
+
+
+def rates_table(searches: list[dict]) -> str:
+    lines = [["student", "method", "held-out loss at each learning rate", "taken", "hours"]]
+    for search in searches:
+        losses = [
+            f"{rate:g}: " + ("diverged" if loss is None else f"{loss:.4f}")
+            for rate, loss in search["rates"]
+        ]
+        hours = f"{search['seconds'] / 3600:.2f}"
+        best = f"{search['best']:g}"
+        lines.append([search["student"], search["method"], ", ".join(losses), best, hours])
+    return markdown(lines)
+
+
+def readme_table(group: Group) -> str:
+    """Eight rows and the budget, for the README's "what we found"."""
+    comparison = group.comparison
+    references = group.references()
+    starts = {name: scores for name, scores in references.items() if name != "teacher"}
+    best = max(starts, key=lambda name: statistics.fmean(starts[name].values()), default=None)
+    kept = {name: references[name] for name in ("teacher", best) if name in references}
+    methods = [comparison.best(MHA), comparison.best(HS), comparison.best(OD)]
+    methods += ["hs-uniform", "direct-minilm", "mlm"]
+    return score_table(group, kept, methods, details=False) + "\n\n" + budget(group)
+
+
+# ---- the page ------------------------------------------------------------------------------------
+
+
+def page(records: list[dict], folder: Path) -> str:
+    """Return the page's text; its pictures are drawn into `folder`."""
+    found = groups(records)
+    commits = sorted({str(record["commit"])[:12] for record in records if record.get("commit")})
+    undefined = [r["unit"] for r in records if "scores" in r and not is_defined(r)]
+    parts = [
+        "# The study: which method of transfer is best?",
+        "Made by `python -m distill.study report` from [results.jsonl](study/results.jsonl), one"
+        " record a run; nothing here is typed by hand. Scores are percent, ± is a standard error"
+        " over training seeds. Differences are paired by seed and have a standard error of their"
+        " own ([compare.py](../distill/study/compare.py)); what twice that does not separate is a"
+        f" tie. Commits: {', '.join(commits)}.",
+    ]
+    if undefined:
+        parts.append(f"Left out, a score is undefined: {', '.join(undefined)}.")
+    for record in records:
+        if "perplexity" in record:
+            parts.append(
+                f"English teacher: the embedded one after {record['settings']['steps']:,} steps of"
+                f" masked-language modelling ({record['seconds'] / 3600:.2f} hours); held-out"
+                f" perplexity {record['perplexity']:.1f}, {100 * record['accuracy']:.1f} % of the"
+                " masked words right."
+            )
+    if not found:
+        return "\n\n".join([*parts, "No student has been evaluated yet."]) + "\n"
+
+    def picture(name: str, caption: str, function, *content) -> None:
+        function(folder / f"{name}.png", *content)
+        parts.append(f"![{caption}]({folder.name}/{name}.png)")
+
+    parts += ["## The study's findings, one by one", findings_table(found)]
+    picture("latency", "score against latency", figures.draw_latency, latencies(found))
+    for group in found:
+        comparison, references = group.comparison, group.references()
+        parts += [f"## {group.name}", f"{budget(group)} {resolution(comparison)}"]
+        parts.append(score_table(group, references, list(METHODS), details=True))
+        content = (group.name, comparison, references)
+        picture(f"ranking-{group.slug}", "mean scores", figures.draw_ranking, *content)
+        curves = defaultdict(list)
+        for record in group.records:
+            curves[record["method"]].append(record["curve"])
+        picture(f"curves-{group.slug}", "losses", figures.draw_curves, group.name, curves)
+        for task in comparison.tasks:
+            scores = {
+                name: mean_of(by_language(rows, task) for rows in runs)
+                for name, runs in group.rows().items()
+            }
+            if all(scores.values()):
+                parts.append(language_table(scores, task))
+                title = f"{group.name}: {task}"
+                content = (title, scores, TRAINED)
+                picture(f"{task}-{group.slug}", title, figures.draw_languages, *content)
+    searches = [record for record in records if "rates" in record]
+    if searches:
+        parts += ["## Learning rates", rates_table(searches)]
+    return "\n\n".join(parts) + "\n"
+
+
+def latencies(all_groups: list[Group]) -> list[tuple[str, float, dict[str, float]]]:
+    """Return (student, median milliseconds of one input, {method: mean score})."""
+    points = []
+    for group in all_groups:
+        facts = [record["models"]["student"]["latency_ms"] for record in group.records]
+        one_input = [next(iter(shapes.values()))["median"] for shapes in facts]
+        comparison = group.comparison
+        means = {method: comparison.mean_and_error(method)[0] for method in comparison.scores}
+        points.append((group.name, statistics.median(one_input), means))
+    return points
+
+
+def write_report(records: list[dict], file: Path, readme: bool) -> int:
+    found = groups(records)
+    if readme:
+        if not found:
+            raise UserError("no student has been evaluated yet; python -m distill.study run")
+        main_student = [group for group in found if group.student == found[0].student]
+        print(readme_table(max(main_student, key=lambda group: len(group.records))))
+        return 0
+    folder = file.with_suffix("")
+    folder.mkdir(parents=True, exist_ok=True)
+    with atomic(file) as unfinished:
+        unfinished.write_text(page(records, folder), "utf-8")
+    print(f"written: {file}, its pictures in {folder}")
+    return 0

@@ -1,0 +1,287 @@
+"""Run units: train.py and evaluate.py as processes, one record for each unit that is finished.
+
+Everything lies under the work folder, by the unit's name: `run` (train.py's run folder) and
+`evaluation`. A killed training goes on from its checkpoint, a killed evaluation from the cache of
+fine-tuned models, a unit with a record is never started again.
+"""
+
+import ctypes
+import json
+import math
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import filelock
+import torch
+
+from distill.data.batches import Text
+from distill.study import help_text
+from distill.study.records import Records
+from distill.study.units import BATCH, LENGTH, METHODS, RATES, TEACHER_BATCH, TEACHER_STEPS, Unit
+from distill.training.run import Run
+from minitransformer.errors import UserError
+from minitransformer.pretrained import find_folder, load_pretrained, read_json
+
+ROOT = Path(__file__).resolve().parents[2]
+KEPT_FACTS = ("commit", "versions", "machine", "settings", "text", "teacher", "start", "processes")
+
+
+class OutOfTime(Exception):
+    """The hours are over; what was running is saved."""
+
+
+class Failed(Exception):
+    """A process ended with an error, which it has printed."""
+
+
+@dataclass(frozen=True)
+class Study:
+    """Where things lie, and what the settings need. `rates`: search learning rates first."""
+
+    folder: Path
+    records: Records
+    scale: float
+    rates: bool
+    deadline: float  # on time.monotonic's clock
+    teacher: str | None = None  # of the multilingual setting, or of one's own
+    data: tuple[str, ...] = ()
+    tasks: tuple[str, ...] = ()
+
+    def run(self, units: list[Unit]) -> int:
+        """Run what has no record yet, in order; return the exit status."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        lock = filelock.FileLock(self.folder / "lock", timeout=0)
+        try:
+            with lock:
+                failed = [unit.name for unit in units if not self._finish(unit, units)]
+        except filelock.Timeout:
+            raise UserError(f"another process runs the study in {self.folder}") from None
+        except OutOfTime:
+            print("out of time; the same command goes on")
+            return 0
+        if failed:
+            print(f"failed, their messages stand above: {', '.join(failed)}")
+        return 1 if failed else 0
+
+    def _finish(self, unit: Unit, units: list[Unit]) -> bool:
+        done = {record["unit"] for record in self.records.read()}
+        if unit.name in done:
+            return True
+        if time.monotonic() > self.deadline:
+            raise OutOfTime
+        print(f"\n== {unit.name}", flush=True)
+        try:
+            if unit.method == "teacher":
+                record = self._teacher_record(unit)
+            elif unit.seed is None:
+                record = self._rates_record(unit)
+            else:
+                record = self._student_record(unit)
+        except Failed as error:
+            print(error, flush=True)
+            return False
+        self.records.append({"unit": unit.name, "scale": self.scale, **record})
+        self._remove_weights(units, done | {unit.name})
+        return True
+
+    # ---- the three kinds of records ----
+
+    def _teacher_record(self, unit: Unit) -> dict:
+        run = self._train_teacher()
+        facts = log_facts(run)
+        accuracy = mlm_accuracy(run, facts["settings"]["data"])
+        return {**facts, "perplexity": math.exp(facts["curve"][-1][1]), "accuracy": accuracy}
+
+    def _rates_record(self, unit: Unit) -> dict:
+        losses, seconds = {}, 0.0
+        for rate in RATES:
+            folder = self.folder / unit.name / f"{rate:g}"
+            try:
+                self._train(folder, self._flags(unit, seed=0, rate=rate))
+            except Failed as error:
+                print(error, flush=True)
+                losses[rate] = None  # it diverged
+            else:
+                facts = log_facts(folder)
+                losses[rate], seconds = facts["curve"][-1][1], seconds + facts["seconds"]
+        sound = {rate: loss for rate, loss in losses.items() if loss is not None}
+        if not sound:
+            raise Failed(f"{unit.name}: no learning rate led to a finite loss")
+        best = min(sound, key=sound.__getitem__)
+        grid = [[rate, loss] for rate, loss in losses.items()]
+        return {**identity(unit), "rates": grid, "best": best, "seconds": seconds}
+
+    def _student_record(self, unit: Unit) -> dict:
+        run = self._trained(unit)
+        evaluation = self.folder / unit.name / "evaluation"
+        began = time.monotonic()
+        results = self._evaluate(unit, run, evaluation)
+        record = {**identity(unit), **log_facts(run), "rate_from": self._rate(unit)[1]}
+        if unit.first:
+            first = log_facts(self._trained(unit.first))
+            record["first"] = {"unit": unit.first.name, "seconds": first["seconds"]}
+        record["evaluation_seconds"] = round(time.monotonic() - began, 1)
+        return {**record, **results}
+
+    # ---- training ----
+
+    def _trained(self, unit: Unit) -> Path:
+        """Return the run folder of the unit's student, trained now if it is not there."""
+        run = self.folder / unit.name / "run"
+        flags = self._flags(unit, unit.seed, self._rate(unit)[0])
+        if unit.first:
+            flags += ["--init", str(self._trained(unit.first))]
+        self._train(run, flags)
+        return run
+
+    def _train(self, folder: Path, flags: list[str]) -> None:
+        """Train into `folder`, or go on there, or leave it as it is where it is finished."""
+        if folder.exists():
+            try:
+                finished = Run(folder).records()[-1]["event"] == "summary"
+            except UserError:  # killed before it began
+                shutil.rmtree(folder)
+            else:
+                if finished:
+                    return
+                flags = ["--resume"]
+        self._call(str(ROOT / "train.py"), "--out", str(folder), *flags)
+
+    def _train_teacher(self) -> Path:
+        run = self.folder / "english" / "teacher" / str(TEACHER_STEPS)
+        flags = f"--method mlm --init embedded --lr 2e-4 --steps {TEACHER_STEPS}"
+        flags += f" --batch-size {TEACHER_BATCH} --save-every 100 --eval-every 250"
+        self._train(run, flags.split())
+        return run
+
+    def _teacher(self, setting: str) -> str:
+        return str(self._train_teacher()) if setting == "english" else self.teacher
+
+    def _flags(self, unit: Unit, seed: int, rate: float | None) -> list[str]:
+        student, method = unit.student, METHODS[unit.method]
+        teacher = self._teacher(unit.setting)
+        every = max(1, unit.steps // 8)
+        flags = [*method.flags.split(), "--teacher", teacher, "--seed", str(seed)]
+        flags += ["--steps", str(unit.steps), "--batch-size", str(BATCH), "--seq-len", str(LENGTH)]
+        flags += ["--eval-every", str(every), "--save-every", str(every)]
+        flags += ["--student-layers", str(student.layers), "--student-hidden", str(student.hidden)]
+        if method.from_top is not None:
+            layers = read_json(find_folder(teacher) / "config.json")["num_hidden_layers"]
+            flags += ["--teacher-layer", str(max(1, layers - method.from_top))]
+        if student.init and not method.first:
+            flags += ["--init", student.init]
+        if rate is not None:
+            flags += ["--lr", f"{rate:g}"]
+        for corpus in self._data(unit.setting):
+            flags += ["--data", corpus]
+        return flags
+
+    def _data(self, setting: str) -> tuple[str, ...]:
+        if setting == "multilingual":
+            folder = self.folder / "help"
+            help_text.build(folder)
+            return tuple(f"{name}={folder / name}.txt" for name in help_text.TRAINED)
+        return ("docs",) if setting == "english" else self.data
+
+    def _rate(self, unit: Unit) -> tuple[float | None, str]:
+        """Return the learning rate (None: train.py's own) and where it comes from."""
+        if self.rates:
+            wanted = identity(unit.rates) | {"tokens": None}
+            for record in self.records.read():
+                if {name: record.get(name) for name in wanted} | {"tokens": None} == wanted:
+                    return record["best"], record["unit"]
+            raise Failed(f"{unit.name}: its learning rate was not searched ({unit.rates.name})")
+        return None, "defaults"
+
+    # ---- evaluation ----
+
+    def _evaluate(self, unit: Unit, run: Path, out: Path) -> dict:
+        tasks = {"english": ("docs",), "multilingual": ("none",)}.get(unit.setting, self.tasks)
+        teacher = ["--teacher", self._teacher(unit.setting)]  # a run of mlm has none of its own
+        flags = [str(run), *teacher, "--out", str(out), "--tasks", *tasks]
+        self._call(str(ROOT / "evaluate.py"), *flags)
+        results = json.loads((out / "results.json").read_text())
+        rows = results["rows"]
+        if unit.setting == "multilingual":
+            languages = out / "languages.json"
+            flags = [str(run), *teacher, "--help-text", str(self.folder / "help")]
+            self._call("-m", "distill.study.multilingual", *flags, "--out", str(languages))
+            rows = rows + json.loads(languages.read_text())
+        roles = {str(run): "student", f"{run} (start)": "start"}
+        scores: dict[str, list[dict]] = {"student": [], "start": [], "teacher": []}
+        for row in rows:
+            kept = {name: row[name] for name in ("task", "metric", "values", "chance")}
+            scores[roles.get(row["model"], "teacher")].append(kept)
+        models = {roles.get(facts["model"], "teacher"): facts for facts in results["models"]}
+        return {"scores": scores, "models": models, "evaluation": results["settings"]}
+
+    # ---- processes ----
+
+    def _call(self, *words: str) -> None:
+        """Run a Python program until it ends or the hours are over; then it is asked to stop."""
+        print("$ python", *words, flush=True)
+        kill_too = die_with_parent if sys.platform == "linux" else None
+        process = subprocess.Popen([sys.executable, *words], preexec_fn=kill_too)
+        left = self.deadline - time.monotonic()
+        try:
+            process.wait(None if math.isinf(left) else max(0.0, left))
+        except subprocess.TimeoutExpired:
+            process.terminate()  # train.py saves its step first
+            process.wait()
+            raise OutOfTime from None
+        except KeyboardInterrupt:  # the process has had its own Ctrl-C
+            process.wait()
+            raise
+        if process.returncode:
+            raise Failed(f"{Path(words[0]).name} failed with status {process.returncode}")
+
+    def _remove_weights(self, units: list[Unit], done: set[str]) -> None:
+        """Remove the runs that have a record and from which no second phase is still to start."""
+        for unit in units:
+            if unit.name in done and unit.method != "teacher":
+                used = [unit] if unit.seed is None or not unit.first else [unit, unit.first]
+                for finished in used:
+                    if not finished.starts_others(done):
+                        shutil.rmtree(self.folder / finished.name, ignore_errors=True)
+
+
+def die_with_parent() -> None:
+    """Let the kernel kill this process when its parent is killed (Linux): else it would train on
+    while the next `run` wants the same folder.
+    """
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # 1: PR_SET_PDEATHSIG
+
+
+def identity(unit: Unit) -> dict:
+    names = {"setting": unit.setting, "student": unit.student.name, "method": unit.method}
+    return {**names, "seed": unit.seed, "tokens": unit.tokens}
+
+
+def log_facts(folder: Path) -> dict:
+    """Return what a run's log says: settings, text, machine; held-out losses; seconds of steps."""
+    log = Run(folder).records()
+    start = log[0]
+    tokens = start["sequences_a_step"] * start["settings"]["seq_len"]
+    speeds = [record["tokens_per_s"] for record in log if record["event"] == "step"]
+    seconds = sum(tokens / max(1, speed) for speed in speeds)
+    curve = [[record["step"], record["loss"]] for record in log if record["event"] == "eval"]
+    facts = {name: start[name] for name in KEPT_FACTS if name in start}
+    return {**facts, "curve": curve, "tokens_read": tokens * len(speeds), "seconds": seconds}
+
+
+@torch.inference_mode()
+def mlm_accuracy(folder: Path, data: list[str]) -> float:
+    """Return the share of masked held-out positions at which the model's first guess is right."""
+    encoder, tokenizer = load_pretrained(str(folder))
+    right = count = 0
+    for batch in Text(data, tokenizer, LENGTH).held_out(BATCH, masked=True):
+        hidden = encoder(batch.masked_ids, batch.mask, keep="last").hidden[-1]  # (B, N, D)
+        guesses = encoder.mlm_logits(hidden.flatten(0, 1)[batch.positions]).argmax(-1)
+        right += int((guesses == batch.ids.flatten()[batch.positions]).sum())
+        count += len(guesses)
+    return right / count

@@ -1,0 +1,343 @@
+"""The study: units in order, records that survive kills, differences, the page, the languages."""
+
+import itertools
+import json
+import math
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas
+import pytest
+import torch
+from helpers import ROOT, environment, kill, make_inputs, steps_of, wait_for
+
+from distill.study import help_text, multilingual, units
+from distill.study.compare import Comparison
+from distill.study.records import Records
+from distill.study.report import groups, measured_speeds, write_report
+from distill.study.run import Study
+from distill.study.units import METHODS, Student, Unit
+from minitransformer.errors import UserError
+
+STUDENT = Student("own", 2, 32, 40_960, 4_000)  # 20 steps
+
+
+# ---- units and records ---------------------------------------------------------------------------
+
+
+def test_the_plan_has_the_teacher_and_the_pilot_first_and_no_unit_twice():
+    names = [unit.name for unit in units.plan(1.0, rates=False)]
+    assert names[:5] == [
+        "english/teacher/1500",
+        "english-3x384/mha-L-1/seed-0/2M",
+        "english-3x384/hs-uniform/seed-0/2M",
+        "english-3x384/mha-L-1/seed-1/2M",
+        "english-3x384/hs-uniform/seed-1/2M",
+    ]
+    assert len(set(names)) == len(names)
+    for method in METHODS:  # three seeds for A, two for B and C
+        seeds = {
+            student: sum(name.startswith(f"english-{student}/{method}/seed") for name in names)
+            for student in ("3x384", "4x192", "2x384")
+        }
+        assert seeds == {"3x384": 3, "4x192": 2, "2x384": 2}
+
+
+def test_a_search_for_the_learning_rate_comes_before_its_units_and_is_a_quarter_as_long():
+    names = [unit.name for unit in units.plan(0.5, rates=True, only="english-2x384/od")]
+    assert names[1:3] == ["english-2x384/od/rates/0.25M", "english-2x384/od/seed-0/1M"]
+    with pytest.raises(UserError, match="english-9x9"):
+        units.plan(1.0, rates=True, only="english-9x9")
+
+
+def test_a_second_phase_costs_as_much_again_or_shares_the_tokens():
+    after = Unit(STUDENT, "od-after-hs", 1, 40_960)
+    assert after.first == Unit(STUDENT, "hs-uniform", 1, 40_960)
+    shared = Unit(STUDENT, "mha-after-hs", 1, 40_960)
+    assert shared.steps == shared.first.steps == 10
+
+
+def test_a_line_cut_short_by_a_kill_is_no_record_and_goes_at_the_next_append(tmp_path, capsys):
+    records = Records(tmp_path / "study" / "results.jsonl")
+    records.append({"unit": "a"})
+    with open(records.file, "ab") as file:
+        file.write(b'{"unit": "b", "sc')
+    assert records.read() == [{"unit": "a"}]
+    records.append({"unit": "c"})
+    assert "cut short" in capsys.readouterr().out
+    assert records.read() == [{"unit": "a"}, {"unit": "c"}]
+    with pytest.raises(UserError, match="has a record of a already"):
+        records.append({"unit": "a"})
+
+
+# ---- running, with processes that only pretend ---------------------------------------------------
+
+
+class Pretended(Study):
+    """Write what train.py and evaluate.py would: the loss is 1000 x the distance from 6e-4."""
+
+    def _call(self, script, *words):
+        calls.append(words)
+        flags = dict(itertools.pairwise(words))
+        out = Path(flags["--out"])
+        if script.endswith("evaluate.py"):
+            write_evaluation(out, words[0], 0.7)
+            return
+        rate = float(flags.get("--lr", 6e-4))
+        write_run(out, rate, int(flags["--steps"]), 1000 * abs(rate - 6e-4) + 0.1)
+
+
+calls = []
+
+
+def write_run(folder, rate, steps, loss):
+    settings = {"lr": rate, "seq_len": 128, "batch_size": 16, "precision": "fp32", "data": ["docs"]}
+    start = {"event": "start", "settings": settings, "sequences_a_step": 16, "machine": "here"}
+    start |= {"text": [{"tokens": 9}], "commit": "0" * 40, "start": {"layers": [1, 2]}}
+    log = [start, {"event": "eval", "step": 0, "loss": 1.0}]
+    log += [{"event": "step", "tokens_per_s": 2048}] * steps
+    log += [{"event": "eval", "step": steps, "loss": loss}, {"event": "summary"}]
+    folder.mkdir(parents=True)
+    (folder / "log.jsonl").write_text("".join(json.dumps(record) + "\n" for record in log))
+
+
+def write_evaluation(folder, run, score):
+    models = {"teacher": 0.9, f"{run} (start)": 0.5, run: score}
+    rows = [
+        {"model": model, "task": task, "metric": "accuracy", "values": [value], "chance": 0.5}
+        for model, value in models.items()
+        for task in ("docs-order", "docs-next")
+    ]
+    facts = [{"model": model, "latency_ms": {"1 x 128": {"median": 5.0}}} for model in models]
+    folder.mkdir(parents=True, exist_ok=True)
+    results = {"rows": rows, "models": facts, "settings": {"seeds": 1}}
+    (folder / "results.json").write_text(json.dumps(results))
+
+
+def pretended(folder, rates=True, deadline=math.inf):
+    calls.clear()
+    (folder / "teacher").mkdir(exist_ok=True)
+    (folder / "teacher" / "config.json").write_text('{"num_hidden_layers": 4}')
+    records = Records(folder / "results.jsonl")
+    sources = {"teacher": f"{folder}/teacher", "data": ("docs",), "tasks": ("docs",)}
+    return Pretended(folder / "work", records, 1.0, rates, deadline, **sources)
+
+
+def test_a_unit_takes_the_best_rate_of_its_search_and_leaves_one_record_and_no_weights(tmp_path):
+    study = pretended(tmp_path)
+    planned = units.plan(1.0, True, "own-2x32/mha-L-2", STUDENT)[:2]
+    assert study.run(planned) == 0
+    search, unit = study.records.read()
+    assert (search["best"], [rate for rate, _ in search["rates"]]) == (6e-4, list(units.RATES))
+    assert unit["settings"]["lr"] == 6e-4
+    assert ("--teacher-layer", "2") in itertools.pairwise(calls[-2])
+    assert unit["scores"]["start"][0]["values"] == [0.5]
+    assert unit["tokens_read"] == 40_960
+    assert not list((tmp_path / "work").rglob("log.jsonl"))
+    done = len(calls)
+    assert study.run(planned) == 0
+    assert len(calls) == done  # nothing is started twice
+
+
+def test_a_student_stays_until_the_unit_that_starts_from_it_is_done(tmp_path):
+    study = pretended(tmp_path, rates=False)
+    first, after = (Unit(STUDENT, m, 0, 40_960) for m in ("hs-uniform", "od-after-hs"))
+    study.run([first])
+    assert (tmp_path / "work" / first.name / "run").exists()
+    study.run([after])
+    trainings = [words for words in calls if "--steps" in words]
+    assert len(trainings) == 2  # the hs student is not trained again
+    assert str(tmp_path / "work" / first.name / "run") in trainings[1]
+    assert not (tmp_path / "work" / first.name).exists()
+
+
+def test_the_hours_end_it_without_a_record(tmp_path, capsys):
+    study = pretended(tmp_path, deadline=time.monotonic() - 1)
+    assert study.run(units.plan(1.0, True, "", STUDENT)) == 0
+    assert "out of time" in capsys.readouterr().out
+    assert not calls
+
+
+# ---- differences, with numbers worked out by hand ------------------------------------------------
+
+
+def scores(**methods):
+    """{method: {seed: {task: score}}} from lists over seeds, the same in two tasks."""
+    return {
+        method: {seed: {"x": value, "y": value} for seed, value in enumerate(values)}
+        for method, values in methods.items()
+    }
+
+
+def test_a_difference_is_paired_by_seed():
+    # a - b is 0.10 and 0.12 in both tasks: mean 0.11, variance 0.0002, SE sqrt(2 * 0.0001) / 2
+    comparison = Comparison(scores(a=[0.60, 0.82], b=[0.50, 0.70]))
+    difference = comparison.difference("a", "b")
+    assert difference.mean == pytest.approx(0.11)
+    assert difference.error == pytest.approx(math.sqrt(2 * 0.0001) / 2)
+    assert difference.verdict == "ahead"
+    assert comparison.difference("b", "a").verdict == "behind"
+    # residuals of score = method + seed are +-0.005: variance 4 * 0.005^2 / 1
+    assert comparison.residual_variance("x") == pytest.approx(1e-4)
+
+
+def test_an_error_that_is_small_by_chance_is_held_against_the_pooled_one():
+    steady = Comparison(scores(a=[0.60, 0.70], b=[0.61, 0.71], c=[0.9, 0.3], d=[0.2, 0.7]))
+    assert steady.difference("a", "b").error > 0.05
+    assert steady.difference("a", "b").verdict == "tie"
+    assert Comparison(scores(a=[0.6], b=[0.9])).difference("a", "b").verdict == "one seed"
+
+
+# ---- the page ------------------------------------------------------------------------------------
+
+
+def record(method, seed, score, tasks=("docs-order", "docs-next"), **more):
+    rows = {
+        role: [
+            {"task": task, "metric": "accuracy", "values": [value], "chance": 0.5} for task in tasks
+        ]
+        for role, value in (("student", score), ("start", 0.5), ("teacher", 0.9))
+    }
+    run = {"lr": 6e-4, "batch_size": 16, "seq_len": 128, "precision": "fp32", "steps": 10}
+    facts = {"unit": f"{method}-{seed}", "student": "english-3x384", "method": method, "seed": seed}
+    facts |= {"tokens": 2e6, "settings": run, "text": [{"tokens": 2e6}], "machine": "here"}
+    facts |= {"curve": [[0, 2.0], [10, 1.0]], "seconds": 3600, "evaluation_seconds": 60}
+    facts |= {"models": {"student": {"latency_ms": {"1 x 128": {"median": 5.0}}}}, "scores": rows}
+    return facts | {"evaluation": {"seeds": 1}, "tokens_read": 2e6, "commit": "0" * 40, **more}
+
+
+def test_one_record_makes_a_page(tmp_path):
+    write_report([record("mha-L-1", 0, 0.8)], tmp_path / "study.md", readme=False)
+    page = (tmp_path / "study.md").read_text()
+    assert "no difference has a standard error" in page
+    for line in page.splitlines():
+        if line.startswith("!["):
+            assert (tmp_path / line.partition("](")[2].rstrip(")")).stat().st_size > 1000
+
+
+def test_a_full_page_ranks_judges_and_leaves_undefined_scores_out(tmp_path, capsys):
+    records = [
+        record(method, seed, 0.6 + gain + 0.01 * seed)
+        for method, gain in (("mha-L-1", 0.2), ("hs-uniform", 0.1), ("od", 0.1), ("mha-L", 0.2))
+        for seed in (0, 1)
+    ]
+    broken = record("mlm", 0, 0.5)
+    broken["scores"]["student"][0]["values"] = [None]
+    write_report([*records, broken], tmp_path / "study.md", readme=False)
+    page = (tmp_path / "study.md").read_text()
+    lines = {line.split(" | ")[0].strip("| "): line for line in page.splitlines()}
+    assert "| agrees |" in lines["MHA transfer is generally best"]
+    assert "+10.0" in lines["MHA transfer is generally best"]
+    assert "| contradicts |" in lines["HS transfer stays competitive with MHA"]
+    assert "| cannot say |" in lines["MHA: an upper-middle layer over the last"]
+    assert "Left out, a score is undefined: mlm-0." in page
+    write_report(records, tmp_path / "study.md", readme=True)
+    printed = capsys.readouterr().out
+    assert "2 million tokens" in printed
+    assert printed.count("\n| `") == 3  # mha, hs, od
+    assert measured_speeds(records)["english-3x384"] == pytest.approx(2e6 / 3600)
+    assert groups([]) == []
+
+
+# ---- languages -----------------------------------------------------------------------------------
+
+PAGE = '<h1 id="hd_id1">T</h1><p id="par_id1">One <b>bold</b>\n  word.</p><p>no id</p>{}'
+
+
+def test_paragraphs_are_joined_by_page_and_id_and_those_left_in_english_are_none(tmp_path):
+    texts = {"en-us": '<p id="par_id2">Save</p>', "de": '<p id="par_id2">Speichern</p>'}
+    for language, text in texts.items():
+        folder = tmp_path / language / "swriter"
+        folder.mkdir(parents=True)
+        (folder / "a.html").write_text(PAGE.format(text))
+        (folder / "b.html").write_text(PAGE.format(""))  # the same paragraph on a second page
+    frame = help_text.parallel({name: help_text.read_pages(tmp_path / name) for name in texts})
+    assert frame["en-us"].tolist() == ["One bold word.", "Save"]
+    assert frame["de"].isna().tolist() == [True, False]
+    assert set(frame["page"]) == {"swriter/a.html"}
+
+
+def made_up_frame():
+    rows = []
+    for part in multilingual.PARTS:
+        for page in range(30):
+            name = f"{part}/{page}.html"
+            for n in range(4):
+                english = (
+                    f"Paragraph {n} of the page {page} in {part[1:4]}, long enough to be read."
+                )
+                row = {"page": name, "id": str(n), "split": help_text.split_of(name)}
+                others = dict.fromkeys(multilingual.LANGUAGES, english.replace("page", "Seite"))
+                rows.append({**row, "en-us": english, **others})
+    frame = pandas.DataFrame(rows)
+    frame.loc[frame["id"] == "3", "hu"] = None
+    return frame
+
+
+def test_the_language_task_learns_english_and_is_tested_on_other_pages():
+    frame = made_up_frame()
+    task = multilingual.part_task(frame)
+    assert set(task.scored) == {"en-us", *multilingual.LANGUAGES}
+    assert len(multilingual.LANGUAGES) >= 11
+    assert not set(task.train.texts) & set(task.scored["en-us"].texts)
+    assert len(task.scored["hu"].texts) < len(task.scored["de"].texts)
+    assert set(task.scored["de"].labels) == set(range(len(multilingual.PARTS)))
+
+
+def test_a_query_finds_its_translation_where_the_vectors_say_so(tmp_path, monkeypatch):
+    sets = {"de": (["eins", "zwei"], ["one", "two", "three"])}
+    vectors = {"eins": 0.1, "one": 0.0, "zwei": 1.0, "two": 2.0, "three": 1.1}  # angles
+
+    def look_up(model, texts, device):
+        angles = torch.tensor([vectors[text] for text in texts])
+        return torch.stack([angles.cos(), angles.sin()], dim=-1)
+
+    class Model:
+        fingerprint = {"weights": "0"}  # noqa: RUF012
+
+    monkeypatch.setattr(multilingual, "sentence_vectors", look_up)
+    assert multilingual.retrieval(Model, sets, "cpu", tmp_path) == {"de": 0.5}
+    vectors["zwei"] = 2.0  # the cache answers
+    assert multilingual.retrieval(Model, sets, "cpu", tmp_path) == {"de": 0.5}
+
+
+# ---- real processes ------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_killed_in_training_and_in_evaluation_it_goes_on_and_runs_no_unit_twice(tmp_path):
+    make_inputs(tmp_path, max_position_embeddings=140)
+    (tmp_path / "task").mkdir()
+    for split in ("train", "dev"):
+        rows = [{"text": f"the {'text' if n % 2 else 'model'}", "label": n % 2} for n in range(64)]
+        lines = "".join(json.dumps(row) + "\n" for row in rows)
+        (tmp_path / "task" / f"{split}.jsonl").write_text(lines)
+    flags = "--student 2x32 --teacher teacher --data web=text.txt --tasks task --tokens 40960"
+    flags += " --lr-from defaults --results results.jsonl --only own-2x32/hs-uniform/seed-0"
+    command = [sys.executable, "-m", "distill.study", "run", *flags.split(), "--folder", "work"]
+    run = tmp_path / "work/own-2x32/hs-uniform/seed-0/0.04096M/run"
+
+    def start():
+        settings = environment(tmp_path) | {"PYTHONPATH": str(ROOT)}
+        pipe = subprocess.PIPE
+        return subprocess.Popen(command, cwd=tmp_path, env=settings, stdout=pipe, text=True)
+
+    study = start()
+    assert wait_for(study, lambda: steps_of(run) >= 5)
+    kill(study)
+    study = start()
+    assert wait_for(study, lambda: list((tmp_path / "cache").rglob("finetune/*.json")))
+    kill(study)
+    study = start()
+    output = study.communicate()[0]
+    assert study.returncode == 0
+    assert "train.py" not in output  # the training was finished
+    lines = (tmp_path / "results.jsonl").read_text().splitlines()
+    (record,) = map(json.loads, lines)
+    assert record["tokens_read"] == 40_960
+    assert record["curve"][-1][0] == 20
+    study = start()
+    assert "==" not in study.communicate()[0]
+    assert (tmp_path / "results.jsonl").read_text().splitlines() == lines
