@@ -183,6 +183,26 @@ def largest_tensor(call):
     return max(sizes)
 
 
+class CountingTokenizer:
+    """Each word is a number and its own id, so that a row shows which part of the text it is."""
+
+    cls_id, sep_id, pad_id, mask_id, unk_id = 1, 2, 0, 3, 4
+    special_ids = (0, 1, 2, 3)
+    hash = "counting"
+
+    def __init__(self, vocab_size=60000):
+        self.vocab_size = vocab_size
+
+    def encode_batch(self, texts):
+        return [[int(word) for word in text.split() if word != "-"] for text in texts]
+
+
+def numbers(folder, name, count, first=10):
+    """Write a corpus of one document with that many different numbers; return its --data value."""
+    (folder / f"{name}.txt").write_text(" ".join(map(str, range(first, first + count))))
+    return f"{name}={folder}/{name}.txt"
+
+
 class Attack:
     """Create a file when unpickled without weights_only."""
 

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from filelock import FileLock
 
-from distill.data.sources import COMPRESSED, NoColumn, Source, cut, documents, identity, text_of
+from distill.data.sources import NoColumn, Source, cut, documents, identity, text_of
 from distill.program.progress import Progress
 from minitransformer.errors import UserError, first_line
 from minitransformer.files import atomic, cache_folder
@@ -251,9 +251,10 @@ def tokenise(source: Source, tokenizer: Tokenizer) -> tuple[Path, dict]:
                 for killed in folder.glob(f"{key}.*.tmp"):
                     killed.unlink()
                 with atomic(file) as unfinished:
-                    sidecar = _write_tokens(source, tokenizer, unfinished)
+                    facts = _write_tokens(source, tokenizer, unfinished)
                 with atomic(sidecar_file) as unfinished:  # last: it vouches for a complete file
-                    unfinished.write_text(json.dumps(sidecar))
+                    unfinished.write_text(json.dumps(facts))
+                sidecar = _read_sidecar(file, sidecar_file)
     except (OSError, NotImplementedError) as error:  # the latter where locks are not supported
         raise UserError(
             f"cannot write the token file {file} ({first_line(error)}); XDG_CACHE_HOME moves the"
@@ -275,9 +276,9 @@ def _read_sidecar(file: Path, sidecar_file: Path) -> dict | None:
 def _write_tokens(source: Source, tokenizer: Tokenizer, file: Path) -> dict:
     dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32)
     statistics, digest, groups = Statistics(), hashlib.sha256(), defaultdict(list)
-    compressed = any(Path(name).suffix in COMPRESSED for name in source.files)
-    size = sum(os.path.getsize(name) for name in source.files)
-    bar = Progress(f"tokenising {source.name}", None if compressed else size or None)
+    plain = all(Path(name).suffix in (".txt", ".jsonl") for name in source.files)
+    size = sum(os.path.getsize(name) for name in source.files) if plain else 0
+    bar = Progress(f"tokenising {source.name}", size or None)
     with open(file, "wb") as out:
         for texts in chunks(documents(source, statistics.skipped)):
             start = statistics.tokens
@@ -390,20 +391,20 @@ class TokenStream:
         value = row.get(column, NoColumn(list(row)))
         statistics = self.statistics if self.passes == 0 else Statistics()
         text = text_of(value, f"--data {self.name}: column {column!r}", statistics.skipped)
+        new = [self.rest]
         for texts in chunks(cut(text or "")):
-            for tokens in statistics.encode(self.tokenizer, texts):
-                self._keep(np.array(tokens, dtype=np.int64), statistics)
-
-    def _keep(self, document: np.ndarray, statistics: Statistics) -> None:
-        key = fingerprint(document)
-        if len(self.held) < HELD_OUT * self.body:
-            self.held_documents.add(key)
-            self.held = np.concatenate([self.held, document])
-        elif key in self.held_documents:
-            statistics.skipped["equal to a held-out one"] += 1
-        else:
-            self.rest = np.concatenate([self.rest, document])
-            self.fresh += len(document)
+            for ids in statistics.encode(self.tokenizer, texts):
+                tokens = np.array(ids, dtype=np.int64)
+                key = fingerprint(tokens)
+                if len(self.held) < HELD_OUT * self.body:
+                    self.held_documents.add(key)
+                    self.held = np.concatenate([self.held, tokens])
+                elif key in self.held_documents:
+                    statistics.skipped["equal to a held-out one"] += 1
+                else:
+                    new.append(tokens)
+                    self.fresh += len(tokens)
+        self.rest = np.concatenate(new)
 
     def _start_again(self) -> None:
         if self.fresh < self.body:  # the held-out rows are not full, or nothing else came

@@ -1,0 +1,243 @@
+"""Sources: what --data may say, and the documents that files turn into."""
+
+import bz2
+import gzip
+import json
+import lzma
+import os
+import re
+from collections import Counter
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from distill.data import sources
+from distill.data.sources import LONGEST_DOCUMENT, cut, documents, identity, parse_source
+from minitransformer.errors import UserError
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def read(spec):
+    return list(documents(parse_source(spec), Counter()))
+
+
+def skipped(spec):
+    reasons = Counter()
+    list(documents(parse_source(spec), reasons))
+    return dict(reasons)
+
+
+def zstd(content):
+    sink = pyarrow.BufferOutputStream()
+    with pyarrow.CompressedOutputStream(sink, "zstd") as stream:
+        stream.write(content)
+    return sink.getvalue().to_pybytes()
+
+
+COMPRESS = {"gz": gzip.compress, "xz": lzma.compress, "bz2": bz2.compress, "zst": zstd}
+
+# ---- --data --------------------------------------------------------------------------------------
+
+
+def test_what_data_may_say(folder):
+    for name in ("a.txt", "b.txt", "c:d.txt", "e.jsonl", "f.jsonl.gz"):
+        (folder / name).write_text("x")
+    (folder / "sub").mkdir()
+    (folder / "sub" / "f.txt").write_text("x")
+    assert parse_source("docs") == sources.Source("docs", "docs")
+    source = parse_source("web=*.txt")
+    assert (source.name, source.kind, source.column) == ("web", "files", "text")
+    assert source.files == ("a.txt", "b.txt", "c:d.txt")
+    assert parse_source("web=**/*.txt").files[-1] == os.path.join("sub", "f.txt")
+    assert parse_source("web=c:d.txt").files == ("c:d.txt",)  # a colon may belong to the name
+    assert parse_source("web=f.jsonl.gz:body").column == "body"
+    assert parse_source("web=a.txt@2e6").tokens == 2_000_000
+    expected = sources.Source("sw", "hub", (), "uonlp/CulturaX", "sw", tokens=1_200_000_000)
+    assert parse_source("sw=hub:uonlp/CulturaX:sw@1.2e9") == expected
+    expected = sources.Source("w", "hub", (), "a/b", "", "validation", "body")
+    assert parse_source("w=hub:a/b::validation:body") == expected
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("nonsense", "unknown; give docs"),
+        ("", "unknown; give docs"),
+        ("=a.txt", "unknown"),
+        ("web=", "unknown"),
+        ("web=none*.txt", r"no file matches none\*"),
+        ("web=a.csv", "a.csv is none of .txt, .jsonl, .parquet"),
+        ("web=a.parquet.gz", "a.parquet.gz is none of"),
+        ("web=hub:", "expected hub:dataset"),
+        ("web=hub:a:b:c:d:e", "expected hub:dataset"),
+        ("web=hub:a@many", "@many is not a number"),
+        ("web=a.csv@-5", "@-5 is not a number"),
+        ("web=a.csv@1e400", "@1e400 is not a number"),
+    ],
+)
+def test_what_it_may_not(folder, spec, message):
+    (folder / "a.csv").write_text("x")
+    (folder / "a.parquet.gz").write_text("x")
+    with pytest.raises(UserError, match=message):
+        parse_source(spec)
+
+
+def test_a_file_is_known_by_path_size_time_and_content(folder):
+    file = folder / "a.txt"
+    file.write_text("one")
+    seen = {identity(parse_source("w=a.txt"))}
+    assert identity(parse_source(f"other={file}")) in seen
+    file.write_text("ones")
+    os.utime(file, ns=(0, 0))
+    seen.add(identity(parse_source("w=a.txt")))
+    os.utime(file, ns=(1, 1))
+    seen.add(identity(parse_source("w=a.txt")))
+    file.write_text("twos")
+    os.utime(file, ns=(1, 1))
+    seen.add(identity(parse_source("w=a.txt")))
+    assert len(seen) == 4
+
+
+# ---- files ---------------------------------------------------------------------------------------
+
+
+def test_txt_documents_end_at_blank_lines(folder):
+    (folder / "a.txt").write_bytes("\ufeffone\ntwo\n\n \t\n\nthree\r\nfour\r\n\r\nfünf 字".encode())
+    assert read("w=a.txt") == ["one\ntwo\n", "three\nfour\n", "fünf 字"]
+    (folder / "b.txt").write_text("\n\n\n")
+    assert read("w=b.txt") == []
+
+
+def test_no_text_is_longer_than_the_bound_and_no_word_is_cut(folder):
+    """A line, a file without blank lines, or a value of gigabytes must not be tokenised at once."""
+    words = "word " * 50_000
+    lines = "a line\n" * 50_000
+    (folder / "a.txt").write_text(words)
+    (folder / "b.txt").write_text(lines)
+    (folder / "c.jsonl").write_text(json.dumps({"text": words}))
+    pyarrow.parquet.write_table(pyarrow.table({"text": [lines]}), folder / "d.parquet")
+    for name, text in (
+        ("a.txt", words),
+        ("b.txt", lines),
+        ("c.jsonl", words),
+        ("d.parquet", lines),
+    ):
+        parts = read(f"w={name}")
+        assert "".join(parts) == text
+        assert LONGEST_DOCUMENT - 10 < max(map(len, parts)) <= LONGEST_DOCUMENT
+        assert all(part.split()[0] in ("word", "a") for part in parts)
+        assert all(part.split()[-1] in ("word", "line") for part in parts)
+    (folder / "e.txt").write_text("x" * 250_000)  # one word
+    assert list(map(len, read("w=e.txt"))) == [100_000, 100_000, 50_000]
+    word = "x" * 60_000
+    assert [part.split() for part in cut(" ".join([word] * 3))] == [[word]] * 3
+
+
+def test_rows_without_text_are_counted_by_reason(folder):
+    rows = [
+        {"text": "a\nb", "body": "c"},
+        {"text": ""},
+        {"text": None},
+        {"body": "d"},
+        {"text": " "},
+    ]
+    (folder / "a.jsonl").write_text("\n\n".join(json.dumps(row) for row in rows))
+    assert read("w=a.jsonl") == ["a\nb"]
+    assert skipped("w=a.jsonl") == {"empty": 2, "null": 1, "no such column": 1}
+    assert read("w=a.jsonl:body") == ["c", "d"]
+    message = "none of the 5 rows has a column 'x'; the first has text, body; name it as w=PATH:COL"
+    with pytest.raises(UserError, match=message):
+        read("w=a.jsonl:x")
+
+
+def test_parquet(folder):
+    table = pyarrow.table({"text": ["a", "b", "c"], "n": [1, 2, 3], "t": ["d", None, "f"]})
+    pyarrow.parquet.write_table(table, folder / "a.parquet", row_group_size=2)
+    assert read("w=a.parquet") == ["a", "b", "c"]
+    assert read("w=a.parquet:t") == ["d", "f"]
+    with pytest.raises(UserError, match=r"row 1: column 'n' holds int, not text"):
+        read("w=a.parquet:n")
+    with pytest.raises(UserError, match="no column 'body', but text, n, t; name it as"):
+        read("w=a.parquet:body")
+
+
+def test_several_files_in_the_order_of_their_names_with_nulls_in_the_last(folder):
+    (folder / "b.txt").write_text("two")
+    (folder / "a.jsonl").write_text('{"text": "one"}')
+    for number, texts in enumerate((["x"], ["y", None], [None, None])):
+        table = pyarrow.table({"text": texts})
+        pyarrow.parquet.write_table(table, folder / f"c{number}.parquet")
+    assert read("w=*") == ["one", "two", "x", "y"]
+    assert skipped("w=*") == {"null": 3}
+
+
+@pytest.mark.parametrize("kind", COMPRESS)
+def test_compressed_files_with_several_members(folder, kind):
+    compress = COMPRESS[kind]
+    rows = [json.dumps({"text": f"text {i}"}) + "\n" for i in range(3000)]
+    halves = ["".join(rows[:1000]).encode()[:-7], "".join(rows[:1000]).encode()[-7:]]
+    halves[1] += "".join(rows[1000:]).encode()
+    whole = b"".join(map(compress, halves))
+    file = folder / f"a.jsonl.{kind}"
+    file.write_bytes(whole)
+    assert read(f"w={file}") == [f"text {i}" for i in range(3000)]
+    (folder / f"b.txt.{kind}").write_bytes(compress("\ufeffone\n\nzwölf\r\n".encode()))
+    assert read(f"w=b.txt.{kind}") == ["one\n", "zwölf\n"]
+    first = len(compress(halves[0]))
+    for end in (len(whole) - 1, len(whole) // 2, first + 3, first - 1, 5, 0):
+        file.write_bytes(whole[:end])
+        with pytest.raises(UserError, match=f"a.jsonl.{kind}: damaged or cut short .*; fetch") as e:
+            read(f"w={file}")
+        assert "\n" not in str(e.value)
+    file.write_bytes(b"plain text, not compressed at all, and of some length")
+    with pytest.raises(UserError, match="damaged or cut short"):
+        read(f"w={file}")
+
+
+@pytest.mark.parametrize("kind", ["", ".gz", ".zst"])
+def test_broken_lines_are_named_by_the_true_line(folder, kind):
+    compress = COMPRESS.get(kind[1:], bytes)
+    good = [json.dumps({"text": "x" * (i % 300)}).encode() for i in range(2000)]
+    for bad, message in (
+        (b'{"text": "caf\xe9"}', "not UTF-8 (byte 0xe9); convert it first"),
+        (b'{"text": "caf\xc3', "not UTF-8 (byte 0xc3)"),
+        (b'{"text": ', "not JSON; expected one object a line"),
+        (b"nonsense", "not JSON"),
+        (b"[" * 100_000, "not JSON"),
+        (b'{"text": ' + b"1" * 5000 + b"}", "not JSON"),
+        (b'["text"]', "holds list, not an object with column 'text'"),
+        (b"3", "holds int, not an object"),
+        (b'{"text": 3}', "column 'text' holds int, not text"),
+        (b'{"text": ["x"]}', "column 'text' holds list, not text"),
+    ):
+        lines = [*good[:1234], bad, *good[1234:]]
+        (folder / f"a.jsonl{kind}").write_bytes(compress(b"\n".join(lines)))
+        with pytest.raises(UserError, match=re.escape(f"a.jsonl{kind}, line 1235: {message}")):
+            read(f"w=a.jsonl{kind}")
+    text = b"fine\n" * 999 + b"y" * 250_000 + b" \xff\nfine\n"  # a line that is read in parts
+    (folder / f"a.txt{kind}").write_bytes(compress(text))
+    with pytest.raises(UserError, match=rf"a.txt{kind}, line 1000: not UTF-8 \(byte 0xff\)"):
+        read(f"w=a.txt{kind}")
+
+
+@pytest.mark.parametrize("content", [b"", b"PAR1 and then nonsense PAR1"])
+def test_a_damaged_parquet_file(folder, content):
+    (folder / "a.parquet").write_bytes(content)
+    with pytest.raises(UserError, match="not a readable parquet file"):
+        read("w=a.parquet")
+
+
+def test_a_file_that_is_gone_when_its_turn_comes(folder):
+    (folder / "a.txt").write_text("x")
+    source = parse_source("w=a.txt")
+    (folder / "a.txt").unlink()
+    for use in (identity, lambda source: list(documents(source, Counter()))):
+        with pytest.raises(UserError, match=r"a.txt: cannot be read \(No such file"):
+            use(source)
