@@ -49,9 +49,10 @@ class Tokenizer:
         pipeline.no_truncation()
         pipeline.no_padding()
         self.pipeline = pipeline
-        self.names = {
-            k: name for k, name in names.items() if pipeline.token_to_id(name) is not None
-        }
+        self.names = {}
+        for kind, name in sorted(names.items()):
+            if pipeline.token_to_id(name) is not None:
+                self.names[kind] = name
         ids = {kind: pipeline.token_to_id(name) for kind, name in self.names.items()}
         self.cls_id, self.sep_id, self.pad_id = (ids[kind] for kind in KINDS[:3])
         self.mask_id, self.unk_id = (ids.get(kind) for kind in KINDS[3:])
@@ -209,19 +210,20 @@ def add_tokens(pipeline, names, files, named, config) -> None:
             lstrip = kind == "mask_token" and name == "<mask>"
             token = AddedToken(name, special=True, normalized=False, lstrip=lstrip)
             wanted.setdefault(name, (None, token))
+    numbers = {number: text for text, (number, _) in wanted.items() if number is not None}
+    highest = max(numbers, default=0)
+    if highest >= config.vocab_size:
+        raise UserError(
+            f"the added token {numbers[highest]!r:.40} has id {highest}, but the encoder has"
+            f" {config.vocab_size} rows (vocab_size)"
+        )
     for text, (number, token) in sorted(wanted.items(), key=lambda item: item[1][0] or 0):
-        if text in known:
-            continue
-        if number is not None and number >= config.vocab_size:
+        if text not in known:
+            pipeline.add_tokens([token])
+        found = pipeline.token_to_id(text)
+        if number is not None and found != number:
             raise UserError(
-                f"the added token {text!r:.40} has id {number}, but the encoder has"
-                f" {config.vocab_size} rows (vocab_size)"
-            )
-        pipeline.add_tokens([token])
-        if number is not None and pipeline.token_to_id(text) != number:
-            raise UserError(
-                f"the added token {text!r:.40} has id {number}, but the vocabulary gives it id"
-                f" {pipeline.token_to_id(text)}"
+                f"the added token {text!r:.40} has id {number} in one file, {found} in another"
             )
 
 

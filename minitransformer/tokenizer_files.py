@@ -110,7 +110,7 @@ def check_word_pieces(vocab: dict[str, int]) -> None:
     word_pieces = sum(word.startswith("##") for word in vocab)
     if len(others) > max(word_pieces, len(vocab) // 20):
         raise UserError(
-            f"vocab.txt holds other pieces than BERT's: {len(others)} like {others[0]!r:.40},"
+            f"vocab.txt holds other pieces than BERT's: {len(others)} like {max(others, key=len)!r:.40},"
             f" {word_pieces} with '##'; {REMEDY}"
         )
 

@@ -1,0 +1,148 @@
+"""Builders of tiny checkpoints, as people bring them: every file form of a tokenizer.
+
+checkpoint(folder, model_type, files, config, settings, tensors, **sizes)   2 layers x 32
+word_pieces(...)  byte_level(...)  unigrams(...)        pipelines for tokenizer.json
+vocab_txt(...)  byte_files()  sentencepiece(...)        other files' contents
+"""
+
+import json
+import string
+import struct
+
+import tokenizers
+from conftest import tiny_config, tiny_encoder
+from safetensors.torch import save_file
+from tokenizers import AddedToken, models, normalizers, pre_tokenizers, processors
+
+from minitransformer.convert import to_hugging_face
+
+LETTERS = string.ascii_letters + string.digits + string.punctuation + "éàßñαβдж中文のカ한"
+BERT_WORDS = [
+    "[PAD]",
+    "[UNK]",
+    "[CLS]",
+    "[SEP]",
+    "[MASK]",
+    *LETTERS,
+    "Hello",
+    "hello",
+    "world",
+    "the",
+]
+BERT_WORDS += [f"##{letter}" for letter in LETTERS]
+START = ["<s>", "<pad>", "</s>", "<unk>"]
+CAMEMBERT_START = ["<s>NOTUSED", "<pad>", "</s>NOTUSED", "<unk>", "<unk>NOTUSED", "<s>", "</s>"]
+PIECES = [*LETTERS, "▁the", "▁hello", "▁Hello", "▁wor", "ld", "é" * 3]
+
+
+def word_pieces(words=BERT_WORDS, added=True, **settings):
+    """BERT's tokenizer.json."""
+    pipeline = tokenizers.Tokenizer(
+        models.WordPiece({w: i for i, w in enumerate(words)}, unk_token="[UNK]")
+    )
+    pipeline.normalizer = normalizers.BertNormalizer(**{"lowercase": False} | settings)
+    pipeline.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    pipeline.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[("[CLS]", words.index("[CLS]")), ("[SEP]", words.index("[SEP]"))],
+    )
+    if added:
+        pipeline.add_special_tokens(
+            [word for word in words if word.startswith("[") and len(word) > 1]
+        )
+    return pipeline
+
+
+def byte_pairs():
+    """RoBERTa's vocabulary and merges."""
+    merges = [("t", "h"), ("th", "e"), ("Ġ", "the"), ("Ġ", "h"), ("l", "l"), ("Ã", "©")]
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    words = [*START, *alphabet, *("".join(pair) for pair in merges), "<mask>"]
+    return {word: i for i, word in enumerate(words)}, merges
+
+
+def byte_level(space=False):
+    """RoBERTa's tokenizer.json."""
+    pipeline = tokenizers.Tokenizer(models.BPE(*byte_pairs()))
+    pipeline.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=space)
+    pipeline.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0), True, space)
+    pipeline.add_special_tokens([*START, AddedToken("<mask>", lstrip=True)])
+    return pipeline
+
+
+def unigrams(start=START, prepend="always", split=True):
+    """XLM-R's tokenizer.json."""
+    vocab = [*((word, 0.0) for word in start), ("▁", -5.0)]
+    vocab += [(piece, -float(i % 20 + 1)) for i, piece in enumerate(PIECES)] + [("<mask>", 0.0)]
+    pipeline = tokenizers.Tokenizer(models.Unigram(vocab, unk_id=start.index("<unk>")))
+    pipeline.normalizer = normalizers.NFKC()
+    pipeline.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=prepend)
+    if split:
+        words = [pre_tokenizers.WhitespaceSplit(), pipeline.pre_tokenizer]
+        pipeline.pre_tokenizer = pre_tokenizers.Sequence(words)
+    ids = [(name, pipeline.token_to_id(name)) for name in ("<s>", "</s>")]
+    pipeline.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", pair="<s> $A </s> </s> $B </s>", special_tokens=ids
+    )
+    pipeline.add_special_tokens([*START, AddedToken("<mask>", lstrip=True)])
+    return pipeline
+
+
+def sentencepiece(algorithm=1):
+    """A SentencePiece model: pieces (text, score, type), then what trained it."""
+
+    def message(number, content):
+        return bytes([number << 3 | 2, len(content)]) + content
+
+    pieces = [
+        ("<unk>", 0.0, 2),
+        ("<s>", 0.0, 3),
+        ("</s>", 0.0, 3),
+        ("▁", -5.0, 1),
+        ("<ent>", 0.0, 4),
+    ]
+    pieces += [(piece, -float(i % 20 + 1), 1) for i, piece in enumerate(PIECES)]
+    parts = []
+    for text, score, kind in pieces:
+        piece = (
+            message(1, text.encode()) + b"\x15" + struct.pack("<f", score) + bytes([3 << 3, kind])
+        )
+        parts.append(message(1, piece))
+    return b"".join(parts) + message(2, bytes([3 << 3, algorithm]))
+
+
+def vocab_txt(words=BERT_WORDS):
+    return "\n".join(words) + "\n"
+
+
+def byte_files():
+    vocab, merges = byte_pairs()
+    merges = "\n".join(" ".join(pair) for pair in merges)
+    return {"vocab.json": vocab, "merges.txt": f"#version: 0.2\n{merges}\n"}
+
+
+def checkpoint(
+    folder, model_type="bert", files=(), config=(), settings=None, tensors=None, **sizes
+):
+    """Write config.json, weights, the files and tokenizer_config.json; return the folder.
+
+    config, tensors   what is changed in config.json, and in the tensors by their names
+    """
+    folder.mkdir(exist_ok=True)
+    sizes = {"num_hidden_layers": 2, "vocab_size": len(BERT_WORDS)} | sizes
+    encoder = tiny_encoder(tiny_config(model_type, **sizes))
+    values = encoder.config.to_dict("BertForMaskedLM") | dict(config)
+    contents = {"vocab.txt": vocab_txt()} if files == () else dict(files)
+    contents |= {"config.json": values}
+    if settings is not None:
+        contents["tokenizer_config.json"] = settings
+    for name, content in contents.items():
+        if isinstance(content, tokenizers.Tokenizer):
+            content = content.to_str()
+        if isinstance(content, dict):
+            content = json.dumps(content)
+        (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    state = to_hugging_face(encoder)
+    save_file(tensors(state) if tensors else state, folder / "model.safetensors")
+    return folder

@@ -1,0 +1,258 @@
+"""Checkpoints that people really bring, rebuilt in little: read right or refused."""
+
+import json
+
+import pytest
+import torch
+import transformers
+from checkpoints import BERT_WORDS, checkpoint, sentencepiece, vocab_txt, word_pieces
+from safetensors.torch import load_file
+from torch.testing import assert_close
+
+from minitransformer import UserError, load_pretrained, save_pretrained
+
+TEXT = "Hello world é"
+
+
+def refusal(folder):
+    with pytest.raises(UserError) as raised:
+        load_pretrained(folder)
+    message = str(raised.value)
+    assert "\n" not in message
+    assert len(message) < 400
+    return message
+
+
+def ids_of(folder, text=TEXT):
+    """The ids that training reads, after a check that transformers reads the same in the export."""
+    encoder, tokenizer = load_pretrained(folder)
+    export = folder.with_name("export")
+    save_pretrained(export, encoder, tokenizer)
+    [(ids, _)] = tokenizer.encode_pairs([text], max_tokens=40)
+    theirs = transformers.AutoTokenizer.from_pretrained(export)
+    assert theirs(text)["input_ids"] == ids
+    return ids
+
+
+@pytest.fixture
+def source(tmp_path):
+    (tmp_path / "source").mkdir()
+    return tmp_path / "source"
+
+
+def words(*names):
+    return [BERT_WORDS.index(name) for name in names]
+
+
+# ---- tokenizers ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("declared", [{}, {"tokenizer_class": "XLMRobertaTokenizer"}])
+def test_a01_a02_a_sentencepiece_model_alone_under_berts_body(declared, source):
+    files = {"sentencepiece.bpe.model": sentencepiece()}
+    checkpoint(source, files=files, config=declared)
+    tokenizer = load_pretrained(source)[1]
+    theirs = ["<s>", "▁hello", "▁wor", "ld", "</s>"]
+    assert [tokenizer.pipeline.id_to_token(i) for i in ids_of(source, "hello world")] == theirs
+    special = tokenizer.cls_id, tokenizer.pad_id, tokenizer.sep_id, tokenizer.unk_id
+    assert special == (0, 1, 2, 3)
+    assert tokenizer.mask_id == tokenizer.vocab_size - 1
+    (source / "sentencepiece.bpe.model").write_bytes(sentencepiece(algorithm=2))
+    assert "sentencepiece.bpe.model is not a unigram model" in refusal(source)
+    (source / "sentencepiece.bpe.model").rename(source / "spiece.model")
+    assert "spiece.model alone" in refusal(source)
+
+
+def test_a03_a_stale_tokenizer_json_beside_the_right_vocab_txt(source):
+    stale = word_pieces(BERT_WORDS[:60]).to_str()
+    checkpoint(source, files={"vocab.txt": vocab_txt(), "tokenizer.json": stale})
+    rows = len(BERT_WORDS)
+    said = f"tokenizer.json has 60 entries, but vocab.txt has {rows} and the encoder {rows} rows"
+    assert said in refusal(source)
+    (source / "tokenizer.json").unlink()
+    load_pretrained(source)
+
+
+@pytest.mark.parametrize("rows", [1, 8, 64, 128])
+def test_rows_without_a_token_are_no_reason_to_refuse(rows, source):
+    rows = -(-len(BERT_WORDS) // rows) * rows
+    files = {"vocab.txt": vocab_txt(), "tokenizer.json": word_pieces().to_str()}
+    load_pretrained(checkpoint(source, files=files, vocab_size=rows))
+
+
+def test_a_vocabulary_of_another_model(source):
+    checkpoint(source, vocab_size=2000)
+    assert f"{len(BERT_WORDS)} entries, but the encoder has 2000 rows" in refusal(source)
+
+
+def test_a04_word_pieces_under_robertas_body_and_class(source):
+    declared = {"tokenizer_class": "RobertaTokenizer", "bos_token": "[CLS]", "eos_token": "[SEP]"}
+    files = {"tokenizer.json": word_pieces().to_str(), "tokenizer_config.json": declared}
+    checkpoint(source, "roberta", files, pad_token_id=0)
+    assert ids_of(source) == words("[CLS]", "Hello", "world", "é", "[SEP]")
+    pairs = load_pretrained(source)[1].encode_pairs(["a"], ["b"], max_tokens=9)
+    assert pairs[0][1] == [0] * 5  # this body has no second token type
+
+
+def test_a05_a_cased_vocab_txt_alone(source, capsys):
+    checkpoint(source, files={"vocab.txt": vocab_txt()})
+    assert ids_of(source) == words("[CLS]", "hello", "world", "[UNK]", "[SEP]")[:3] + words(
+        "e", "[SEP]"
+    )
+    assert "text is lower-cased, as in transformers" in capsys.readouterr().out
+    theirs = transformers.AutoTokenizer.from_pretrained(source.with_name("export"))
+    assert theirs("a", "b")["token_type_ids"] == [0, 0, 0, 1, 1]
+
+
+def test_a06_lower_case_with_accents(source):
+    keeps = {"do_lower_case": True, "strip_accents": False}
+    checkpoint(source, files={"vocab.txt": vocab_txt(), "tokenizer_config.json": keeps})
+    assert ids_of(source) == words("[CLS]", "hello", "world", "é", "[SEP]")
+
+
+def test_a09_padding_ids_that_differ_where_positions_depend_on_them(source):
+    checkpoint(source, "roberta", config={"tokenizer_class": "BertTokenizer"})
+    assert "'[PAD]' has id 0, but pad_token_id is 1" in refusal(source)
+
+
+def test_a20_added_tokens_beyond_the_table(source):
+    rows = len(BERT_WORDS)
+    checkpoint(source)
+    (source / "added_tokens.json").write_text(json.dumps({"<ent>": rows, "<rel>": rows + 1}))
+    assert f"'<rel>' has id {rows + 1}, but the encoder has {rows} rows" in refusal(source)
+    (source / "added_tokens.json").write_text(json.dumps({"the": 3}))
+    assert "'the' has id 3 in one file" in refusal(source)
+
+
+PIECES = "\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abc▁", "▁the", "▁of", "▁a"])
+BYTES = {"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3, "a</w>": 4}
+
+
+@pytest.mark.parametrize(
+    ("files", "declared", "reason"),
+    [
+        ({"vocab.txt": vocab_txt()}, "BertJapaneseTokenizer", "'BertJapaneseTokenizer'"),
+        ({"vocab.txt": vocab_txt()}, "KoBertTokenizer", "'KoBertTokenizer'"),
+        ({"vocab.txt": vocab_txt(), "bpe.codes": ""}, "PhobertTokenizer", "'PhobertTokenizer'"),
+        ({"vocab.txt": vocab_txt(), "bpe.codes": ""}, None, "bpe.codes"),
+        ({"vocab.txt": PIECES}, None, "'▁the', 0 with '##'"),
+        ({"vocab.txt": PIECES.replace("▁", "@@")}, "BertTokenizer", "other pieces"),
+        ({"vocab.json": BYTES, "merges.txt": ""}, "HerbertTokenizerFast", "'HerbertTokenizerFast'"),
+        ({"vocab.json": BYTES, "merges.txt": ""}, None, "no byte-level pieces"),
+    ],
+)
+def test_files_that_are_read_in_another_way_elsewhere(files, declared, reason, source):
+    checkpoint(source, files=files, config={"tokenizer_class": declared})
+    message = refusal(source)
+    assert reason in message
+    assert "a tokenizer.json that gives the model's ids would be read" in message
+    (source / "tokenizer.json").write_text(word_pieces().to_str())
+    load_pretrained(source)
+
+
+# ---- weights and config.json ---------------------------------------------------------------------
+
+
+def renamed(*pairs, start=""):
+    """A change of tensors: other names."""
+
+    def change(tensors):
+        for today, other in pairs:
+            tensors = {name.replace(today, other): tensor for name, tensor in tensors.items()}
+        return {start + name: tensor for name, tensor in tensors.items()}
+
+    return change
+
+
+OLD_NORMS = renamed(("LayerNorm.weight", "LayerNorm.gamma"), ("LayerNorm.bias", "LayerNorm.beta"))
+
+
+def with_leftovers(tensors):
+    """The head for sentence pairs, positions and a decoder without bias, as in files of 2019."""
+    table = tensors["bert.embeddings.word_embeddings.weight"]
+    extra = {
+        "cls.seq_relationship.weight": torch.zeros(2, 32),
+        "cls.predictions.decoder.weight": table.clone(),
+    }
+    extra |= {"cls.seq_relationship.bias": torch.zeros(2)}
+    extra |= {"bert.embeddings.position_ids": torch.arange(40)[None]}
+    return OLD_NORMS(tensors) | extra
+
+
+@pytest.mark.parametrize(
+    ("config", "tensors", "said"),
+    [
+        ({"model_type": None}, OLD_NORMS, "read as bert"),  # A07
+        ({}, with_leftovers, "dropped the next-sentence head"),  # A10
+        (  # A22, TinyBERT's
+            {
+                "model_type": None,
+                "cell": {},
+                "emb_size": 32,
+                "structure": [],
+                "id2label": {"0": "x"},
+            },
+            lambda t: (
+                t | {"fit_dense.weight": torch.zeros(48, 32), "fit_dense.bias": torch.zeros(48)}
+            ),
+            "fit_dense",
+        ),
+        ({}, renamed(start="_orig_mod.module."), "_orig_mod"),  # A25
+        (
+            {"torch_dtype": "float16"},
+            lambda t: {name: x.half() for name, x in t.items()},
+            "",
+        ),  # A18
+    ],
+)
+def test_a07_a10_a18_a22_a25_are_the_modern_copy(config, tensors, said, source, tmp_path, capsys):
+    modern = tmp_path / "modern"
+    modern.mkdir()
+    expected = load_pretrained(checkpoint(modern))[0].state_dict()
+    encoder, tokenizer = load_pretrained(checkpoint(source, config=config, tensors=tensors))
+    assert said in capsys.readouterr().out
+    assert encoder.state_dict().keys() == expected.keys()
+    for name, tensor in encoder.state_dict().items():
+        assert tensor.dtype == torch.float32
+        loose = 1e-3 if "torch_dtype" in config else 0
+        assert_close(tensor, expected[name], rtol=loose, atol=loose)
+    save_pretrained(tmp_path / "export", encoder, tokenizer)
+    written = json.loads((tmp_path / "export" / "config.json").read_bytes())
+    assert not written.keys() & {"cell", "emb_size", "structure", "id2label", "torch_dtype"}
+    assert not any("fit_dense" in name for name in load_file(tmp_path / "export/model.safetensors"))
+
+
+def test_a15_a_teacher_without_a_head(source):
+    headless = lambda t: {n.removeprefix("bert."): x for n, x in t.items() if "cls." not in n}  # noqa: E731
+    encoder = load_pretrained(checkpoint(source, tensors=headless))[0]
+    assert encoder.mlm_head is None
+    with pytest.raises(UserError, match=r"no MLM head .*--method mlm"):
+        encoder.mlm_logits(torch.zeros(1, 32))
+
+
+def test_a17_relative_positions(source):
+    checkpoint(source, config={"position_embedding_type": "relative_key"})
+    assert "position_embedding_type 'relative_key' is not supported" in refusal(source)
+
+
+def test_a25_names_that_no_table_knows(source):
+    assert refusal(checkpoint(source, tensors=renamed(start="teacher.model.")))
+
+
+def test_b05_more_layers_in_the_config_than_in_the_file(source):
+    checkpoint(source, config={"num_hidden_layers": 4})
+    assert "config.json says 4 layers, the file holds 2" in refusal(source)
+
+
+def test_a_folder_of_old_sentence_transformers(source):
+    inside = source / "0_Transformer"
+    inside.mkdir()
+    expected = load_pretrained(checkpoint(inside))[1].hash
+    assert load_pretrained(source)[1].hash == expected
+    (source / "config.json").write_text('{"__version__": "0.2.5"}')
+    inside.rename(source / "0_BERT")
+    modules = [
+        {"idx": 0, "name": "0", "path": "0_BERT", "type": "sentence_transformers.models.BERT"}
+    ]
+    (source / "modules.json").write_text(json.dumps(modules))
+    assert load_pretrained(source)[1].hash == expected

@@ -1,0 +1,221 @@
+"""What training read is what the export gives, whatever the source's files say of each other.
+
+Each kind of folder below is read, exported, and the export opened by transformers, by
+sentence-transformers and as a bare tokenizer.json: all give the ids of training on 500 lines.
+"""
+
+import random
+import unicodedata
+from itertools import compress
+
+import pytest
+import sentence_transformers
+import tokenizers
+import transformers
+from checkpoints import (
+    BERT_WORDS,
+    CAMEMBERT_START,
+    byte_files,
+    byte_level,
+    checkpoint,
+    sentencepiece,
+    unigrams,
+    vocab_txt,
+    word_pieces,
+)
+
+from minitransformer import load_pretrained, save_pretrained
+
+SCRIPTS = [  # first and last character
+    *(
+        "az",
+        "AZ",
+        "09",
+        "!/",
+        "Àÿ",
+        "Āſ",
+        "Αω",
+        "Ая",
+        "את",
+        "ءي",
+        "अह",
+        "กฮ",
+        "ぁん",
+        "ァン",
+        "一亀",
+    ),
+    *("가겫", "Ḁẁ", "０ｚ", "\U0001f600\U0001f640", "\u0300\u0315", "\x01\x1f", "\u2000\u206f"),
+]
+WORDS = [
+    "Hello",
+    "hello",
+    "world",
+    "été",
+    "Straße",
+    "naïve",
+    "the",
+    "don't",
+    "3.14",
+    "e-mail@x.org",
+]
+SPECIAL = ["[SEP]", "[CLS]", "[MASK]", "[PAD]", "[UNK]", "<s>", "</s>", "<mask>", "<pad>", "<unk>"]
+SPECIAL += ["<ent>", "[sep]", "▁the", "##ing", "Ġ"]
+SPACES = [" ", "  ", "\t", "\n", "\u00a0", "\u3000", ""]
+
+
+def make_lines() -> list[str]:
+    """500 lines that mix scripts, words, special tokens' texts and spaces, composed or not."""
+    chance = random.Random(0)
+    lines = [
+        "",
+        " ",
+        "   ",
+        "\n",
+        "a" * 150,
+        "word " * 100,
+        "é" * 120,
+        "[SEP]",
+        "<mask>",
+        " <mask>",
+    ]
+    while len(lines) < 500:
+        line = ""
+        for _ in range(chance.randint(1, 8)):
+            first, last = map(ord, chance.choice(SCRIPTS))
+            word = "".join(chr(chance.randint(first, last)) for _ in range(chance.randint(1, 5)))
+            words = [word, word, chance.choice(WORDS), chance.choice(SPECIAL)]
+            line += chance.choice(words) + chance.choice(SPACES)
+        lines.append(unicodedata.normalize(chance.choice(["NFC", "NFD"]), line))
+    return lines
+
+
+LINES = make_lines()
+OTHERS = LINES[1:] + LINES[:1]
+
+# ---- the kinds of folder -------------------------------------------------------------------------
+
+
+def bert(pipeline=None, name="Bert", **settings):
+    """A BERT with this tokenizer.json, or vocab.txt; `name` is the declared class of tokenizer."""
+    files = {"vocab.txt": vocab_txt()} if pipeline is None else {"tokenizer.json": pipeline}
+    return {"files": files, "settings": declared(name) | settings}
+
+
+def roberta(pipeline=None, name="Roberta", **settings):
+    files = byte_files() if pipeline is None else {"tokenizer.json": pipeline}
+    return {"model_type": "roberta", "files": files, "settings": declared(name) | settings}
+
+
+def xlm_r(pipeline=None, name="XLMRoberta", model_type="xlm-roberta", **settings):
+    files = {"sentencepiece.bpe.model": sentencepiece()}
+    files = files if pipeline is None else {"tokenizer.json": pipeline}
+    return {"model_type": model_type, "files": files, "settings": declared(name) | settings}
+
+
+def declared(name):
+    return {"tokenizer_class": f"{name}Tokenizer"} if name else {}
+
+
+def stored(pipeline):
+    """A pipeline that cuts and pads to 12 tokens."""
+    pipeline.enable_truncation(12)
+    pipeline.enable_padding(length=12)
+    return pipeline
+
+
+MASKLESS = {"vocab.txt": vocab_txt().replace("[MASK]\n", "")}
+RENAMED = {"vocab.txt": vocab_txt().replace("[CLS]", "<start>")}
+ADDED = {"vocab.txt": vocab_txt(), "added_tokens.json": {"<ent>": len(BERT_WORDS)}}
+ENTITY = {"content": "<ent>", "lstrip": True, "normalized": False, "special": False}
+ENTITY = {str(len(BERT_WORDS)): ENTITY}
+NO_TYPES = ["input_ids", "attention_mask"]
+WORDS_IN_ROBERTA = roberta(word_pieces(), bos_token="[CLS]", eos_token="[SEP]")
+KINDS = {
+    "vocab.txt lower case": bert(do_lower_case=True),
+    "vocab.txt cased": bert(do_lower_case=False),
+    "vocab.txt alone": bert() | {"settings": None},
+    "vocab.txt keeps accents": bert(strip_accents=False),
+    "vocab.txt keeps CJK words": bert(tokenize_chinese_chars=False),
+    "vocab.txt other names": bert(cls_token="<start>") | {"files": RENAMED},
+    "vocab.txt without a mask": bert() | {"files": MASKLESS},
+    "vocab.txt and added tokens": bert() | {"files": ADDED},
+    "json and added tokens": bert(word_pieces(), added_tokens_decoder=ENTITY),
+    "json cased, config lower case": bert(word_pieces(), do_lower_case=True),
+    "json lower case, config cased": bert(word_pieces(lowercase=True), do_lower_case=False),
+    "json strips accents, config not": bert(word_pieces(strip_accents=True), strip_accents=False),
+    "json keeps CJK words, config not": bert(
+        word_pieces(handle_chinese_chars=False), tokenize_chinese_chars=True
+    ),
+    "json without added tokens": bert(word_pieces(added=False), ""),
+    "json that cuts and pads": bert(stored(word_pieces())),
+    "json, class of RoBERTa": bert(word_pieces(), "Roberta"),
+    "json without pair types": bert(word_pieces(), model_input_names=NO_TYPES),
+    "word pieces in RoBERTa": WORDS_IN_ROBERTA | {"config": {"pad_token_id": 0}, "pad_token_id": 0},
+    "byte level": roberta(byte_level()),
+    "byte level with space, config not": roberta(byte_level(True), add_prefix_space=False),
+    "byte level, config with space": roberta(byte_level(), add_prefix_space=True),
+    "byte level, class of BERT": roberta(byte_level(), "Bert"),
+    "vocab.json and merges.txt": roberta(name=""),
+    "vocab.json and merges.txt with space": roberta(add_prefix_space=True),
+    "unigrams": xlm_r(unigrams()),
+    "unigrams without space": xlm_r(unigrams(prepend="never", split=False), add_prefix_space=True),
+    "unigrams, space but first": xlm_r(unigrams(prepend="first", split=False), ""),
+    "unigrams in BERT": xlm_r(unigrams(), "Bert", "bert", do_lower_case=True),
+    "sentencepiece": xlm_r(name=""),
+    "sentencepiece in BERT": xlm_r(model_type="bert"),
+    "CamemBERT": xlm_r(unigrams(CAMEMBERT_START), "Camembert", "camembert"),
+    "CamemBERT's sentencepiece": xlm_r(name="Camembert", model_type="camembert"),
+}
+# One of each family in every run, the others among the slow tests.
+FAST = [
+    "vocab.txt alone",
+    "word pieces in RoBERTa",
+    "byte level with space, config not",
+    "unigrams",
+]
+
+
+# ---- the ids -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "kind", [pytest.param(k, marks=[] if k in FAST else pytest.mark.slow) for k in KINDS]
+)
+def test_every_reader_of_the_export_gives_the_ids_of_training(kind, tmp_path):
+    encoder, tokenizer = load_pretrained(checkpoint(tmp_path / "a", vocab_size=300, **KINDS[kind]))
+    folder = tmp_path / "export"
+    save_pretrained(folder, encoder, tokenizer)
+    size = encoder.config.max_tokens
+    corpus = tokenizer.encode_batch(LINES)
+    alone = tokenizer.encode_pairs(LINES, max_tokens=size)
+    pairs = tokenizer.encode_pairs(LINES, OTHERS, max_tokens=size)
+    assert max(len(ids) for ids, _ in pairs) == max(len(ids) for ids, _ in alone) == size
+
+    auto = transformers.AutoTokenizer.from_pretrained(folder)
+    assert auto.model_max_length == size
+    assert auto(LINES, add_special_tokens=False)["input_ids"] == corpus
+    assert auto(LINES, truncation=True)["input_ids"] == [ids for ids, _ in alone]
+    rows = auto(LINES, OTHERS, truncation=True)
+    no_types = [[0] * len(ids) for ids in rows["input_ids"]]
+    types = rows.get("token_type_ids", no_types)
+    assert list(zip(rows["input_ids"], types, strict=True)) == pairs
+    ids = auto.cls_token_id, auto.sep_token_id, auto.pad_token_id, auto.mask_token_id
+    assert ids == (tokenizer.cls_id, tokenizer.sep_id, tokenizer.pad_id, tokenizer.mask_id)
+
+    raw = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    raw.no_truncation()
+    raw.no_padding()
+    assert [row.ids for row in raw.encode_batch(LINES, add_special_tokens=False)] == corpus
+
+    sentences = sentence_transformers.SentenceTransformer(str(folder), device="cpu")
+    batch = sentences.tokenize(LINES)
+    rows = zip(batch["input_ids"].tolist(), batch["attention_mask"].bool().tolist(), strict=True)
+    assert [list(compress(*row)) for row in rows] == [ids for ids, _ in alone]
+    sentences.encode(["word " * 100])  # the longest input has positions
+
+    again = load_pretrained(folder)[1]
+    assert again.hash == tokenizer.hash
+    assert again.encode_pairs(LINES, OTHERS, max_tokens=size) == pairs
+    save_pretrained(tmp_path / "again", encoder, again)
+    for path in folder.iterdir():
+        assert path.read_bytes() == (tmp_path / "again" / path.name).read_bytes(), path.name
