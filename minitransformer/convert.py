@@ -11,9 +11,10 @@ import re
 import torch
 from torch import Tensor
 
-from minitransformer.config import MODEL_TYPES, EncoderConfig, families
+from minitransformer.config import EncoderConfig
 from minitransformer.errors import UserError
 from minitransformer.model import Encoder
+from minitransformer.model_types import MODEL_TYPES, families
 
 # ours: Hugging Face's. Each stands for a weight and, where the module has one, a bias.
 EMBEDDINGS = {

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minitransformer import EncoderConfig, UserError
-from minitransformer.config import MODEL_TYPES, PASSED_ON, RANGES, divisors
+from minitransformer.config import PASSED_ON, RANGES, divisors
+from minitransformer.model_types import MODEL_TYPES
 
 # config.json of google-bert/bert-base-uncased and FacebookAI/xlm-roberta-base, as the hub has them
 BERT_BASE = """{"architectures": ["BertForMaskedLM"], "attention_probs_dropout_prob": 0.1,

@@ -9,8 +9,8 @@ import transformers
 from conftest import tiny_config, tiny_encoder
 
 from minitransformer import Encoder, EncoderConfig, UserError
-from minitransformer.config import MODEL_TYPES
 from minitransformer.convert import family, from_hugging_face, to_hugging_face
+from minitransformer.model_types import MODEL_TYPES
 
 WORDS = "embeddings.word_embeddings.weight"
 HEADS = "dropped the next-sentence head, the pooler, which no method here uses"

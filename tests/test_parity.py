@@ -6,9 +6,9 @@ import transformers
 from conftest import PADDINGS, padded, tiny_encoder
 
 from minitransformer.attention import attention_map, split_heads
-from minitransformer.config import MODEL_TYPES
 from minitransformer.convert import family, to_hugging_face
 from minitransformer.embedded import embedded_teacher_folder
+from minitransformer.model_types import MODEL_TYPES
 
 
 def reference(encoder, attention="sdpa"):

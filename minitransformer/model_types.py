@@ -1,0 +1,66 @@
+"""The four model types of this architecture, and how to tell them by the names of their tensors.
+
+A config.json may lack its model_type: TinyBERT's does, and that of the first BERT.
+"""
+
+from collections.abc import Iterable
+
+from minitransformer.errors import UserError
+
+# model type: how the names of its classes in transformers begin
+MODEL_TYPES = {
+    "bert": "Bert",
+    "roberta": "Roberta",
+    "xlm-roberta": "XLMRoberta",
+    "camembert": "Camembert",
+}
+# Parts of tensor names that only one family has: the encoder's prefix and the MLM head's.
+FAMILY_NAMES = {"bert": ("bert.", "cls.predictions."), "roberta": ("roberta.", "lm_head.")}
+
+
+def check_model_type(model_type: object) -> None:
+    """Refuse a model type that is another architecture."""
+    if not isinstance(model_type, str) or model_type not in MODEL_TYPES:
+        raise UserError(
+            f"model_type {model_type!r:.80} is not supported; these are: {', '.join(MODEL_TYPES)}"
+        )
+
+
+def families(tensor_names: Iterable[str]) -> dict[str, str]:
+    """Return {family: a part of names that only it has} for the families that the names show."""
+    found = {}
+    for name in tensor_names:
+        for family, parts in FAMILY_NAMES.items():
+            for part in parts:
+                if f".{part}" in f".{name}":
+                    found.setdefault(family, part)
+    return found
+
+
+def infer_model_type(values: dict, tensor_names: Iterable[str]) -> str:
+    """Return the model type that tensor names, class name or sizes show; refuse if they do not."""
+    architecture = str(values.get("architectures")).strip("[]'")
+    named = None
+    for model_type, stem in MODEL_TYPES.items():
+        if architecture.startswith((f"{stem}Model", f"{stem}For")):
+            named = model_type
+    found = list(families(tensor_names))
+    if found == ["bert"]:
+        return "bert"
+    if found == ["roberta"]:
+        return "roberta" if named in (None, "bert") else named
+    if not found and named:
+        return named
+    if not found:  # a bare encoder: its names have no prefix
+        pad, types = values.get("pad_token_id"), values.get("type_vocab_size")
+        positions = values.get("max_position_embeddings")
+        # RoBERTa's tables have two rows more than tokens fit: 514 for 512.
+        remainder = positions % 8 if type(positions) is int else None
+        if pad in (0, None) and types in (2, None) and remainder == 0:
+            return "bert"
+        if (pad, types, remainder) == (1, 1, 2):
+            return "roberta"
+    raise UserError(
+        "config.json has no model_type, and the names of the tensors do not show which it is;"
+        f' add "model_type": one of {", ".join(MODEL_TYPES)}'
+    )
