@@ -1,6 +1,6 @@
-"""What did the student keep, and what does it cost?
+"""What did distillation bring, and what does the student cost?
 
-    python evaluate.py runs/mha-1                          beside its teacher, on the docs tasks
+    python evaluate.py runs/mha-1                          beside its start and its teacher
     python evaluate.py runs/mha-1 runs/hs-1 --out results  several runs; JSON, Markdown, pictures
     python evaluate.py RUN --tasks glue --data-dir GLUE    GLUE's eight tasks from files
     python evaluate.py RUN --tasks my/task --seeds 5       your own: my/task/train.* and dev.*
@@ -8,11 +8,13 @@
 RUN is a run folder of train.py, or any folder or hub id with an encoder. One table is printed:
 
     held-out   each run's own distillation loss; perplexity and agreement with the teacher where
-               there are MLM heads
-    cost       parameters, megabytes, arithmetic, latency, sentences/s, all models in turns
-    tasks      fine-tuned by one recipe (distill/evaluation/finetune.py) over a grid of learning rates
-               and epochs with K seeds; the best cell's mean ± standard deviation, and the share of
-               the teacher's score that was kept
+               there are MLM heads; sentence vectors beside the teacher's, without fine-tuning
+    tasks      fine-tuned by one recipe (distill/evaluation/finetune.py) over a grid of learning
+               rates and epochs with K seeds; the best cell's mean ± standard deviation
+    cost       parameters, megabytes, arithmetic, latency, inputs/s, all models in turns
+
+and then, in words, how far each student came from its untrained start to its teacher. The start is
+rebuilt from the run's settings and checked by the hash in its log.
 
 Fine-tuning results are cached under ~/.cache/minitransformer/finetune by weights, task and recipe,
 so a killed call goes on and a second one computes only what is new.
@@ -22,36 +24,42 @@ import argparse
 import json
 import math
 import os
-import re
-import statistics
 import time
-from dataclasses import asdict, dataclass
-from functools import cached_property
+from dataclasses import asdict
 from pathlib import Path
 
-import numpy as np
 import torch
 from tqdm import tqdm
 
-from distill import build_method
-from distill.data.batches import Text
+from distill.evaluation import docs_tasks
+from distill.evaluation.costs import measure_costs
 from distill.evaluation.docs_tasks import DOCS
-from distill.evaluation.finetune import Examples, Grid, Recipe, fingerprint
-from distill.evaluation.glue import GLUE, glue_task, xnli_task
-from distill.evaluation.table import cell_records, markdown, plain, result_records, table
+from distill.evaluation.finetune import Grid, Recipe
+from distill.evaluation.glue import GLUE, LANGUAGES, glue_task, xnli_task
+from distill.evaluation.held_out import (
+    SENTENCES,
+    compare_vectors,
+    held_out_batches,
+    on_held_out_text,
+    sentence_vectors,
+)
+from distill.evaluation.models import Model, load_models
+from distill.evaluation.table import (
+    cell_records,
+    closing_lines,
+    markdown,
+    plain,
+    result_records,
+    table,
+)
 from distill.evaluation.tasks import Task, folder_task
-from distill.method import Batch
-from distill.program import cli, cost
-from distill.program.machine import choose_device, native_bfloat16, provenance
-from distill.training.run import Run
+from distill.program import cli
+from distill.program.machine import autocast, choose_device, choose_precision, provenance
+from distill.training.processes import world
 from minitransformer.errors import UserError
-from minitransformer.files import cache_folder
-from minitransformer.model import Encoder
-from minitransformer.pretrained import load_pretrained, read_weight_file
-from minitransformer.tokenizer import Tokenizer
+from minitransformer.files import atomic, cache_folder
 
-DOCS_RATES, RATES = (2e-4,), (3e-5, 1e-4, 3e-4)  # learning rates unless --lrs says otherwise
-LENGTH = 128  # tokens, of the latencies
+RATES, EPOCHS = [3e-5, 1e-4, 3e-4], [3]  # of the grid; docs tasks have their own
 SENTENCE = "The bank refused the loan because it had lent too much money already."
 
 
@@ -61,38 +69,27 @@ SENTENCE = "The bank refused the loan because it had lent too much money already
 def parse_config(argv: list[str] | None = None) -> argparse.Namespace:
     parser = cli.Parser(description=__doc__.splitlines()[0])
     add = parser.add_argument
-    names = ", ".join(("docs", *DOCS, "glue", *GLUE, "xnli"))
+    known = ", ".join(("docs", *DOCS, "glue", *GLUE, "xnli"))
+    task_help = f"{known}, a folder with train.* and dev.*, or none (default: docs)"
+    rate_help = f"learning rates of the grid (default: {docs_tasks.RATE:g} for docs, else"
+    rate_help += f" {' '.join(f'{rate:g}' for rate in RATES)})"
+    epoch_help = f"epochs of the grid (default: {docs_tasks.EPOCHS} for docs, else {EPOCHS[0]})"
+    precision_help = "of all but latencies; auto: bf16 where the hardware multiplies it, else fp32"
     add("runs", nargs="+", metavar="RUN", help="run folders, other folders, or hub ids")
     add("--teacher", help="what to compare with (default: each run's own teacher)")
     add("--data", action="append", help="held-out text, as in train.py (default: each run's own)")
-    add(
-        "--tasks",
-        nargs="+",
-        default=["docs"],
-        metavar="T",
-        help=f"{names}, a folder with train.* and dev.*, or none (default: docs)",
-    )
+    add("--tasks", nargs="+", default=["docs"], metavar="T", help=task_help)
     add("--data-dir", help="GLUE and XNLI offline: a folder with one folder a task")
+    add("--languages", nargs="+", choices=LANGUAGES, metavar="L", help="of xnli (default: all)")
     add("--regression", action="store_true", help="own tasks: integers are numbers, not classes")
     add("--seeds", type=int, default=2, help="fine-tuned models a cell of the grid (default: 2)")
-    add(
-        "--lrs",
-        type=float,
-        nargs="+",
-        metavar="LR",
-        help="learning rates of the grid (default: 2e-4 for docs, else 3e-5 1e-4 3e-4)",
-    )
-    add("--epochs", type=int, nargs="+", default=[3], metavar="N", help="of the grid (default: 3)")
+    add("--lrs", type=float, nargs="+", default=[], metavar="LR", help=rate_help)
+    add("--epochs", type=int, nargs="+", default=[], metavar="N", help=epoch_help)
     add("--batch-size", type=int, default=16, help="of fine-tuning (default: 16)")
     add("--max-tokens", type=int, default=128, help="longer inputs are cut (default: 128)")
     add("--sentence", default=SENTENCE, help="whose relation maps are drawn")
-    add(
-        "--precision",
-        choices=["auto", "fp32", "bf16"],
-        default="auto",
-        help="auto: bf16 where the hardware multiplies it, else fp32 (default: auto)",
-    )
-    add("--device", default="auto", help="cpu, cuda, cuda:1; auto is cuda where there is one")
+    add("--precision", choices=["auto", "fp32", "bf16"], default="auto", help=precision_help)
+    add("--device", default="auto", help="cpu, cuda, cuda:1, mps; auto is cuda where there is one")
     add("--threads", type=int, default=0, help="CPU threads (default: PyTorch's choice)")
     add("--out", type=Path, help="folder for results.json, results.md and pictures")
     config = parser.parse_args(argv)
@@ -100,11 +97,11 @@ def parse_config(argv: list[str] | None = None) -> argparse.Namespace:
         at_least(name, getattr(config, name), least)
     for epochs in config.epochs:
         at_least("epochs", epochs, 1)
-    for lr in config.lrs or ():
+    for lr in config.lrs:
         if not 0 < lr < math.inf:
             raise UserError(f"--lrs {lr} must be above 0 and finite")
     for name in ("runs", "tasks", "lrs", "epochs"):
-        setattr(config, name, list(dict.fromkeys(getattr(config, name) or ())))
+        setattr(config, name, list(dict.fromkeys(getattr(config, name))))
     return config
 
 
@@ -113,192 +110,17 @@ def at_least(name: str, value: int, least: int) -> None:
         raise UserError(f"--{name.replace('_', '-')} is {value}, must be at least {least}")
 
 
-# ---- models --------------------------------------------------------------------------------------
-
-
-@dataclass
-class Model:
-    """One row of the table. `start` is the start record of a run of train.py, else None."""
-
-    name: str
-    encoder: Encoder
-    tokenizer: Tokenizer
-    start: dict | None = None
-    teacher: "Model | None" = None
-
-    @property
-    def reads_like_teacher(self) -> bool:
-        return self.teacher is not None and self.tokenizer.hash == self.teacher.tokenizer.hash
-
-    @cached_property
-    def fingerprint(self) -> dict:
-        return fingerprint(self.encoder, self.tokenizer)
-
-
-def load_models(config) -> dict[str, Model]:
-    """All models by name: teachers first, then the runs in the order given."""
-    starts = {name: start_record(name) for name in config.runs}
-    noted = {name: start and start["teacher"] for name, start in starts.items()}
-    teachers = {name: config.teacher or (note and note["name"]) for name, note in noted.items()}
-    models = {}
-    for name in dict.fromkeys([*filter(None, teachers.values()), *config.runs]):
-        try:
-            models[name] = Model(name, *load_pretrained(name), starts.get(name))
-        except UserError as error:
-            if starts.get(name) and not Path(name, "config.json").exists():
-                hint = f"it is unfinished: python train.py --out {name} --resume"
-            elif name not in config.runs and not config.teacher:
-                hint = "it taught a run; name where it is now with --teacher"
-            else:
-                raise
-            raise UserError(f"{error}; {hint}") from None
-    for name, teacher in teachers.items():
-        model = models[name]
-        if teacher is None or teacher == name:
-            continue
-        model.teacher = models[teacher]
-        if model.start and not model.reads_like_teacher:
-            raise UserError(f"{name} and its teacher {teacher} have different tokenizers")
-        if noted[name] and noted[name]["hash"] != model.teacher.fingerprint["weights"]:
-            print(f"note: {name} learned from a teacher with other weights than {teacher}")
-    return models
-
-
-def start_record(name: str) -> dict | None:
-    return Run(name).records()[0] if Path(name, "log.jsonl").exists() else None
-
-
-# ---- held-out text -------------------------------------------------------------------------------
-
-
-def held_out_batches(models: dict[str, Model], config, device) -> dict[str, list[Batch]]:
-    """For each model the text that its run kept from training, or --data's. Models that no run of
-    train.py made are measured on the text of the first that one made."""
-    settings = {m.name: m.start["settings"] for m in models.values() if m.start}
-    usual = next(iter(settings.values()), {"data": ["docs"], "seq_len": LENGTH, "alpha": 0.3})
-    made, found = {}, {}
-    for model in models.values():
-        own = settings.get(model.name, usual)
-        length = min(own["seq_len"], model.encoder.config.max_tokens)
-        of = (tuple(config.data or own["data"]), length, own["alpha"], model.tokenizer.hash)
-        if of not in made:
-            text = Text(list(of[0]), model.tokenizer, length, alpha=own["alpha"])
-            made[of] = [batch.to(device) for batch in text.held_out(16, masked=True)]
-        found[model.name] = made[of]
-    return found
-
-
-@torch.inference_mode()
-def held_out_loss(method, student: Encoder, teacher: Encoder | None, batches, autocast) -> float:
-    total = count = 0.0
-    for batch in batches:
-        with autocast():
-            part, number = method(student, teacher, batch)
-        total, count = total + float(part), count + float(number)
-    return total / count
-
-
-def own_method(model: Model, device):
-    """The method that the run was trained with, with the maps that it learned."""
-    settings, teacher = model.start["settings"], model.teacher
-    names = ("mapping", "teacher_layer", "relation_heads", "temperature", "positions")
-    chosen = {name: settings[name] for name in names}
-    method = build_method(
-        settings["method"], model.encoder.config, teacher and teacher.encoder.config, **chosen
-    )
-    method.check_models(model.encoder, teacher and teacher.encoder)
-    maps = Path(model.name, "projections.safetensors")
-    try:
-        method.load_state_dict(read_weight_file(maps) if maps.exists() else {})
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"{model.name}: its maps do not fit this teacher ({reason})") from None
-    return method.to(device)
-
-
-@torch.inference_mode()
-def agreement(student: Encoder, teacher: Encoder, batches, autocast) -> float:
-    """Share of the masked positions at which both predict the same word first."""
-    same = count = 0
-    for batch in batches:
-        guesses = []
-        for encoder in (student, teacher):
-            with autocast():
-                hidden = encoder(batch.masked_ids, batch.mask, keep="last").hidden[-1]  # (B, N, D)
-                hidden = hidden.flatten(0, 1)[batch.positions]  # (M, D)
-                guesses.append(encoder.mlm_logits(hidden).argmax(dim=-1))
-        same, count = same + int((guesses[0] == guesses[1]).sum()), count + len(guesses[0])
-    return same / count
-
-
-def on_held_out_text(model: Model, batches, autocast, device) -> dict:
-    """What can be said of this model: its own loss, perplexity, agreement with the teacher."""
-    teacher, found = model.teacher if model.reads_like_teacher else None, {}
-    if model.start and (teacher or model.start["settings"]["method"] == "mlm"):
-        method = own_method(model, device)
-        loss = held_out_loss(method, model.encoder, teacher and teacher.encoder, batches, autocast)
-        found |= {"method": model.start["settings"]["method"], "loss": loss}
-    if model.encoder.mlm_head is not None:
-        mlm = build_method("mlm", model.encoder.config, None)
-        found["perplexity"] = math.exp(held_out_loss(mlm, model.encoder, None, batches, autocast))
-        if teacher and teacher.encoder.mlm_head is not None:
-            found["agreement"] = agreement(model.encoder, teacher.encoder, batches, autocast)
-    return found
-
-
-# ---- cost ----------------------------------------------------------------------------------------
-
-
-def costs(models: dict[str, Model], tasks: list[Task], device) -> list[dict]:
-    """What each model takes; in everything that is timed the models take turns."""
-    encoders = [model.encoder for model in models.values()]
-    length = min(LENGTH, *(encoder.config.max_tokens for encoder in encoders))
-    found = []
-    for encoder in encoders:
-        total, embeddings = cost.parameter_counts(encoder)
-        found.append(
-            {
-                "layers": encoder.config.num_hidden_layers,
-                "hidden": encoder.config.hidden_size,
-                "parameters": total,
-                "parameters_without_embeddings": total - embeddings,
-                "megabytes": cost.megabytes(encoder),
-                "flops_per_token": cost.flops_per_token(encoder, length),
-                "latency_ms": {},
-            }
-        )
-    for batch in (1, 32):
-        for row, seconds in zip(found, cost.latencies(encoders, batch, length), strict=True):
-            times = {"median": statistics.median(seconds), "p95": cost.percentile(seconds, 0.95)}
-            row["latency_ms"][f"{batch} x {length}"] = {n: 1e3 * s for n, s in times.items()}
-    rates = sentence_rates(models, tasks[0], device) if tasks else [None] * len(found)
-    for row, rate in zip(found, rates, strict=True):
-        row["inputs_per_s"] = rate
-    return found
-
-
-@torch.inference_mode()
-def sentence_rates(models: dict[str, Model], task: Task, device) -> list[float]:
-    """Inputs/s of the task's scored split (640 at most), 32 of like length at a time."""
-    split = next(iter(task.scored.values()))
-    size = min(640, len(split.texts))
-    inputs = [Examples(split, m.tokenizer, m.encoder.config.max_tokens) for m in models.values()]
-    seconds = [[] for _ in models]
-    for turn in range(4):
-        for model, examples, times in zip(models.values(), inputs, seconds, strict=True):
-            start = time.perf_counter()
-            for rows in examples.by_length(np.arange(size), 32):
-                batch = examples.batch(rows, model.encoder.config.pad_token_id)
-                model.encoder(*(part.to(device) for part in batch)).hidden[-1].cpu()
-            if turn:  # the first round warms up
-                times.append(time.perf_counter() - start)
-    return [size / statistics.median(times) for times in seconds]
+def check_folder(folder: Path) -> None:
+    """Refuse an --out that cannot be written, before hours of work."""
+    above = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+        raise UserError(f"--out {folder}: nothing can be written to {above}")
 
 
 # ---- tasks ---------------------------------------------------------------------------------------
 
 
-def load_tasks(config) -> list[Task]:
+def load_tasks(config: argparse.Namespace) -> list[Task]:
     groups = {"docs": list(DOCS), "glue": list(GLUE), "none": []}
     names = [name for given in config.tasks for name in groups.get(given, [given])]
     for name in names:  # all names before any file
@@ -314,69 +136,65 @@ def load_tasks(config) -> list[Task]:
         elif name in GLUE:
             task = glue_task(name, config.data_dir)
         elif name == "xnli":
-            task = xnli_task(config.data_dir)
+            task = xnli_task(config.data_dir, config.languages)
         else:
             task = folder_task(name, config.regression)
         if task.name in tasks:
             raise UserError(f"--tasks {name}: there is another task called {task.name}; rename one")
         tasks[task.name] = task
-        print(*task.notes, sep="\n", end="\n" * bool(task.notes))
+        for note in task.notes:
+            print(f"note: {note}")
     return list(tasks.values())
 
 
-def fine_tune_all(models, tasks, config, recipe) -> dict[tuple[str, str], Grid]:
-    """{(model, task): its grid}, with every cell computed or found in the cache."""
+def make_grids(
+    models: dict[str, Model], tasks: list[Task], config: argparse.Namespace, recipe: Recipe
+) -> dict[tuple[str, str], Grid]:
+    """Return {(model, task): its grid}, task by task."""
     cache = cache_folder() / "finetune"
     cache.mkdir(exist_ok=True)
     grids = {}
     for task in tasks:
+        lrs = config.lrs or ([docs_tasks.RATE] if task.name in DOCS else RATES)
+        epochs = config.epochs or ([docs_tasks.EPOCHS] if task.name in DOCS else EPOCHS)
         for model in models.values():
-            of = (rates(task, config), config.epochs, config.seeds, cache)
-            grids[model.name, task.name] = Grid(model.fingerprint, task, recipe, *of)
-    total = sum(grid.steps(*point) for grid in grids.values() for point in grid.missing())
-    bar = tqdm(total=total, unit="step", desc="fine-tuning", disable=None)
-    began = time.monotonic()
-    for (name, task), grid in grids.items():
-        if grid.missing():
-            bar.set_postfix_str(f"{name} on {task}")
-            grid.compute(models[name].encoder, models[name].tokenizer, bar.update)
-            if bar.disable:
-                seconds = time.monotonic() - began
-                print(f"fine-tuned {name} on {task}, {seconds:.0f} s so far", flush=True)
-    bar.close()
+            grid = Grid(model.fingerprint, task, recipe, lrs, epochs, config.seeds, cache)
+            grids[model.name, task.name] = grid
     return grids
 
 
-def rates(task: Task, config) -> list[float]:
-    """The learning rates of the task's grid."""
-    return config.lrs or list(DOCS_RATES if task.name in DOCS else RATES)
+def fine_tune(models: dict[str, Model], grids: dict[tuple[str, str], Grid]) -> None:
+    """Compute every cell that is not in the cache."""
+    total = sum(grid.steps() for grid in grids.values())
+    bar = tqdm(total=total, unit="step", desc="fine-tuning", disable=None)
+    began = time.monotonic()
+    for (name, task), grid in grids.items():
+        if not grid.missing():
+            continue
+        bar.set_postfix_str(f"{name} on {task}")
+        grid.compute(models[name].encoder, models[name].tokenizer, bar.update)
+        if bar.disable:
+            seconds = time.monotonic() - began
+            print(f"fine-tuned {name} on {task}, {seconds:.0f} s so far", flush=True)
+    bar.close()
 
 
-# ---- pictures ------------------------------------------------------------------------------------
-
-
-def draw(models, facts, batches, records, headlines, config, device) -> list[Path]:
-    """All pictures; those that need two models are drawn for each run and its teacher."""
-    from distill.evaluation import figures
-
-    files = []
-    for name, model in models.items():
-        if model.reads_like_teacher:
-            slug = re.sub(r"[^A-Za-z0-9.-]+", "-", name).strip("-.")
-            names = (model.teacher.name, name)
-            encoders = (model.teacher.encoder, model.encoder)
-            settings = model.start["settings"] if model.start else {}
-            ids, _ = model.tokenizer.encode_pairs([config.sentence], max_tokens=40)[0]
-            tokens = [model.tokenizer.pipeline.id_to_token(i) for i in ids]
-            files.append(config.out / f"relations-{slug}.png")
-            ids = torch.tensor([ids], device=device)
-            figures.draw_relations(files[-1], names, encoders, ids, tokens, settings)
-            files.append(config.out / f"similarity-{slug}.png")
-            figures.draw_similarity(files[-1], names, encoders, batches[name][0])
-    if records:
-        files.append(config.out / "score-latency.png")
-        figures.draw_frontier(files[-1], facts, records, headlines)
-    return files
+def notes_on(grids: dict[tuple[str, str], Grid], config: argparse.Namespace) -> list[str]:
+    """Return what a reader of the scores must know: the grid, and the inputs that were cut."""
+    points, cut = {}, []
+    for (model, task), grid in grids.items():
+        lrs = ", ".join(dict.fromkeys(f"{lr:g}" for lr, _ in grid.points))
+        epochs = ", ".join(dict.fromkeys(str(n) for _, n in grid.points))
+        points.setdefault(f"learning rates {lrs} x epochs {epochs}", {})[task] = True
+        if grid.cut():
+            splits = [grid.task.train, *grid.task.scored.values()]
+            inputs = sum(len(split.texts) for split in splits)
+            cut.append(f"{task}: {grid.cut()} of {inputs} inputs are too long for {model}, cut")
+    lines = [f"grid of {', '.join(tasks)}: {point}" for point, tasks in points.items()]
+    if grids:
+        spread = f"scores: mean ± standard deviation over {config.seeds} seeds, best cell of a grid"
+        lines.insert(0, spread)
+    return lines + cut
 
 
 # ---- all of it -----------------------------------------------------------------------------------
@@ -384,83 +202,111 @@ def draw(models, facts, batches, records, headlines, config, device) -> list[Pat
 
 def main(argv: list[str] | None = None) -> int:
     config = parse_config(argv)
+    if world() > 1:
+        raise UserError("evaluate.py works in one process; start it with python, not torchrun")
     if config.out:
         check_folder(config.out)
     device = choose_device(config.device)
+    precision = choose_precision(config.precision, device)
     if config.threads:
         torch.set_num_threads(config.threads)
-    bf16 = config.precision == "bf16"
-    if config.precision == "auto":
-        bf16 = native_bfloat16(device)
 
-    def autocast():
-        return torch.autocast(device.type, torch.bfloat16, enabled=bf16)
-
+    # ---- load: all that can be refused is refused here
     tasks = load_tasks(config)
-    models = load_models(config)
+    models = load_models(config.runs, config.teacher)
+    for model in models.values():
+        model.encoder.to(device)
+    measured_by = provenance()
+    where = f"{device}, {precision} (latencies float32), {measured_by['machine']}"
+    print(f"evaluating {', '.join(models)} on {where}", flush=True)
+    facts = {}
+    for name, model in models.items():
+        facts[name] = {"model": name, "teacher": model.teacher and model.teacher.name}
+        facts[name]["start"] = model.start and model.start.name
+
+    # ---- held-out text
+    batches = held_out_batches(models, config.data, device)
+    for name, model in models.items():
+        products = autocast(device, precision)
+        facts[name] |= on_held_out_text(model, batches[name], products, device)
+
+    # ---- sentence vectors
+    if tasks:
+        split = next(iter(tasks[0].scored.values()))
+        sentences = list(dict.fromkeys(split.texts))[:SENTENCES]
+        vectors = {n: sentence_vectors(m, sentences, device) for n, m in models.items()}
+        for name, model in models.items():
+            if model.teacher:
+                facts[name] |= compare_vectors(vectors[name], vectors[model.teacher.name])
+
+    # ---- fine-tuning
     recipe = Recipe(
         batch_size=config.batch_size,
         max_tokens=config.max_tokens,
-        precision="bf16" if bf16 else "fp32",
+        precision=precision,
         device=str(device),
     )
-    for model in models.values():
-        model.fingerprint  # noqa: B018 - of the weights before they move to a GPU
-        model.encoder.to(device)
-    measured_by = provenance()
-    where = f"{device}, {recipe.precision} (latencies float32), {measured_by['machine']}"
-    print(f"evaluating {', '.join(models)} on {where}", flush=True)
-
-    batches = held_out_batches(models, config, device)
-    held_out = [on_held_out_text(m, batches[m.name], autocast, device) for m in models.values()]
-    grids = fine_tune_all(models, tasks, config, recipe)
+    grids = make_grids(models, tasks, config, recipe)
+    fine_tune(models, grids)
     records = result_records(grids, tasks, models)
-    spent = costs(models, tasks, device)
-    facts = [
-        {"model": m.name, "teacher": m.teacher and m.teacher.name, **taken, **losses}
-        for m, taken, losses in zip(models.values(), spent, held_out, strict=True)
-    ]
-    headlines = {task.name: task.metrics[0] for task in tasks} | {"glue": "average"}
-    lines = table(facts, records, headlines)
-    lrs = {task.name: rates(task, config) for task in tasks}
-    settings = {"seeds": config.seeds, "epochs": config.epochs, "lrs": lrs}
-    results = {
-        **measured_by,
-        "settings": {**settings, "recipe": asdict(recipe)},
-        "models": facts,
-        "rows": records,
-        "cells": cell_records(grids),
-    }
-    notes = [f"measured on {where}"]
-    if tasks:
-        of = "; ".join(f"{n} {', '.join(f'{lr:g}' for lr in rates)}" for n, rates in lrs.items())
-        notes.append(
-            f"scores: mean ± standard deviation over {config.seeds} seeds, the best cell of epochs"
-            f" {', '.join(map(str, config.epochs))} x learning rates {of}"
-        )
-    print("", plain(lines), "", *notes, sep="\n")
+
+    # ---- cost
+    for name, costs in measure_costs(models, tasks, device).items():
+        facts[name] |= costs
+
+    # ---- table
+    rows = list(facts.values())
+    headlines = {task.name: task.metrics[0] for task in tasks}
+    if any(record["task"] == "glue" for record in records):
+        headlines["glue"] = "average"
+    lines = table(rows, records, headlines)
+    closing = closing_lines(models, records, headlines)
+    notes = [f"measured on {where}", *notes_on(grids, config)]
+    print("", plain(lines), "", *notes, *([""] if closing else []), *closing, sep="\n")
+
+    # ---- files and pictures
     if config.out:
-        text = markdown(lines) + "\n\n" + "  \n".join(notes) + "\n"
-        write(config.out / "results.json", json.dumps(results, indent=1))
-        write(config.out / "results.md", text)
-        files = draw(models, facts, batches, records, headlines, config, device)
-        print("written:", *(config.out / "results.json", config.out / "results.md", *files))
+        results = {
+            **measured_by,
+            "settings": {"seeds": config.seeds, "recipe": asdict(recipe)},
+            "models": rows,
+            "rows": records + shared_starts(models, records),
+            "cells": cell_records(grids),
+            "notes": [*(note for task in tasks for note in task.notes), *notes, *closing],
+        }
+        text = "\n\n".join([markdown(lines), "  \n".join(notes), "  \n".join(closing)])
+        config.out.mkdir(parents=True, exist_ok=True)
+        write(config.out / "results.json", json.dumps(results, indent=1, allow_nan=False))
+        write(config.out / "results.md", text.strip() + "\n")
+        files = draw(models, rows, batches, records, headlines, config)
+        print("written:", config.out / "results.json", config.out / "results.md", *files)
     return 0
 
 
-def check_folder(folder: Path) -> None:
-    """Before hours of work: can its results be written? Those of an earlier call are replaced."""
-    above = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
-        raise UserError(f"--out {folder}: nothing can be written to {above}")
+def shared_starts(models: dict[str, Model], records: list[dict]) -> list[dict]:
+    """Return the rows of a start that several runs share once more, for each further run."""
+    rows = []
+    for run in models.values():
+        if run.start and run.start.name != f"{run.name} (start)":
+            own = [record for record in records if record["model"] == run.start.name]
+            rows += [{**record, "model": f"{run.name} (start)"} for record in own]
+    return rows
+
+
+def draw(models, rows, batches, records, headlines, config) -> list[Path]:
+    from distill.evaluation import figures  # here: matplotlib takes a second
+
+    files = figures.draw_pairs(config.out, models, batches, config.sentence)
+    if records:
+        files.append(config.out / "score-latency.png")
+        figures.draw_frontier(files[-1], rows, records, headlines)
+    return files
 
 
 def write(file: Path, text: str) -> None:
-    unfinished = file.with_suffix(".tmp")
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        unfinished.write_text(text, "utf-8")
-        os.replace(unfinished, file)
+        with atomic(file) as temporary:
+            temporary.write_text(text, "utf-8")
     except OSError as error:
         raise UserError(f"{file}: cannot be written ({error.strerror})") from None
 

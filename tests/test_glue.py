@@ -1,4 +1,4 @@
-"""GLUE in the hub's columns and in GLUE's own files, XNLI; one line for what is wrong."""
+"""GLUE and XNLI in the hub's columns; one line for what is wrong."""
 
 import random
 
@@ -10,17 +10,7 @@ from minitransformer.errors import UserError
 
 # what GLUE's texts are full of: stray quotes, nothing at all, separators that are no line's end
 ODD = ['he said "no', '"', "", "it 's \u2028 two lines ? \x85 one", "a, b; c"]
-GLUE_FORMS = ("parquet", "jsonl", "csv", "tsv", "own")
-OWN_HEADERS = {
-    "mrpc": "Quality|#1 ID|#2 ID|#1 String|#2 String",
-    "sst2": "sentence|label",
-    "stsb": "index|genre|filename|year|old_index|source1|source2|sentence1|sentence2|score",
-    "qqp": "id|qid1|qid2|question1|question2|is_duplicate",
-    "mnli": "index|promptID|pairID|genre|sentence1_binary_parse|sentence2_binary_parse"
-    "|sentence1_parse|sentence2_parse|sentence1|sentence2|label1|gold_label",
-    "qnli": "index|question|sentence|label",
-    "rte": "index|sentence1|sentence2|label",
-}
+FORMS = ("parquet", "jsonl", "csv", "tsv")
 
 
 def glue_rows(name, split, size):
@@ -29,7 +19,8 @@ def glue_rows(name, split, size):
     words = ["good", "bad", "a", "film", "the", "loan", "of", "is", "not"]
     rows = []
     for i in range(size):
-        texts = [" ".join(chance.choices(words, k=chance.randint(3, 9))) for _ in form.texts]
+        texts = [" ".join(chance.choices(words, k=chance.randint(3, 9))) for _ in range(2)]
+        texts = texts if form.columns[1] else texts[:1]
         texts[-1] += ODD[i % len(ODD)]
         if i == 1:
             texts[0] = ""  # an empty cell is an empty text
@@ -39,76 +30,19 @@ def glue_rows(name, split, size):
 
 
 def write_glue(folder, form, train=12, dev=9):
-    """All eight tasks in the hub's columns in that form, or ("own") in GLUE's own files."""
+    """All eight tasks in the hub's columns, in files of that form."""
     for name, task in GLUE.items():
         devs = ["validation_matched", "validation_mismatched"] if name == "mnli" else ["validation"]
-        for split, size in [("train", train), *((each, dev) for each in devs)]:
-            rows = glue_rows(name, split, size)
-            if form == "own":
-                write_own(folder / task.folder, name, split.replace("validation", "dev"), rows)
-            else:
-                shard = "-00000-of-00001" if form == "parquet" else ""
-                file = folder / name / f"{split}{shard}.{form}"
-                numbered = [[*row, i] for i, row in enumerate(rows)]
-                write(file, numbered, [*task.texts, "label", "idx"])
+        for split, size in [("train", train), *((split, dev) for split in devs)]:
+            shard = "-00000-of-00001" if form == "parquet" else ""
+            rows = [[*row, i] for i, row in enumerate(glue_rows(name, split, size))]
+            columns = [column for column in task.columns if column]
+            write(folder / name / f"{split}{shard}.{form}", rows, [*columns, "idx"])
     return folder
 
 
-def write_own(folder, name, split, rows):
-    folder.mkdir(parents=True, exist_ok=True)
-    task = GLUE[name]
-    if name == "cola":
-        lines = [["gj04", row[1], "*", row[0]] for row in rows]
-    else:
-        header = OWN_HEADERS[name].split("|")
-        lines = [header]
-        for i, row in enumerate(rows):
-            label = task.classes[row[-1]] if name in ("mnli", "qnli", "rte") else row[-1]
-            cells = dict(zip(task.own, [*row[:-1], label], strict=True))
-            lines.append([cells.get(column, f"x{i}") for column in header])
-        if name == "qqp":
-            lines.insert(3, ["7", "8", "9", "a question that a tab cut off"])
-    text = "\n".join("\t".join(map(str, line)) for line in lines) + "\n"
-    (folder / f"{split}.tsv").write_bytes(("\ufeff" + text).encode())
-
-
-@pytest.mark.parametrize("name", GLUE)
-def test_glue_is_the_same_in_all_forms(name, tmp_path):
-    tasks = {form: glue_task(name, str(write_glue(tmp_path / form, form))) for form in GLUE_FORMS}
-    assert {form: task.hash for form, task in tasks.items()} == dict.fromkeys(
-        GLUE_FORMS, tasks["parquet"].hash
-    )
-    task, expected = tasks["own"], glue_rows(name, "train", 12)
-    assert task.train.texts == [row[0] for row in expected]
-    assert task.train.text_pairs == (
-        [row[1] for row in expected] if len(GLUE[name].texts) == 2 else None
-    )
-    assert task.train.labels == [row[-1] for row in expected]
-    assert list(task.scored) == (["matched", "mismatched"] if name == "mnli" else ["dev"])
-    assert all(len(split.texts) == 9 for split in task.scored.values())
-    assert len(task.notes) == (2 if name == "qqp" else 0)
-    assert all("1 of 1" in note and "lack cells" in note for note in task.notes)
-
-
-def test_glue_headlines_are_those_of_its_average():
-    assert {name: form.metrics[0] for name, form in GLUE.items()} == {
-        "cola": "matthews", "sst2": "accuracy", "mrpc": "f1", "stsb": "spearman", "qqp": "f1",
-        "mnli": "accuracy", "qnli": "accuracy", "rte": "accuracy",
-    }  # fmt: skip
-
-
-def test_class_numbers_are_the_hubs():
-    """As nyu-mll/glue's dataset card has them; written here once more, because they are data."""
-    assert {name: form.classes for name, form in GLUE.items()} == {
-        "cola": ("unacceptable", "acceptable"), "sst2": ("negative", "positive"),
-        "mrpc": ("not_equivalent", "equivalent"), "stsb": (),
-        "qqp": ("not_duplicate", "duplicate"), "mnli": ("entailment", "neutral", "contradiction"),
-        "qnli": ("entailment", "not_entailment"), "rte": ("entailment", "not_entailment"),
-    }  # fmt: skip
-
-
-def write_xnli(folder):
-    for language in LANGUAGES:
+def write_xnli(folder, languages=LANGUAGES):
+    for language in languages:
         splits = ["train", "validation", "test"] if language == "en" else ["test"]
         for n, split in enumerate(splits):
             rows = [[f"{language} {split} {i}", "is not", i % 3] for i in range(6 + n)]
@@ -117,33 +51,65 @@ def write_xnli(folder):
     return folder
 
 
-def test_xnli_learns_english_and_is_scored_in_fifteen_languages(tmp_path):
-    task = xnli_task(str(write_xnli(tmp_path)))
+@pytest.mark.parametrize("name", GLUE)
+def test_glue_is_the_same_in_all_forms(name, tmp_path):
+    tasks = [glue_task(name, str(write_glue(tmp_path / form, form))) for form in FORMS]
+    assert len({task.hash for task in tasks}) == 1
+    task, expected = tasks[0], glue_rows(name, "train", 12)
+    assert task.train.texts == [row[0] for row in expected]
+    pairs = [row[1] for row in expected] if GLUE[name].columns[1] else None
+    assert task.train.text_pairs == pairs
+    assert task.train.labels == [row[-1] for row in expected]
+    assert list(task.scored) == (["matched", "mismatched"] if name == "mnli" else ["dev"])
+    assert all(len(split.texts) == 9 for split in task.scored.values())
+
+
+def test_headlines_and_class_numbers_are_the_hubs():
+    """As nyu-mll/glue's dataset card has them; written here once more, because they are data."""
+    assert {name: (form.metrics[0], *form.classes) for name, form in GLUE.items()} == {
+        "cola": ("matthews", "unacceptable", "acceptable"),
+        "sst2": ("accuracy", "negative", "positive"),
+        "mrpc": ("f1", "not_equivalent", "equivalent"),
+        "stsb": ("spearman",),
+        "qqp": ("f1", "not_duplicate", "duplicate"),
+        "mnli": ("accuracy", "entailment", "neutral", "contradiction"),
+        "qnli": ("accuracy", "entailment", "not_entailment"),
+        "rte": ("accuracy", "entailment", "not_entailment"),
+    }
+
+
+def test_xnli_learns_english_and_is_scored_in_the_languages_that_are_there(tmp_path):
+    task = xnli_task(str(write_xnli(tmp_path / "all")))
     assert task.train.texts[0] == "en train 0"
     assert task.chosen_on.texts[0] == "en validation 0"
-    assert len(task.scored) == 15
-    assert task.scored["sw"].texts[0] == "sw test 0"
-    assert task.classes == NLI
+    assert list(task.scored) == list(LANGUAGES)
+    assert (task.scored["sw"].texts[0], task.classes, task.notes) == ("sw test 0", NLI, ())
+    some = str(write_xnli(tmp_path / "some", ("sw", "en", "de")))
+    task = xnli_task(some)
+    assert list(task.scored) == ["de", "en", "sw"]
+    assert "3 of 15 languages: de, en, sw" in task.notes[0]
+    assert list(xnli_task(some, ["sw"]).scored) == ["sw"]
+    with pytest.raises(UserError, match="no test with one of"):
+        xnli_task(some, ["fr"])
 
 
-@pytest.mark.parametrize(
-    ("dataset", "load"), [("glue", lambda: glue_task("rte")), ("xnli", xnli_task)]
-)
-def test_the_hub_is_asked_where_there_is_no_folder(dataset, load, monkeypatch):
+@pytest.mark.parametrize("dataset", ["glue", "xnli"])
+def test_the_hub_is_asked_where_there_is_no_folder(dataset, monkeypatch):
     asked = []
 
     def load_dataset(name, config, split):
         asked.append((name, config, split))
-        texts = GLUE["rte"].texts if dataset == "glue" else ("premise", "hypothesis")
+        texts = ("sentence1", "sentence2") if dataset == "glue" else ("premise", "hypothesis")
         return [dict.fromkeys(texts, "text") | {"label": 1}] * 3
 
     monkeypatch.setattr("datasets.load_dataset", load_dataset)
-    assert load().train.labels == [1, 1, 1]
-    if dataset == "glue":
-        assert asked == [("nyu-mll/glue", "rte", "train"), ("nyu-mll/glue", "rte", "validation")]
-    else:
-        assert ("facebook/xnli", "ur", "test") in asked
-        assert len(asked) == 17
+    task = glue_task("rte") if dataset == "glue" else xnli_task(None, ["ur"])
+    assert task.train.labels == [1, 1, 1]
+    expected = {("nyu-mll/glue", "rte", "train"), ("nyu-mll/glue", "rte", "validation")}
+    if dataset == "xnli":
+        expected = {("facebook/xnli", "en", "train"), ("facebook/xnli", "en", "validation")}
+        expected |= {("facebook/xnli", "ur", "test")}
+    assert set(asked) == expected
 
 
 def test_a_hub_that_is_out_of_reach_is_one_line(monkeypatch):
@@ -151,27 +117,29 @@ def test_a_hub_that_is_out_of_reach_is_one_line(monkeypatch):
         raise ConnectionError("no route\nto the hub")
 
     monkeypatch.setattr("datasets.load_dataset", load_dataset)
-    with pytest.raises(UserError, match=r"nyu-mll/glue rte: .*--data-dir \(no route\)"):
+    with pytest.raises(UserError, match=r"glue rte could not be .* --data-dir \(no route\)"):
         glue_task("rte")
 
 
-GLUE_WRONG = {
-    "no folder": (None, None, "no folder cola or CoLA in it"),
-    "no train": ("dev.tsv", "x\t1\t\ty\n", "no train with one of"),
-    "empty": ("train.tsv", "", "train.tsv: no rows in it"),
-    "a line too short": ("train.tsv", "x\t1\t\ty\nx\t1\n", "train.tsv, line 2: 2 cells, but the"),
-    "a class it has not": ("train.tsv", "x\t2\t\ty\n", "train.tsv, line 1: label '2' is none of u"),
+WRONG = {
+    "no folder": (None, None, "no folder cola in it"),
+    "no train": ("validation.tsv", "sentence\tlabel\nx\t1\n", "no train with one of"),
+    "a class it has not": ("train.tsv", "sentence\tlabel\nx\t2\n", "line 2: label '2' is none of"),
     "wrong columns": ("train.jsonl", '{"text": "a", "label": 1}\n', "no column 'sentence'; it has"),
-    "a hidden label": ("train.jsonl", '{"sentence": "a", "label": -1}', "line 1: label -1 is none"),
+    "hidden labels": (
+        "train.jsonl",
+        '{"sentence": "a", "label": -1}',
+        "none of the 1 rows of cola",
+    ),
 }
 
 
-@pytest.mark.parametrize("what", GLUE_WRONG)
-def test_what_is_wrong_with_glue(what, tmp_path):
-    name, content, message = GLUE_WRONG[what]
+@pytest.mark.parametrize("what", WRONG)
+def test_what_is_wrong_is_one_line(what, tmp_path):
+    name, content, message = WRONG[what]
     if name:
-        write_own(tmp_path / "CoLA", "cola", "dev", glue_rows("cola", "validation", 3))
-        (tmp_path / "CoLA" / name).write_text(content)
+        write(tmp_path / "cola" / "validation.tsv", [["x", 1]], ["sentence", "label"])
+        (tmp_path / "cola" / name).write_text(content)
     with pytest.raises(UserError) as error:
         glue_task("cola", str(tmp_path))
     assert message in str(error.value)

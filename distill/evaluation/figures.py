@@ -1,24 +1,47 @@
-"""Pictures: what a student relates, how like its teacher's its layers are, what its time buys.
+"""Pictures: what a student relates, how like its teacher's its layers are, score against latency.
 
 relations    Q-Q, K-K and V-V relation maps of teacher and student for one sentence
 similarity   CKA of every teacher layer with every student layer
 frontier     score against latency for all models, with the best trade-offs joined
 """
 
+import re
 import statistics
 import textwrap
 from pathlib import Path
 
 import matplotlib
 import matplotlib.pyplot as plt
+import numpy as np
 import torch
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
-from distill.method import choose_heads, choose_teacher_layer
+from distill.evaluation.models import Model
+from distill.method import Batch, choose_heads, choose_teacher_layer
+from distill.mha import relation_loss
 from distill.program.machine import machine
 from minitransformer.attention import attention_map, split_heads
+from minitransformer.model import Encoder
 
 matplotlib.use("agg")  # files only; a window needs a screen
+MOST_TOKENS = 24  # of the sentence whose relations are drawn; more have no legible names
+
+
+def draw_pairs(
+    folder: Path, models: dict[str, Model], batches: dict[str, list[Batch]], sentence: str
+) -> list[Path]:
+    """Draw relations and similarity of each run and its teacher; return the files."""
+    files = []
+    for name, model in models.items():
+        if not model.reads_like_teacher or model.name.endswith(" (start)"):
+            continue
+        short = re.sub(r"[^A-Za-z0-9.-]+", "-", name).strip("-.")
+        files += [folder / f"relations-{short}.png", folder / f"similarity-{short}.png"]
+        ids, _ = model.tokenizer.encode_pairs([sentence], max_tokens=MOST_TOKENS)[0]
+        draw_relations(files[-2], model, torch.tensor([ids], device=batches[name][0].ids.device))
+        draw_similarity(files[-1], model, batches[name][0])
+    return files
 
 
 def relation_map(states: Tensor, heads: int) -> Tensor:
@@ -45,56 +68,88 @@ def cka(x: Tensor, y: Tensor) -> float:
 
 
 @torch.inference_mode()
-def draw_relations(file: Path, names, encoders, ids: Tensor, tokens: list[str], settings) -> None:
-    """Teacher above, student below; `ids` (1, N) are the sentence, `tokens` its pieces. Layers and
-    relation heads are those in the run's `settings`, else as mha chooses them.
+def draw_relations(file: Path, model: Model, ids: Tensor) -> None:
+    """Teacher above, student below, for the sentence `ids` (1, N). Layers and relation heads are
+    those that the run was trained with, else as mha chooses them.
 
-    A token's relation to itself is most of every row: it is left white. Both sides of a column have
-    one scale.
+    A token's relation to itself is most of every row: it is left grey. Both sides of a column have
+    one scale. A student's title has the loss that MHA transfer would count for this sentence.
     """
-    widths = [encoder.config.hidden_size for encoder in encoders]
-    heads = choose_heads(widths[1], widths[0], settings.get("relation_heads"))
-    top = choose_teacher_layer(len(encoders[0].blocks), settings.get("teacher_layer"))
-    layers = (top, len(encoders[1].blocks))
-    figure, grid = plt.subplots(2, 3, figsize=(14, 9), layout="constrained")
-    outputs = [e(ids, stop=(layer, "qkv")) for e, layer in zip(encoders, layers, strict=True)]
-    themselves = torch.eye(ids.shape[1], dtype=torch.bool)
-    for column, part in zip(grid.T, ("queries", "keys", "values"), strict=True):
-        maps = [relation_map(getattr(output, part)[-1], heads).cpu() for output in outputs]
-        maps = [each.masked_fill(themselves, float("nan")) for each in maps]
-        highest = max(float(each.nan_to_num().max()) for each in maps)
-        letter = part[0].upper()
-        for axes, each, side, layer in zip(column, maps, names, layers, strict=True):
-            image = axes.imshow(each.numpy(), vmin=0, vmax=highest)
-            axes.set_title(f"{letter}-{letter}, layer {layer} of {side}", fontsize=9)
-            axes.set_xticks(range(len(tokens)), tokens, rotation=90, fontsize=7)
-            axes.set_yticks(range(len(tokens)), tokens, fontsize=7)
-            axes.set(xlabel="token that it resembles", ylabel="token")
-        figure.colorbar(image, ax=column, shrink=0.7, label="share of the token's row")
-    figure.suptitle(f"Which tokens resemble which: mean over {heads} relation heads")
+    settings, teacher, student = model.settings or {}, model.teacher.encoder, model.encoder
+    widths = student.config.hidden_size, teacher.config.hidden_size
+    heads = choose_heads(*widths, settings.get("relation_heads"))
+    layer = choose_teacher_layer(len(teacher.blocks), settings.get("teacher_layer"))
+    outputs = [qkv(teacher, ids, layer), qkv(student, ids, len(student.blocks))]
+    start = qkv(model.start.encoder, ids, len(student.blocks)) if model.start else None
+    labels = (
+        f"teacher: layer {layer} of {shortened(model.teacher.name)}",
+        f"student: layer {len(student.blocks)} of {shortened(model.name)}",
+    )
+    tokens = [model.tokenizer.pipeline.id_to_token(i) for i in ids[0].tolist()]
+    figure, grid = plt.subplots(
+        2, 3, figsize=(10, 8), sharex=True, sharey=True, layout="constrained"
+    )
+    colours = matplotlib.colormaps["Blues"].with_extremes(bad="0.85")
+    for column, letter in zip(grid.T, "QKV", strict=True):
+        maps = [relation_map(output[letter], heads).float().cpu().numpy() for output in outputs]
+        for values in maps:
+            np.fill_diagonal(values, np.nan)
+        highest = max(float(np.nanmax(values)) for values in maps) if len(tokens) > 1 else 1.0
+        for axes, values, label in zip(column, maps, labels, strict=True):
+            image = axes.imshow(values, vmin=0, vmax=highest, cmap=colours)
+            axes.tick_params(length=0)
+            if letter == "Q":
+                axes.set_ylabel(label, fontsize=10)
+                axes.set_yticks(range(len(tokens)), tokens, fontsize=9)
+        axes.set_xticks(range(len(tokens)), tokens, rotation=90, fontsize=9)
+        loss = f"MHA loss {sentence_loss(outputs[1], outputs[0], letter, heads):.3f}"
+        if start:
+            loss += f", untrained {sentence_loss(start, outputs[0], letter, heads):.3f}"
+        column[0].set_title(f"{letter}-{letter}", fontsize=11)
+        column[1].set_title(loss, fontsize=9.5)
+        bar = figure.colorbar(image, ax=list(column), location="bottom", shrink=0.9, aspect=30)
+        bar.set_label("share of the row", fontsize=9)
+        bar.ax.tick_params(labelsize=8)
+        bar.ax.xaxis.set_major_locator(MaxNLocator(4))
+    title = f"How much each token (row) resembles the others, mean over {heads} relation heads"
+    figure.suptitle(title, fontsize=11)
+    figure.get_layout_engine().set(h_pad=0.08, w_pad=0.08)
     save(figure, file)
 
 
+def qkv(encoder: Encoder, ids: Tensor, layer: int) -> dict[str, Tensor]:
+    """Return {"Q", "K", "V": (1, N, D)} of that layer."""
+    output = encoder(ids, stop=(layer, "qkv"), keep="last")
+    return {"Q": output.queries[-1], "K": output.keys[-1], "V": output.values[-1]}
+
+
+def sentence_loss(student: dict, teacher: dict, letter: str, heads: int) -> float:
+    mask = torch.ones(student[letter].shape[:2], dtype=torch.bool, device=student[letter].device)
+    total, count = relation_loss(student[letter], teacher[letter], mask, heads)
+    return float(total / count)
+
+
 @torch.inference_mode()
-def draw_similarity(file: Path, names, encoders, batch) -> None:
+def draw_similarity(file: Path, model: Model, batch: Batch) -> None:
     """A cell is the CKA of a teacher layer (row) and a student layer (column) on the batch."""
-    sides = []
-    for encoder in encoders:
+    layers = []
+    for encoder in (model.teacher.encoder, model.encoder):
         hidden = encoder(batch.ids, batch.mask).hidden
-        sides.append([layer[batch.mask].cpu() for layer in hidden])  # (tokens, D) each
-    values = [[cka(student, teacher) for student in sides[1]] for teacher in sides[0]]
-    size = (max(6, 0.6 * len(sides[1]) + 3), max(4, 0.5 * len(sides[0]) + 1.5))
+        layers.append([states[batch.mask].cpu() for states in hidden])  # (tokens, D) each
+    values = [[cka(student, teacher) for student in layers[1]] for teacher in layers[0]]
+    size = (max(6, 0.6 * len(layers[1]) + 3), max(4, 0.5 * len(layers[0]) + 1.5))
     figure, axes = plt.subplots(figsize=size, layout="constrained")
-    image = axes.imshow(values, origin="lower", vmin=0, vmax=1, aspect="auto")
-    for j, row in enumerate(values):
-        for i, value in enumerate(row):
-            colour = "white" if value < 0.6 else "black"
-            axes.text(i, j, f"{value:.2f}", ha="center", va="center", color=colour, fontsize=8)
-    axes.set_xticks(range(len(sides[1])))
-    axes.set_yticks(range(len(sides[0])))
-    axes.set_xlabel(f"layer of {names[1]} (0 = embeddings)")
-    axes.set_ylabel(f"layer of {names[0]} (0 = embeddings)")
-    tokens = len(sides[0][0])
+    image = axes.imshow(values, origin="lower", vmin=0, vmax=1, aspect="auto", cmap="Blues")
+    for row, line in enumerate(values):
+        for column, value in enumerate(line):
+            colour = "white" if value > 0.6 else "black"
+            text = f"{value:.2f}"
+            axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=9)
+    axes.set_xticks(range(len(layers[1])))
+    axes.set_yticks(range(len(layers[0])))
+    axes.set_xlabel(f"layer of {shortened(model.name)} (0 = embeddings)")
+    axes.set_ylabel(f"layer of {shortened(model.teacher.name)} (0 = embeddings)")
+    tokens = len(layers[0][0])
     axes.set_title(f"How alike the layers are, on {tokens:,} tokens of held-out text", fontsize=10)
     figure.colorbar(image, label="linear CKA (1 = alike up to rotation)")
     save(figure, file)
@@ -111,27 +166,58 @@ def frontier(points: list[tuple[float, float]]) -> list[int]:
 
 
 def draw_frontier(file: Path, models: list[dict], records: list[dict], headlines: dict) -> None:
-    """Each model at its latency and its mean headline score; the bar is the spread over seeds."""
+    """Draw each model at its latency and its mean headline score, with the spread over seeds.
+
+    An untrained start is a hollow point from which an arrow leads to its student. A model with an
+    undefined score is left out.
+    """
     headlines = {task: metric for task, metric in headlines.items() if task != "glue"}
-    points, spreads = [], []
+    points, spreads = {}, {}
     for model in models:
-        of = [r for r in records if r["model"] == model["model"]]
-        of = [r["values"] for r in of if r["metric"] == headlines.get(r["task"])]
-        seeds = [statistics.fmean(values) for values in zip(*of, strict=True)]
+        scores = []
+        for record in records:
+            headline = record["metric"] == headlines.get(record["task"])
+            if record["model"] == model["model"] and headline:
+                scores.append(record["values"])
+        if any(None in values for values in scores):
+            continue
+        seeds = [statistics.fmean(values) for values in zip(*scores, strict=True)]
         shape, times = next(iter(model["latency_ms"].items()))
-        points.append((times["median"], statistics.fmean(seeds)))
-        spreads.append(statistics.stdev(seeds) if len(seeds) > 1 else 0.0)
-    figure, axes = plt.subplots(figsize=(9, 5), layout="constrained")
-    best = [points[i] for i in frontier(points)]
-    x, y = zip(*best, (1.05 * max(x for x, _ in points), best[-1][1]), strict=True)
-    axes.plot(x, y, "--", drawstyle="steps-post", color="grey", label="best within its latency")
-    for i, (model, (x, y), spread) in enumerate(zip(models, points, spreads, strict=True)):
-        form = {"fmt": "osD^v"[i // 10 % 5], "color": f"C{i % 10}", "capsize": 3}
-        axes.errorbar(x, y, spread, label=model["model"], **form)
-    named = ", ".join(f"{task} {metric}" for task, metric in headlines.items())
-    named = named if len(headlines) < 4 else f"the headline metrics of {len(headlines)} tasks"
-    named = named if len(headlines) < 2 else f"mean of {named}"
-    axes.set_ylabel(textwrap.fill(named, 45))  # a longer line does not fit beside the axis
+        points[model["model"]] = (times["median"], statistics.fmean(seeds))
+        spreads[model["model"]] = statistics.stdev(seeds) if len(seeds) > 1 else 0.0
+    if not points:
+        return
+    starts = {model["start"] for model in models if model.get("start")}
+    figure, axes = plt.subplots(figsize=(9, 4.5), layout="constrained")
+    candidates = [point for name, point in points.items() if name not in starts]
+    best = [candidates[i] for i in frontier(candidates)]
+    if best:
+        x, y = zip(*best, (1.05 * max(x for x, _ in candidates), best[-1][1]), strict=True)
+        line = {"drawstyle": "steps-post", "color": "0.6", "zorder": 0}
+        axes.plot(x, y, "--", label="best within its latency", **line)
+    numbers = {name: number for number, name in enumerate(n for n in points if n not in starts)}
+    for model in models:  # a start has its student's colour
+        if model.get("start"):
+            numbers.setdefault(model["start"], numbers.get(model["model"], 0))
+    for name, (x, y) in points.items():
+        number = numbers[name]
+        form = {"fmt": "osD^v"[number // 10 % 5], "color": f"C{number % 10}", "capsize": 3}
+        if name in starts:
+            form["markerfacecolor"] = "white"
+        axes.errorbar(x, y, spreads[name], label=shortened(name), **form)
+    for model in models:
+        if model["model"] in points and model.get("start") in points:
+            ends = {"xytext": points[model["start"]], "xy": points[model["model"]]}
+            arrow = {"arrowstyle": "->", "color": "0.4", "shrinkA": 4, "shrinkB": 4}
+            axes.annotate("", **ends, arrowprops=arrow)
+    names = ", ".join(f"{task} {metric}" for task, metric in headlines.items())
+    if len(headlines) > 3:
+        names = f"the headline metrics of {len(headlines)} tasks"
+    if len(headlines) > 1:
+        names = f"mean of {names}"
+    axes.set_ylabel(
+        textwrap.fill(names, 40, break_on_hyphens=False)
+    )  # a longer line does not fit beside the axis
     axes.set_xlabel(f"latency of a batch of {shape} tokens, median (ms)")
     axes.set_title(f"Score and time on {machine()}", fontsize=10)
     axes.margins(0.1)
@@ -141,6 +227,11 @@ def draw_frontier(file: Path, models: list[dict], records: list[dict], headlines
     save(figure, file)
 
 
+def shortened(name: str) -> str:
+    """The end of a long name, which is what tells folders apart."""
+    return name if len(name) <= 28 else "…" + name[-27:]
+
+
 def save(figure, file: Path) -> None:
-    figure.savefig(file, dpi=120)
+    figure.savefig(file, dpi=150)
     plt.close(figure)

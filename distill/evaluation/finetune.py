@@ -17,9 +17,8 @@ XLM-R's 250,002 at every step); a cache of what was computed once, so that a kil
 import hashlib
 import json
 import math
-import os
 import statistics
-from contextlib import nullcontext
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -30,13 +29,17 @@ from torch import Tensor, nn
 
 from distill.evaluation.metrics import METRICS
 from distill.evaluation.tasks import Split, Task
-from minitransformer.errors import UserError
+from distill.program.machine import autocast
+from distill.training.optimizer import learning_rate, make_optimizer, set_learning_rate
+from minitransformer.config import EncoderConfig
+from minitransformer.files import atomic
 from minitransformer.model import Encoder
 from minitransformer.pretrained import weights_hash
 from minitransformer.tokenizer import Tokenizer
 
-FORMAT = 1  # of a cached result; to be raised whenever the recipe changes
+FORMAT = 2  # of a cached result; to be raised whenever the recipe changes
 CHOOSE = "choose"  # the name of the split `chosen_on` among the scores
+DISTINCT = "distinct predictions"  # stands among a split's scores; 1 = all are the same
 MEGABATCH = 50  # batches within which sentences are sorted by length
 
 
@@ -56,29 +59,54 @@ class Recipe:
 @dataclass(frozen=True)
 class Cell:
     """One point of the grid; `scores` has for each seed {split: {metric: score}}, or None where the
-    loss left the finite numbers."""
+    loss became NaN or inf.
+    """
 
     lr: float
     epochs: int
     scores: list[dict | None]
 
-    def values(self, metric: str, splits) -> list[float]:
-        """For each seed the metric's mean over the splits."""
-        return [statistics.fmean(score[split][metric] for split in splits) for score in self.scores]
+    def values(self, metric: str, splits: Sequence[str]) -> list[float | None]:
+        """Return for each seed the metric's mean over the splits; None where one is undefined."""
+        values = []
+        for scores in self.scores:
+            parts = [scores[split][metric] for split in splits] if scores else [None]
+            values.append(None if None in parts else statistics.fmean(parts))
+        return values
+
+    def one_answer(self, splits: Sequence[str]) -> int:
+        """Return for how many seeds all predictions on these splits are the same."""
+        counts = [[scores[split][DISTINCT] for split in splits] for scores in self.scores if scores]
+        return sum(max(count) == 1 for count in counts)
 
 
 class Examples:
-    """A split as token ids, and its batches."""
+    """A split as token ids that fit the encoder, and its batches.
 
-    def __init__(self, split: Split, tokenizer: Tokenizer, max_tokens: int):
-        self.tokens = tokenizer.encode_pairs(split.texts, split.text_pairs, max_tokens=max_tokens)
+    `cut` counts the inputs that were longer than that. The token types end at the encoder's last
+    one: RoBERTa's body has one type, but many a tokenizer gives pairs two.
+    """
+
+    def __init__(self, split: Split, tokenizer: Tokenizer, config: EncoderConfig, max_tokens: int):
+        limit = min(max_tokens, config.max_tokens)
+        rows = tokenizer.encode_pairs(split.texts, split.text_pairs, max_tokens=limit + 1)
+        long = [number for number, (ids, _) in enumerate(rows) if len(ids) > limit]
+        if long:
+            texts = [split.texts[number] for number in long]
+            pairs = split.text_pairs and [split.text_pairs[number] for number in long]
+            shortened = tokenizer.encode_pairs(texts, pairs, max_tokens=limit)
+            for number, row in zip(long, shortened, strict=True):
+                rows[number] = row
+        highest = config.type_vocab_size - 1
+        self.tokens = [(np.array(ids), np.minimum(types, highest)) for ids, types in rows]
+        self.cut, self.pad = len(long), config.pad_token_id
         self.labels = np.array(split.labels)
         self.lengths = np.array([len(ids) for ids, _ in self.tokens])
 
-    def batch(self, rows, pad: int) -> tuple[Tensor, Tensor, Tensor]:
-        """(ids, mask, token types), (B, N) each; N is the length of the longest row."""
+    def batch(self, rows: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
+        """Return (ids, mask, token types), (B, N) each; N is the length of the longest row."""
         shape = (len(rows), self.lengths[rows].max())
-        ids, mask, types = np.full(shape, pad), np.zeros(shape, bool), np.zeros(shape, np.int64)
+        ids, mask, types = np.full(shape, self.pad), np.zeros(shape, bool), np.zeros(shape, int)
         for i, row in enumerate(rows):
             n = self.lengths[row]
             mask[i, :n] = True
@@ -90,13 +118,21 @@ class Examples:
         order = torch.randperm(len(self.tokens), generator=generator).numpy()
         batches = []
         for start in range(0, len(order), batch_size * MEGABATCH):
-            part = order[start : start + batch_size * MEGABATCH]
-            batches += self.by_length(part, batch_size)
+            megabatch = order[start : start + batch_size * MEGABATCH]
+            batches += self.by_length(batch_size, megabatch)
         return [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
 
-    def by_length(self, rows: np.ndarray, batch_size: int) -> list[np.ndarray]:
+    def by_length(self, batch_size: int, rows: np.ndarray | None = None) -> list[np.ndarray]:
+        """The rows (default: all) in batches, the shortest first."""
+        rows = np.arange(len(self.tokens)) if rows is None else rows
         rows = rows[np.argsort(self.lengths[rows], kind="stable")]
         return [rows[i : i + batch_size] for i in range(0, len(rows), batch_size)]
+
+
+def mean_over_tokens(hidden: Tensor, mask: Tensor) -> Tensor:
+    """(B, N, D) -> (B, D), the mean over the real tokens."""
+    weight = mask.unsqueeze(-1).to(hidden.dtype)  # (B, N, 1)
+    return (hidden * weight).sum(dim=1) / weight.sum(dim=1)
 
 
 class Classifier(nn.Module):
@@ -119,9 +155,7 @@ class Classifier(nn.Module):
 
     def forward(self, ids: Tensor, mask: Tensor, types: Tensor) -> Tensor:
         hidden = self.encoder(ids, mask, types, keep="last").hidden[-1]  # (B, N, D)
-        weight = mask.unsqueeze(-1).to(hidden.dtype)
-        mean = (hidden * weight).sum(dim=1) / weight.sum(dim=1)  # (B, D)
-        return self.head(mean)  # (B, C)
+        return self.head(mean_over_tokens(hidden, mask))  # (B, C)
 
 
 class Tuner:
@@ -130,51 +164,50 @@ class Tuner:
     def __init__(self, encoder: Encoder, tokenizer: Tokenizer, task: Task, recipe: Recipe):
         self.encoder, self.task, self.recipe = encoder, task, recipe
         self.device = torch.device(recipe.device)
-        length = min(recipe.max_tokens, encoder.config.max_tokens)
+        self.autocast = autocast(self.device, recipe.precision)
         splits = {"train": task.train, **task.scored}
         if task.chosen_on:
             splits[CHOOSE] = task.chosen_on
-        self.splits = {name: Examples(s, tokenizer, length) for name, s in splits.items()}
+        self.splits = {
+            name: Examples(split, tokenizer, encoder.config, recipe.max_tokens)
+            for name, split in splits.items()
+        }
+        self.cut = sum(examples.cut for examples in self.splits.values())
         self._keep_used_ids()
         labels = self.splits["train"].labels
         self.shift, self.scale = (0, 1) if task.classes else (labels.mean(), labels.std() or 1.0)
 
     def _keep_used_ids(self) -> None:
         # Ids up to the padding's keep their numbers: RoBERTa counts its positions from that one.
-        tokens = [t for examples in self.splits.values() for t in examples.tokens]
-        reserved = range(self.encoder.config.pad_token_id + 1)
+        tokens = [row for examples in self.splits.values() for row in examples.tokens]
+        reserved = np.arange(self.encoder.config.pad_token_id + 1)
         self.used_ids = np.unique(np.concatenate([reserved, *(ids for ids, _ in tokens)]))
-        highest_type = self.encoder.config.type_vocab_size - 1
         for examples in self.splits.values():
             examples.tokens = [
-                (np.searchsorted(self.used_ids, ids), np.minimum(types, highest_type))
-                for ids, types in examples.tokens
+                (np.searchsorted(self.used_ids, ids), types) for ids, types in examples.tokens
             ]
 
-    def train(self, lr: float, epochs: int, seed: int, after_step=lambda: None) -> dict | None:
-        """{split: {metric: score}}; None if the loss or its gradient left the finite numbers."""
+    def train(
+        self, lr: float, epochs: int, seed: int, after_step: Callable[[], object] = lambda: None
+    ) -> dict | None:
+        """Return {split: {metric: score}}; None if the loss or its gradient became NaN or inf.
+
+        The seed decides the head's first weights and the order of the examples, and does so alike
+        for every model: scores of one seed are pairs.
+        """
         recipe, generator = self.recipe, torch.Generator().manual_seed(seed)
         outputs = len(self.task.classes) or 1
         model = Classifier(self.encoder, self.used_ids, outputs, generator).to(self.device)
-        matrices = [p for p in model.parameters() if p.dim() > 1]
-        vectors = [p for p in model.parameters() if p.dim() == 1]
-        groups = [
-            {"params": matrices, "weight_decay": recipe.weight_decay},
-            {"params": vectors, "weight_decay": 0.0},
-        ]
-        optimizer = torch.optim.AdamW(groups, lr=lr, eps=1e-6, fused=True)
+        optimizer = make_optimizer(model.parameters(), lr, recipe.weight_decay)
         steps = epochs * math.ceil(len(self.task.train.texts) / recipe.batch_size)
         step = 0
-        rise = math.ceil(recipe.warmup * steps)
         for _ in range(epochs):
             for rows in self.splits["train"].shuffled(recipe.batch_size, generator):
                 self.loss(model, rows).backward()
                 norm = nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
                 if not math.isfinite(norm):
                     return None
-                share = min((step + 1) / rise, (steps - step) / max(1, steps - rise))
-                for group in optimizer.param_groups:
-                    group["lr"] = lr * share
+                set_learning_rate(optimizer, learning_rate(step, steps, lr, recipe.warmup))
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
                 step += 1
@@ -190,21 +223,20 @@ class Tuner:
         return F.mse_loss(outputs.squeeze(-1), ((labels - self.shift) / self.scale).float())
 
     def outputs(self, model: Classifier, examples: Examples, rows: np.ndarray) -> Tensor:
-        batch = examples.batch(rows, self.encoder.config.pad_token_id)
-        bf16 = torch.autocast(self.device.type, torch.bfloat16)
-        with bf16 if self.recipe.precision == "bf16" else nullcontext():
-            return model(*(part.to(self.device) for part in batch)).float()
+        with self.autocast:
+            return model(*(part.to(self.device) for part in examples.batch(rows))).float()
 
     @torch.inference_mode()
-    def score(self, model: Classifier, split: str) -> dict[str, float] | None:
+    def score(self, model: Classifier, split: str) -> dict[str, float | None] | None:
         examples = self.splits[split]
         predictions = np.empty(len(examples.tokens))
-        for rows in examples.by_length(np.arange(len(predictions)), 64):
+        for rows in examples.by_length(64):
             outputs = self.outputs(model, examples, rows).cpu()
             predictions[rows] = outputs.argmax(-1) if self.task.classes else outputs.squeeze(-1)
         if not np.isfinite(predictions).all():
             return None
-        return {name: METRICS[name](predictions, examples.labels) for name in self.task.metrics}
+        scores = {name: METRICS[name](predictions, examples.labels) for name in self.task.metrics}
+        return {**scores, DISTINCT: len(np.unique(predictions))}
 
 
 # ---- grid and cache ------------------------------------------------------------------------------
@@ -224,7 +256,14 @@ class Grid:
     """
 
     def __init__(
-        self, model: dict, task: Task, recipe: Recipe, lrs, epochs, seeds: int, cache: Path
+        self,
+        model: dict,
+        task: Task,
+        recipe: Recipe,
+        lrs: Sequence[float],
+        epochs: Sequence[int],
+        seeds: int,
+        cache: Path,
     ):
         key = {"format": FORMAT, "model": model, "task": task.hash, "recipe": asdict(recipe)}
         self.key = {**key, "torch": torch.__version__}
@@ -237,10 +276,10 @@ class Grid:
         digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
         return self.cache / f"{digest}.json"
 
-    def read(self, *point) -> dict | None:
-        """The cached result of (lr, epochs, seed), or None where there is none that can be read."""
+    def read(self, lr: float, epochs: int, seed: int) -> dict | None:
+        """Return the cached result {scores, cut}, or None where there is none that can be read."""
         try:
-            return json.loads(self.file(*point).read_bytes())
+            return json.loads(self.file(lr, epochs, seed).read_bytes())
         except (FileNotFoundError, ValueError):
             return None
 
@@ -248,21 +287,26 @@ class Grid:
         points = [(lr, epochs, seed) for seed in self.seeds for lr, epochs in self.points]
         return [point for point in points if self.read(*point) is None]
 
-    def steps(self, lr: float, epochs: int, seed: int) -> int:
-        """Optimizer steps of a result."""
-        return epochs * math.ceil(len(self.task.train.texts) / self.recipe.batch_size)
+    def steps(self) -> int:
+        """Return the optimizer steps of all that is missing."""
+        batches = math.ceil(len(self.task.train.texts) / self.recipe.batch_size)
+        return sum(epochs * batches for _, epochs, _ in self.missing())
 
-    def compute(self, encoder: Encoder, tokenizer: Tokenizer, after_step=lambda: None) -> None:
-        """Trains what is missing, one model after the other, and keeps each result at once."""
-        if not (missing := self.missing()):
+    def compute(
+        self,
+        encoder: Encoder,
+        tokenizer: Tokenizer,
+        after_step: Callable[[], object] = lambda: None,
+    ) -> None:
+        """Train what is missing, one model after the other, and keep each result at once."""
+        missing = self.missing()
+        if not missing:
             return
         tuner = Tuner(encoder, tokenizer, self.task, self.recipe)
         for point in missing:
-            scores = tuner.train(*point, after_step)
-            file = self.file(*point)
-            unfinished = file.with_suffix(f".{os.getpid()}")
-            unfinished.write_text(json.dumps({"scores": scores}))
-            os.replace(unfinished, file)
+            result = {"scores": tuner.train(*point, after_step), "cut": tuner.cut}
+            with atomic(self.file(*point)) as temporary:
+                temporary.write_text(json.dumps(result))
 
     def cells(self) -> list[Cell]:
         return [
@@ -270,15 +314,19 @@ class Grid:
             for lr, epochs in self.points
         ]
 
+    def cut(self) -> int:
+        """Return how many of the task's inputs were too long and were cut."""
+        return self.read(*self.points[0], 0)["cut"]
+
     def best(self) -> Cell:
-        """The cell with the highest mean over its seeds; the first of equals."""
+        """Return the cell with the highest mean over its seeds; the first of equals.
+
+        A cell whose loss diverged or whose score is undefined is best only where all are so.
+        """
         splits = [CHOOSE] if self.task.chosen_on else list(self.task.scored)
-        sound = [cell for cell in self.cells() if None not in cell.scores]
-        if not sound:
-            rates = ", ".join(f"{lr:g}" for lr in dict.fromkeys(lr for lr, _ in self.points))
-            raise UserError(
-                f"{self.task.name}: the loss diverged at every rate; --lrs below {rates}"
-            )
-        return max(
-            sound, key=lambda cell: statistics.fmean(cell.values(self.task.metrics[0], splits))
-        )
+
+        def merit(cell: Cell) -> float:
+            values = cell.values(self.task.metrics[0], splits)
+            return -math.inf if None in values else statistics.fmean(values)
+
+        return max(self.cells(), key=merit)

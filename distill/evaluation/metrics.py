@@ -1,32 +1,20 @@
 """Scores of a task: accuracy, F1, Matthews, Pearson, Spearman; equal to scikit-learn's or scipy's.
 
-Every metric takes (predictions, labels), both (M,), and returns a float; 1.0 is perfect. Where its
-formula divides 0 by 0 (one class only, a constant prediction) the score is 0.0: such a prediction
-tells nothing. scikit-learn says the same with a warning; scipy gives NaN, which would spoil a mean.
+Every metric takes (predictions, labels), both (M,), and returns a float; 1.0 is perfect. Where F1
+or Matthews divide 0 by 0 the score is 0.0, as in scikit-learn and so in GLUE's own numbers. The
+linear or rank correlation with a constant is not defined: None.
 """
 
 import numpy as np
 
 
-def _checked(predictions, labels):
-    predictions, labels = np.asarray(predictions), np.asarray(labels)
-    if predictions.shape != labels.shape or predictions.ndim != 1:
-        shapes = f"predictions {predictions.shape} and labels {labels.shape}"
-        raise ValueError(f"{shapes} are not two equally long lists")
-    if not len(labels):
-        raise ValueError("a score of 0 predictions is not defined")
-    return predictions, labels
-
-
 def accuracy(predictions, labels):
     """Share of equal entries."""
-    predictions, labels = _checked(predictions, labels)
     return float(np.mean(predictions == labels))
 
 
 def f1(predictions, labels, positive=1):
     """F1 of one class: 2 TP / (2 TP + FP + FN), as GLUE has it for class 1 of MRPC and QQP."""
-    predictions, labels = _checked(predictions, labels)
     hits = np.sum((predictions == positive) & (labels == positive))
     named = np.sum(predictions == positive) + np.sum(labels == positive)
     return float(2 * hits / named) if named else 0.0
@@ -34,7 +22,6 @@ def f1(predictions, labels, positive=1):
 
 def macro_f1(predictions, labels):
     """Plain mean of `f1` over the classes that occur among predictions or labels: for any task."""
-    predictions, labels = _checked(predictions, labels)
     return float(np.mean([f1(predictions, labels, c) for c in np.union1d(predictions, labels)]))
 
 
@@ -45,7 +32,6 @@ def matthews(predictions, labels):
         (c M - sum p_k t_k) / sqrt((M² - sum p_k²) (M² - sum t_k²))          [Gorodkin 2004]
     In Python's integers, which do not overflow.
     """
-    predictions, labels = _checked(predictions, labels)
     classes = np.union1d(predictions, labels)
     p = [int(np.sum(predictions == c)) for c in classes]
     t = [int(np.sum(labels == c)) for c in classes]
@@ -56,16 +42,10 @@ def matthews(predictions, labels):
 
 
 def pearson(predictions, labels):
-    """Linear correlation of two lists of finite numbers."""
-    predictions, labels = (np.asarray(x, np.float64) for x in _checked(predictions, labels))
-    if not (np.isfinite(predictions).all() and np.isfinite(labels).all()):
-        raise ValueError("a correlation of numbers that are not finite is not defined")
+    """Linear correlation of two lists of finite numbers; None where one of them is constant."""
     if np.ptp(predictions) == 0 or np.ptp(labels) == 0:
-        return 0.0
-    centred = (predictions - predictions.mean(), labels - labels.mean())
-    centred = [x / np.abs(x).max() for x in centred]  # so that the squares do not overflow
-    unit = [x / np.linalg.norm(x) for x in centred]
-    return float(np.clip(unit[0] @ unit[1], -1.0, 1.0))
+        return None
+    return float(np.corrcoef(predictions, labels)[0, 1])
 
 
 def ranks(values):
@@ -77,9 +57,6 @@ def ranks(values):
 
 def spearman(predictions, labels):
     """`pearson` of the ranks."""
-    predictions, labels = _checked(predictions, labels)
-    if not (np.isfinite(predictions).all() and np.isfinite(labels).all()):
-        raise ValueError("a correlation of numbers that are not finite is not defined")
     return pearson(ranks(predictions), ranks(labels))
 
 
@@ -91,3 +68,15 @@ METRICS = {
     "pearson": pearson,
     "spearman": spearman,
 }
+
+
+def chance(metric, labels):
+    """The score of whoever has not read the texts: the best that any constant answer gets.
+
+    The share of the largest class for accuracy, F1 of always answering "positive" for f1; 0 for
+    every correlation.
+    """
+    if metric in ("matthews", "pearson", "spearman"):
+        return 0.0
+    labels = np.asarray(labels)
+    return max(METRICS[metric](np.full_like(labels, c), labels) for c in np.unique(labels))

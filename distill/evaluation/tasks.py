@@ -13,8 +13,9 @@ import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, NamedTuple
 
-from minitransformer.errors import UserError
+from minitransformer.errors import UserError, first_line
 
 CLASS_METRICS, NUMBER_METRICS = ("accuracy", "macro-f1", "matthews"), ("pearson", "spearman")
 SUFFIXES = (".parquet", ".jsonl", ".csv", ".tsv")
@@ -34,7 +35,8 @@ class Task:
     """`classes` names the class numbers; () makes it a regression. Each of `metrics` is measured on
     each split in `scored`. The headline is the first metric, its mean over those splits; it also
     decides which cell of a fine-tuning grid is best, unless `chosen_on` is there to decide that
-    (XNLI: English). A note is for the user: what was left out of a file."""
+    (XNLI: English). A note is for the user: what was left out of a file.
+    """
 
     name: str
     train: Split
@@ -47,195 +49,200 @@ class Task:
     @property
     def hash(self) -> str:
         """sha256 of all that a score depends on."""
-        splits = {"train": self.train, "chosen_on": self.chosen_on} | {
-            f"scored {n}": s for n, s in self.scored.items()
-        }
-        content = [
-            self.name,
-            self.classes,
-            self.metrics,
-            [[n, s and vars(s)] for n, s in splits.items()],
-        ]
-        return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+        splits = [["train", self.train], ["chosen_on", self.chosen_on]]
+        splits += [[f"scored {name}", split] for name, split in self.scored.items()]
+        rows = [[name, split and vars(split)] for name, split in splits]
+        content = json.dumps([self.name, self.classes, self.metrics, rows])
+        return hashlib.sha256(content.encode()).hexdigest()
 
 
 # ---- files ---------------------------------------------------------------------------------------
 
 
-def find_split(folder: Path, *names: str) -> list[Path]:
-    """The file of a split, or its shards (`train-00000-of-00002.parquet`); the first name found."""
-    for name in names:
-        found = [
-            folder / f"{name}{suffix}"
-            for suffix in SUFFIXES
-            if (folder / f"{name}{suffix}").is_file()
-        ]
-        if len(found) > 1:
-            raise UserError(f"{folder} has {' and '.join(f.name for f in found)}: keep one of them")
-        if found := found or sorted(folder.glob(f"{name}-*-of-*.parquet")):
-            return found
-    there = sorted(f.name for f in folder.iterdir())[:8] if folder.is_dir() else []
-    raise UserError(
-        f"{folder}: no {' or '.join(names)} with one of {', '.join(SUFFIXES)};"
-        f" {'it holds ' + ', '.join(there) if there else 'no such folder or nothing in it'}"
-    )
+class Row(NamedTuple):
+    """An example as its file has it; `place` is "FILE, line 3" or "FILE, row 3"."""
+
+    place: str
+    text: str
+    pair: str | None
+    label: Any
 
 
-def read_rows(path: Path) -> tuple[list[str], list[tuple[str, dict]]]:
-    """(columns, [(place, {column: value})]) of a file; a place is "FILE, line 3" or "FILE, row 3".
+def find_split(folder: Path, name: str) -> list[Path]:
+    """Return the file of a split, or its shards (`train-00000-of-00002.parquet`)."""
+    candidates = [folder / f"{name}{suffix}" for suffix in SUFFIXES]
+    files = [file for file in candidates if file.is_file()]
+    if len(files) > 1:
+        raise UserError(f"{folder} has {' and '.join(f.name for f in files)}: keep one of them")
+    files = files or sorted(folder.glob(f"{name}-*-of-*.parquet"))
+    if not files:
+        there = sorted(f.name for f in folder.iterdir())[:8] if folder.is_dir() else []
+        holds = f"it holds {', '.join(there)}" if there else "no such folder or nothing in it"
+        raise UserError(f"{folder}: no {name} with one of {', '.join(SUFFIXES)}; {holds}")
+    return files
 
-    A .tsv is split at its tabs and its quotes are letters, as in GLUE's; a .csv quotes as
-    spreadsheets do.
+
+def read_split(
+    folder: Path, name: str, columns: tuple[str, ...], may_lack_pair: bool = False
+) -> list[Row]:
+    """Return the rows of a split; `columns` are those of the text, of the pair or None, of the
+    label.
+
     Errors   UserError naming file and line for whatever cannot be read.
     """
-    reader = {
-        ".parquet": _read_parquet,
-        ".jsonl": _read_jsonl,
-        ".csv": _read_csv,
-        ".tsv": _read_tsv,
-    }[path.suffix]
-    try:
-        columns, rows = reader(path)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
-    if not rows:
-        raise UserError(f"{path}: no rows in it")
-    return columns, rows
+    rows = []
+    for file in find_split(folder, name):
+        try:
+            there, records = READERS[file.suffix](file)
+        except OSError as error:
+            raise UserError(f"{file}: cannot be read ({error.strerror or error})") from None
+        if not records:
+            raise UserError(f"{file}: no rows in it")
+        text, pair, label = columns
+        if may_lack_pair and pair not in there:
+            pair = None
+        missing = [repr(column) for column in (text, pair, label) if column not in (None, *there)]
+        if missing:
+            known = ", ".join(map(repr, there))
+            raise UserError(f"{file}: no column {' or '.join(missing)}; it has {known:.200}")
+        rows += [make_row(place, record, (text, pair, label)) for place, record in records]
+    if len({row.pair is None for row in rows}) > 1:
+        raise UserError(f"{folder}: some files of {name} have a column {columns[1]!r}, some do not")
+    return rows
 
 
-def decoded(path: Path) -> str:
-    data = path.read_bytes()
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise UserError(f"{path}, line {line}: not UTF-8 ({error.reason})") from None
+def make_row(place: str, record: dict, columns: tuple[str, ...]) -> Row:
+    texts = []
+    for column in columns[:2]:
+        value = record.get(column) if column else None
+        if column and not isinstance(value, str):
+            kind = "nothing" if value is None else type(value).__name__
+            raise UserError(f"{place}: column {column!r} holds {kind}, not text")
+        texts.append(value)
+    return Row(place, *texts, record.get(columns[2]))
 
 
-def _read_parquet(path):
+def read_parquet(file: Path) -> tuple[list[str], list[tuple[str, dict]]]:
+    """Return (columns, [(place, {column: value})]), as every reader does."""
     import pyarrow  # here, because it takes half a second that other tasks need not pay
     import pyarrow.parquet
 
     try:
-        table = pyarrow.parquet.read_table(path)
+        table = pyarrow.parquet.read_table(file)
     except pyarrow.ArrowException as error:
-        raise UserError(
-            f"{path}: not a readable parquet file ({str(error).splitlines()[0]})"
-        ) from None
-    return table.column_names, [
-        (f"{path}, row {n}", row) for n, row in enumerate(table.to_pylist(), 1)
-    ]
+        raise UserError(f"{file}: not a readable parquet file ({first_line(error)})") from None
+    records = enumerate(table.to_pylist(), 1)
+    return table.column_names, [(f"{file}, row {number}", record) for number, record in records]
 
 
-def _read_jsonl(path):
-    rows, columns = [], {}
-    for number, line in enumerate(decoded(path).split("\n"), 1):
-        if line.strip():
-            place = f"{path}, line {number}"
-            try:
-                row = json.loads(line)
-            except (ValueError, RecursionError) as error:
-                raise UserError(
-                    f"{place}: not JSON ({error}); expected one object a line"
-                ) from None
-            if not isinstance(row, dict):
-                raise UserError(f"{place}: {type(row).__name__}, expected one object a line")
-            rows.append((place, row))
-            columns |= row
-    return list(columns), rows
+def read_jsonl(file: Path) -> tuple[list[str], list[tuple[str, dict]]]:
+    records, columns = [], {}
+    for number, line in enumerate(decode(file).split("\n"), 1):
+        if not line.strip():
+            continue
+        place = f"{file}, line {number}"
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{place}: not JSON ({error}); expected one object a line") from None
+        if not isinstance(record, dict):
+            raise UserError(f"{place}: {type(record).__name__}, expected one object a line")
+        records.append((place, record))
+        columns |= record
+    return list(columns), records
 
 
-def _read_csv(path):
-    csv.field_size_limit(2**30)
-    lines = csv.reader(io.StringIO(decoded(path), newline=""), strict=True)
-    rows = []
-    try:
-        for cells in lines:
-            if cells:
-                rows.append((f"{path}, line {lines.line_num}", cells))
-    except csv.Error as error:
-        raise UserError(f"{path}, line {lines.line_num}: {error}") from None
-    return with_header(rows)
+def read_cells(file: Path) -> tuple[list[str], list[tuple[str, dict]]]:
+    """A .csv quotes as spreadsheets do; the quotes of a .tsv are plain letters, as in GLUE's.
 
-
-def _read_tsv(path):
-    return with_header(tsv_cells(path))
-
-
-def tsv_cells(path: Path) -> list[tuple[str, list[str]]]:
-    """[(place, cells)] of the lines of a .tsv that are not blank."""
-    lines = enumerate(decoded(path).split("\n"), 1)
-    return [
-        (f"{path}, line {n}", line.rstrip("\r").split("\t")) for n, line in lines if line.strip()
-    ]
-
-
-def with_header(rows, ragged=False):
-    """Cells to {column: value} by the first row. `ragged`: rows may lack cells (QQP)."""
-    if not rows:
+    Not pandas: it fills the missing cell of a short line with "" and says nothing.
+    """
+    text = decode(file)
+    if file.suffix == ".tsv":
+        numbered = enumerate(text.split("\n"), 1)
+        lines = [
+            (number, line.rstrip("\r").split("\t")) for number, line in numbered if line.strip()
+        ]
+    else:
+        csv.field_size_limit(2**30)
+        reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+        try:
+            lines = [(reader.line_num, cells) for cells in reader if cells]
+        except csv.Error as error:
+            raise UserError(f"{file}, line {reader.line_num}: {error}") from None
+    if not lines:
         return [], []
-    columns = rows[0][1]
-    for place, cells in rows[1:]:
-        if len(cells) != len(columns) and not ragged:
+    columns, records = lines[0][1], []
+    for number, cells in lines[1:]:
+        place = f"{file}, line {number}"
+        if len(cells) != len(columns):
             raise UserError(
                 f"{place}: {len(cells)} cells, but the header has {len(columns)} columns"
             )
-    return columns, [(place, dict(zip(columns, cells, strict=False))) for place, cells in rows[1:]]
+        records.append((place, dict(zip(columns, cells, strict=True))))
+    return columns, records
 
 
-def text_cell(row: dict, column: str, place: str) -> str:
-    value = row.get(column)
-    if not isinstance(value, str):
-        kind = "nothing" if value is None else type(value).__name__
-        raise UserError(f"{place}: column {column!r} holds {kind}, not text")
-    return value
+def decode(file: Path) -> str:
+    data = file.read_bytes()
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise UserError(f"{file}, line {line}: not UTF-8 ({error.reason})") from None
 
 
-def need_columns(path: Path, columns, wanted) -> None:
-    missing = [name for name in wanted if name not in columns]
-    if missing:
-        there = ", ".join(map(repr, columns))
-        raise UserError(f"{path}: no column {' or '.join(map(repr, missing))}; it has {there}")
+READERS = {".parquet": read_parquet, ".jsonl": read_jsonl, ".csv": read_cells, ".tsv": read_cells}
 
 
-# ---- your own task -------------------------------------------------------------------------------
+# ---- labels --------------------------------------------------------------------------------------
 
 
-def folder_task(folder: str | Path, regression: bool = False) -> Task:
-    """The task in FOLDER. Labels that are strings or integers are classes; if they are numbers and
-    one of train has a fraction, or with `regression`, they are numbers to predict."""
-    folder = Path(folder)
-    tables = {}
-    for split in ("train", "dev"):
-        tables[split] = []
-        for path in find_split(folder, split):
-            columns, rows = read_rows(path)
-            need_columns(path, columns, ("text", "label"))
-            for place, row in rows:
-                pair = text_cell(row, "text_pair", place) if "text_pair" in columns else None
-                tables[split].append((place, text_cell(row, "text", place), pair, row.get("label")))
-        if len({pair is None for _, _, pair, _ in tables[split]}) > 1:
+def drop_unlabelled(rows: list[Row], what: str, notes: list[str], minus_one: bool) -> list[Row]:
+    """Return the rows that have a label; a note counts the others.
+
+    minus_one   whether -1 is a label; as a rule it says that there is none
+    """
+    labelled = []
+    for row in rows:
+        empty = row.label is None or row.label in ("", "-") or row.label != row.label  # NaN
+        if not empty and (minus_one or number(row.label) != -1):
+            labelled.append(row)
+    if not labelled:
+        raise UserError(f"{rows[0].place}: none of the {len(rows)} rows of {what} has a label")
+    if len(labelled) < len(rows):
+        missing = len(rows) - len(labelled)
+        reasons = "empty, null or '-'" if minus_one else "empty, null, '-' or -1"
+        notes.append(
+            f"{what}: {missing} of {len(rows)} rows are left out, their label is {reasons}"
+        )
+    return labelled
+
+
+def make_split(rows: list[Row], classes: tuple[str, ...]) -> Split:
+    pairs = None if rows[0].pair is None else [row.pair for row in rows]
+    labels = [label_number(row, classes) for row in rows]
+    return Split([row.text for row in rows], pairs, labels)
+
+
+def label_number(row: Row, classes: tuple[str, ...]) -> int | float:
+    """Return the class number, or for a regression (no classes) the number itself."""
+    if not classes:
+        value = number(row.label)
+        if value is None:
             raise UserError(
-                f"{folder}: some files of {split} have a column 'text_pair' and some have none"
+                f"{row.place}: label {row.label!r:.40} is not a number, which a regression needs"
             )
-    if (tables["train"][0][2] is None) != (tables["dev"][0][2] is None):
-        raise UserError(f"{folder}: only one of train and dev has a column 'text_pair'")
-    numbers = [number(label) for *_, label in tables["train"]]
-    regression = regression or (None not in numbers and any(n != int(n) for n in numbers))
-    classes = (
-        () if regression else class_names([(place, label) for place, *_, label in tables["train"]])
-    )
-    splits = {}
-    for split, rows in tables.items():
-        labels = [label_of(label, classes, place) for place, *_, label in rows]
-        pairs = None if rows[0][2] is None else [pair for _, _, pair, _ in rows]
-        splits[split] = Split([text for _, text, _, _ in rows], pairs, labels)
-    metrics = CLASS_METRICS if classes else NUMBER_METRICS
-    return Task(folder.resolve().name, splits["train"], {"dev": splits["dev"]}, classes, metrics)
+        return value
+    name = class_name(row)
+    if name not in classes:
+        known = ", ".join(classes)
+        raise UserError(f"{row.place}: label {name!r:.40} is none of the classes {known:.200}")
+    return classes.index(name)
 
 
-def number(label) -> float | None:
-    """The finite number that a label is or spells, else None."""
+def number(label: Any) -> float | None:
+    """Return the finite number that a label is or spells, else None."""
     try:
         value = float(label) if isinstance(label, (int, float, str)) else math.nan
     except (ValueError, OverflowError):
@@ -243,38 +250,54 @@ def number(label) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def class_name(label, place: str) -> str:
-    """1, 1.0, "1" and "1.0" are one class; an empty cell, null or NaN is none."""
-    value = number(label)
-    if (
-        label == ""
-        or not isinstance(label, (str, int, float))
-        or (isinstance(label, float) and value is None)
-    ):
-        raise UserError(f"{place}: no label, or neither text nor a number ({label!r:.40})")
-    spelt = isinstance(label, float) or (isinstance(label, str) and "." in label)
-    return str(int(value)) if spelt and value is not None and value == int(value) else str(label)
+def class_name(row: Row) -> str:
+    """Return the label as text; 1, 1.0, "1" and "1.0" are one class."""
+    label, value = row.label, number(row.label)
+    if not isinstance(label, (str, int)) and value is None:
+        raise UserError(f"{row.place}: label {label!r:.40} is neither text nor a finite number")
+    has_point = isinstance(label, float) or (isinstance(label, str) and "." in label)
+    if has_point and value is not None and value == int(value):
+        return str(int(value))
+    return str(label)
 
 
-def class_names(labels) -> tuple[str, ...]:
-    names = {class_name(label, place) for place, label in labels}
+# ---- your own task -------------------------------------------------------------------------------
+
+
+def folder_task(folder: str | Path, regression: bool = False) -> Task:
+    """Return the task in FOLDER. Labels that are strings or integers are classes; if they are
+    numbers and one of train has a fraction, or with `regression`, they are numbers to predict.
+    """
+    folder, notes, tables = Path(folder), [], {}
+    for split in ("train", "dev"):
+        tables[split] = read_split(folder, split, ("text", "text_pair", "label"), True)
+    if (tables["train"][0].pair is None) != (tables["dev"][0].pair is None):
+        raise UserError(f"{folder}: only one of train and dev has a column 'text_pair'")
+
+    name = folder.resolve().name
+    numbers = {number(row.label) for row in [*tables["train"], *tables["dev"]]}
+    fractions = any(n is not None and n != int(n) for n in numbers)
+    pair_of_signs = numbers - {None} == {-1.0, 1.0}
+    other_negatives = any(n is not None and n < 0 and n != -1 for n in numbers)
+    minus_one = regression or fractions or pair_of_signs or other_negatives
+    for split, rows in tables.items():
+        tables[split] = drop_unlabelled(rows, f"{name} {split}", notes, minus_one)
+    if pair_of_signs and not regression:
+        notes.append(f"{name}: -1 and 1 are its two classes; no label is missing")
+
+    labels = [number(row.label) for row in tables["train"]]
+    regression = regression or (None not in labels and any(n != int(n) for n in labels))
+    classes = () if regression else class_names(tables["train"])
+    splits = {split: make_split(rows, classes) for split, rows in tables.items()}
+    metrics = CLASS_METRICS if classes else NUMBER_METRICS
+    return Task(name, splits["train"], {"dev": splits["dev"]}, classes, metrics, notes=tuple(notes))
+
+
+def class_names(rows: list[Row]) -> tuple[str, ...]:
+    """Return the classes of train: numbers in their order, then words."""
+    names = {class_name(row) for row in rows}
     if len(names) < 2:
         raise UserError(
-            f"{labels[0][0]}: every label of train is {names.pop()!r}: nothing to learn"
+            f"{rows[0].place}: every label of train is {names.pop()!r}: nothing to learn"
         )
     return tuple(sorted(names, key=lambda name: (number(name) is None, number(name) or 0.0, name)))
-
-
-def label_of(label, classes, place: str) -> int | float:
-    """The class number, or for a regression (no classes) the number itself."""
-    if not classes:
-        if (value := number(label)) is None:
-            raise UserError(
-                f"{place}: label {label!r:.40} is not a number, which a regression needs"
-            )
-        return value
-    name = class_name(label, place)
-    if name not in classes:
-        known = ", ".join(classes)
-        raise UserError(f"{place}: label {name!r:.40} does not occur in train: {known:.200}")
-    return classes.index(name)

@@ -1,0 +1,151 @@
+"""What can be said of a model on text that no run trained on, without any task.
+
+loss         the run's own distillation loss, of its start and of its student
+perplexity   of the words that are masked, where there is an MLM head
+agreement    share of the masked places at which teacher and student guess the same word
+sentences    how far a sentence's vector, the mean of the last layer over its tokens, is the
+             teacher's
+"""
+
+import math
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from distill import build_method
+from distill.data.batches import Text
+from distill.evaluation.finetune import Examples, mean_over_tokens
+from distill.evaluation.models import Model
+from distill.evaluation.tasks import Split
+from distill.method import Batch, Method
+from distill.training.held_out import held_out_loss
+from minitransformer.errors import UserError
+from minitransformer.model import Encoder
+from minitransformer.pretrained import read_weight_file
+
+SENTENCES, SENTENCE_TOKENS = 1000, 128
+
+
+def held_out_batches(
+    models: dict[str, Model], data: list[str] | None, device: torch.device
+) -> dict[str, list[Batch]]:
+    """Return for each model the text that its run kept from training, or that of `data`. Models
+    that no run made use the first run's text.
+    """
+    made = [model.settings for model in models.values() if model.settings]
+    usual = made[0] if made else {"data": ["docs"], "seq_len": 128, "alpha": 0.3}
+    texts, batches = {}, {}
+    for model in models.values():
+        settings = model.settings or usual
+        names, alpha = tuple(data or settings["data"]), settings["alpha"]
+        length = min(settings["seq_len"], model.encoder.config.max_tokens)
+        key = (names, length, alpha, model.tokenizer.hash)
+        if key not in texts:
+            text = Text(list(names), model.tokenizer, length, alpha=alpha)
+            masked = model.tokenizer.mask_id is not None
+            texts[key] = [batch.to(device) for batch in text.held_out(16, masked=masked)]
+        batches[model.name] = texts[key]
+    return batches
+
+
+def on_held_out_text(
+    model: Model, batches: list[Batch], autocast: AbstractContextManager, device: torch.device
+) -> dict:
+    """Return what can be said of this model: its own losses, perplexity, agreement."""
+    teacher = model.teacher if model.reads_like_teacher else None
+    teacher_encoder = teacher and teacher.encoder
+    facts = {}
+    if model.trained and (teacher or model.settings["method"] == "mlm"):
+        facts["method"] = model.settings["method"]
+        maps = Path(model.name, "projections.safetensors")
+        losses = {"loss": (model.encoder, maps if maps.exists() else None)}
+        if model.start:
+            losses["start_loss"] = (model.start.encoder, None)  # the maps' own first values
+        for name, (student, file) in losses.items():
+            method = own_method(model, student, file).to(device)
+            facts[name] = loss_of(method, student, teacher_encoder, batches, autocast)
+    if model.encoder.mlm_head is not None and batches[0].masked_ids is not None:
+        mlm = build_method("mlm", model.encoder.config, None)
+        facts["perplexity"] = math.exp(loss_of(mlm, model.encoder, None, batches, autocast))
+        if teacher_encoder and teacher_encoder.mlm_head is not None:
+            facts["agreement"] = agreement(model.encoder, teacher_encoder, batches, autocast)
+    return facts
+
+
+def loss_of(
+    method: Method,
+    student: Encoder,
+    teacher: Encoder | None,
+    batches: list[Batch],
+    autocast: AbstractContextManager,
+) -> float:
+    def compute(teacher: Encoder | None, batch: Batch) -> tuple[Tensor, Tensor]:
+        return method(student, teacher, batch)
+
+    return held_out_loss(compute, teacher, batches, autocast)
+
+
+def own_method(run: Model, student: Encoder, maps: Path | None) -> Method:
+    """Return the method of the run; `maps` is the file of the maps that it learned."""
+    settings, teacher = run.settings, run.teacher and run.teacher.encoder
+    names = ("mapping", "teacher_layer", "relation_heads", "temperature", "positions")
+    chosen = {name: settings[name] for name in names}
+    method = build_method(settings["method"], student.config, teacher and teacher.config, **chosen)
+    method.check_models(student, teacher)
+    if maps:
+        try:
+            method.load_state_dict(read_weight_file(maps))
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(f"{run.name}: its maps do not fit this teacher ({reason})") from None
+    return method
+
+
+@torch.inference_mode()
+def agreement(
+    student: Encoder, teacher: Encoder, batches: list[Batch], autocast: AbstractContextManager
+) -> float:
+    """Return the share of masked places at which both give the same word the highest score."""
+    same = count = 0
+    for batch in batches:
+        guesses = []
+        for encoder in (student, teacher):
+            with autocast:
+                hidden = encoder(batch.masked_ids, batch.mask, keep="last").hidden[-1]
+                chosen = hidden.flatten(0, 1)[batch.positions]  # (M, D)
+                guesses.append(encoder.mlm_logits(chosen).argmax(dim=-1))
+        same += int((guesses[0] == guesses[1]).sum())
+        count += len(guesses[0])
+    return same / count
+
+
+@torch.inference_mode()
+def sentence_vectors(model: Model, sentences: list[str], device: torch.device) -> Tensor:
+    """Return (M, D) vectors of length 1, as sentence-transformers makes them, in float32."""
+    split = Split(sentences, None, [0] * len(sentences))
+    examples = Examples(split, model.tokenizer, model.encoder.config, SENTENCE_TOKENS)
+    vectors = torch.empty(len(sentences), model.encoder.config.hidden_size)
+    for rows in examples.by_length(64):
+        ids, mask, types = (tensor.to(device) for tensor in examples.batch(rows))
+        hidden = model.encoder(ids, mask, types, keep="last").hidden[-1]
+        vectors[rows] = mean_over_tokens(hidden, mask).float().cpu()
+    return F.normalize(vectors)
+
+
+def compare_vectors(student: Tensor, teacher: Tensor) -> dict:
+    """Compare the vectors (M, D_s) and (M, D_t) of the same sentences.
+
+    Returns the mean cosine (only where the widths agree), and the share of sentences whose nearest
+    other one by the teacher is also the nearest by the student.
+    """
+    nearest = []
+    for vectors in (student, teacher):
+        cosines = vectors @ vectors.T  # (M, M)
+        nearest.append(cosines.fill_diagonal_(-2.0).argmax(dim=-1))
+    facts = {"neighbour_kept": float((nearest[0] == nearest[1]).float().mean())}
+    if student.shape == teacher.shape:
+        facts["sentence_cosine"] = float((student * teacher).sum(dim=-1).mean())
+    return facts

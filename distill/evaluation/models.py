@@ -1,0 +1,124 @@
+"""The models of a table: runs, their untrained starts, their teachers."""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from distill.evaluation.finetune import fingerprint
+from distill.student import rebuild_start
+from distill.training.run import Run
+from minitransformer.errors import UserError
+from minitransformer.model import Encoder
+from minitransformer.pretrained import load_pretrained
+from minitransformer.tokenizer import Tokenizer
+
+
+@dataclass
+class Model:
+    """One column of the table.
+
+    settings   of the run of train.py that made it, or that begins with it; None where none did
+    trained    whether it is such a run's student, and not its start or a model from elsewhere
+    start      a run's untrained start, where it could be rebuilt; runs may share one
+    """
+
+    name: str
+    encoder: Encoder
+    tokenizer: Tokenizer
+    settings: dict | None = None
+    trained: bool = False
+    teacher: "Model | None" = None
+    start: "Model | None" = None
+    fingerprint: dict = field(init=False)
+
+    def __post_init__(self):
+        self.fingerprint = fingerprint(self.encoder, self.tokenizer)
+
+    @property
+    def reads_like_teacher(self) -> bool:
+        return self.teacher is not None and self.tokenizer.hash == self.teacher.tokenizer.hash
+
+
+def load_models(runs: list[str], teacher: str | None = None) -> dict[str, Model]:
+    """Return all models by name: teachers first, then the runs, each behind its untrained start.
+
+    teacher   compare with this one instead of each run's own
+    """
+    records = {name: start_record(name) for name in runs}
+    teachers = {}
+    for name, record in records.items():
+        own = record["teacher"]["name"] if record and record["teacher"] else None
+        teachers[name] = teacher or own
+    models = {}
+    for name in dict.fromkeys([*teachers.values(), *runs]):
+        if name is not None:
+            models[name] = load_model(name, records.get(name), name in runs or teacher is not None)
+
+    starts = {}
+    ordered = {name: models[name] for name in teachers.values() if name is not None}
+    for name, record in records.items():
+        model = models[name]
+        if teachers[name] not in (None, name):
+            model.teacher = models[teachers[name]]
+        if record:
+            check_teacher(model, record)
+            model.start = find_start(model, record, starts)
+        if model.start:
+            ordered[model.start.name] = model.start
+        ordered[name] = model
+    return ordered
+
+
+def start_record(name: str) -> dict | None:
+    return Run(name).records()[0] if Path(name, "log.jsonl").exists() else None
+
+
+def load_model(name: str, record: dict | None, asked_for: bool) -> Model:
+    try:
+        encoder, tokenizer = load_pretrained(name)
+    except UserError as error:
+        if record and not Path(name, "config.json").exists():
+            hint = f"it is unfinished: python train.py --out {name} --resume"
+        elif not asked_for:
+            hint = "it taught a run; name where it is now with --teacher"
+        else:
+            raise
+        raise UserError(f"{error}; {hint}") from None
+    return Model(name, encoder, tokenizer, record and record["settings"], trained=bool(record))
+
+
+def check_teacher(run: Model, record: dict) -> None:
+    """Refuse a teacher that reads otherwise than its student; note one with other weights."""
+    if run.teacher is None:
+        return
+    if not run.reads_like_teacher:
+        raise UserError(f"{run.name} and its teacher {run.teacher.name} have different tokenizers")
+    if record["teacher"] and record["teacher"]["hash"] != run.teacher.fingerprint["weights"]:
+        print(f"note: {run.name} learned from a teacher with other weights than {run.teacher.name}")
+
+
+def find_start(run: Model, record: dict, starts: dict[str, Model]) -> Model | None:
+    """Return the run's untrained start, rebuilt from its settings and checked by the logged hash.
+
+    Runs with equal starts share one, which has the first run's name. Where the start cannot be
+    vouched for, a note says why and there is none.
+
+    starts   those made so far, by fingerprint
+    """
+    logged = record.get("start", {}).get("hash")
+    if logged is None:
+        print(f"note: no column for the start of {run.name}: its log, an older one, has no hash")
+        return None
+    try:
+        encoder = rebuild_start(run.settings, run.teacher and run.teacher.encoder).eval()
+    except UserError as error:
+        print(f"note: no column for the start of {run.name}: {error}")
+        return None
+    start = Model(f"{run.name} (start)", encoder, run.tokenizer, run.settings, teacher=run.teacher)
+    if start.fingerprint["weights"] != logged:
+        print(
+            f"note: no column for the start of {run.name}: rebuilt from its settings it is"
+            f" {start.fingerprint['weights']:.8}, the log says {logged:.8}"
+        )
+        return None
+    return starts.setdefault(json.dumps(start.fingerprint, sort_keys=True), start)
