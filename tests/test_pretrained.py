@@ -80,10 +80,8 @@ def test_equal_weights_are_equal_files(tmp_path):
     assert names == [
         "config.json",
         "model.safetensors",
-        "special_tokens_map.json",
         "tokenizer.json",
         "tokenizer_config.json",
-        "vocab.txt",
     ]
     for other in (second, tmp_path / "3"):
         for name in names:
@@ -155,10 +153,20 @@ def test_a_file_where_the_folder_should_be_is_one_line(tmp_path):
         save_tiny(tmp_path / "file")
 
 
-def test_other_files_in_the_folder_stay(saved):
-    (saved / "log.jsonl").write_text("kept")
-    save_tiny(saved)
-    assert (saved / "log.jsonl").read_text() == "kept"
+def test_files_of_another_export_go_and_others_stay(saved):
+    export = {path.name for path in saved.iterdir()}
+    kept = {"log.jsonl", "checkpoint-5.pt", "README.md", "projections.safetensors"}
+    stale = ["vocab.txt", "merges.txt", "added_tokens.json", "special_tokens_map.json"]
+    stale += [
+        "pytorch_model.bin",
+        "model.safetensors.index.json",
+        "model-00001-of-00002.safetensors",
+    ]
+    for name in [*kept, *stale]:
+        (saved / name).write_text("{}")
+    save_tiny(saved, "roberta")
+    assert {path.name for path in saved.iterdir()} == export | kept
+    assert same(load_pretrained(saved)[0], tiny_encoder("roberta"))
 
 
 # ---- every form of weight file -------------------------------------------------------------------
@@ -184,6 +192,25 @@ def test_a_checkpoint_that_transformers_wrote_in_shards(tmp_path):
 def test_safetensors_come_before_a_pickle(saved):
     (saved / "pytorch_model.bin").write_bytes(b"never read")
     assert same(load_pretrained(saved)[0], tiny_encoder())
+
+
+class Attack:
+    def __reduce__(self):
+        return os.mkdir, ("ran",)
+
+
+@pytest.mark.parametrize("content", [{"x": Attack()}, b"\x80\x04 damaged", b"", [1], {"x": 1}])
+def test_a_pickle_of_something_else_is_refused_and_never_run(content, saved, monkeypatch):
+    monkeypatch.chdir(saved)
+    (saved / "model.safetensors").unlink()
+    if isinstance(content, bytes):
+        (saved / "pytorch_model.bin").write_bytes(content)
+    else:
+        torch.save(content, saved / "pytorch_model.bin")
+    with pytest.raises(UserError, match=r"pytorch_model\.bin") as raised:
+        load_pretrained(saved)
+    assert "weights_only" not in str(raised.value)
+    assert not (saved / "ran").exists()
 
 
 # ---- the hub -------------------------------------------------------------------------------------
@@ -230,6 +257,6 @@ def test_a_hub_id_is_read_from_the_hubs_own_cache(tmp_path):
     assert len(lines) == len(asked)
     for (repository, revision), line in zip(asked[:-3], lines, strict=False):
         assert line == hashes[repository, revision or "main"]
-    assert lines[-3].startswith("'tiny/unknown' is no folder here, and the hub did not give it: ")
-    assert lines[-2].startswith("'tiny/bert' is no folder here")
-    assert lines[-1].startswith("'not a name!' is no folder here")
+    for name, line in zip(("tiny/unknown", "tiny/bert", "not a name!"), lines[-3:], strict=True):
+        assert line.startswith(f"{name!r} is not a local folder and could not be downloaded: ")
+        assert len(line) < 400
