@@ -1,13 +1,10 @@
 """Several processes under torchrun: the same result as one, one voice, one end."""
 
-import contextlib
 import json
 import os
 import signal
-import socket
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import safetensors.torch
@@ -15,6 +12,7 @@ import torch
 from helpers import (
     differences,
     environment,
+    free_port,
     make_inputs,
     records,
     start,
@@ -26,28 +24,33 @@ from helpers import (
 import train
 from distill import METHODS
 from distill.data.batches import Text
+from distill.training.processes import average_gradients
 from distill.training.run import Run
 from minitransformer import load_pretrained
 
-TEN = ["--steps", "10", "--eval-every", "5", "--lr", "3e-3"]
-LONG = ["--steps", "40", "--save-every", "5", "--accumulate", "8"]  # time enough to disturb it
+pytestmark = pytest.mark.slow
+
+# from random layers: the key bias of a trained one has no gradient but rounding noise
+TEN = "--steps 10 --eval-every 5 --lr 3e-3 --init embeddings".split()
+LONG = "--steps 40 --save-every 5 --accumulate 8".split()  # time enough to disturb it
 METHOD_FLAGS = {"hs": ["--student-hidden", "16"], "direct-minilm": ["--student-hidden", "16"]}
 
 # Two ranks without torchrun: they share one import, which takes longer than all they train.
 FORKED = '''
-import json, os, sys
+import gc, json, os, sys
 sys.path.insert(0, {root!r})
 import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
 import train
 from distill.program import cli
 from distill import METHODS
 
 def spoiled(rank, argv):
-    """If told so, one rank has no finite loss in step 4; the first call is no step."""
+    """Train; after the word "spoil" one rank has no finite loss in step 4."""
     whole, turn = METHODS["mha"].forward, []
     def forward(self, *models_and_batch):
         total, count = whole(self, *models_and_batch)
-        turn.extend([0] * total.requires_grad)
+        turn.extend([0] * total.requires_grad)  # the first call is no step
         return total * (float("nan") if len(turn) == 5 and rank == 1 else 1), count
     if argv[0] == "spoil":
         METHODS["mha"].forward = forward
@@ -55,6 +58,10 @@ def spoiled(rank, argv):
         return train.main([word for word in argv if word != "spoil"])
     finally:
         METHODS["mha"].forward = whole
+
+def destroy():
+    """What an exit needs: gloo hangs now and then if the module outlives the group."""
+    assert not [o for o in gc.get_objects() if isinstance(o, DistributedDataParallel)]
 
 port, *runs = sys.argv[1:]
 ranks = []
@@ -65,7 +72,7 @@ for rank in range(2):
                            LOCAL_WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
         dist.init_process_group("gloo")  # once for all the runs
         dist.init_process_group = lambda backend: None
-        dist.destroy_process_group = lambda: None
+        dist.destroy_process_group = destroy
         cli.run(lambda: [spoiled(rank, json.loads(run)) for run in runs][-1])
 with open("ranks.json", "w") as file:
     json.dump(ranks, file)
@@ -77,7 +84,7 @@ import sys
 sys.path.insert(0, {root!r})
 import train
 from distill.program import cli
-from minitransformer.config import UserError
+from minitransformer.errors import UserError
 whole, turn = train.Text.step, []
 def step(*args, **settings):
     turn.append(0)
@@ -110,29 +117,18 @@ def flags(folder):
 
 
 def start_forked(folder, *runs):
-    """Two ranks which train with each of these flags in turn."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    """Start two ranks which train with each of these flags in turn."""
     argvs = [json.dumps([str(word) for word in run]) for run in runs]
-    return start(folder, port, *argvs, script=folder / "forked.py")
+    return start(folder, free_port(), *argvs, script=folder / "forked.py")
 
 
 @pytest.fixture(scope="module")
 def two_ranks(folder, flags):
     """{name: finished run} of every method, and of a longer run, on two processes."""
-    runs = {
-        method: [
-            *flags,
-            *TEN,
-            "--method",
-            method,
-            *METHOD_FLAGS.get(method, []),
-            "--batch-size",
-            "8",
-        ]
-        for method in METHODS
-    }
+    runs = {}
+    for method in METHODS:
+        runs[method] = [*flags, *TEN, "--method", method, "--batch-size", "8"]
+        runs[method] += METHOD_FLAGS.get(method, [])
     runs["long"] = [*flags, *LONG]
     runs["spoiled"] = ["spoil", *runs["mha"]]
     runs = {name: [*argv, "--out", str(folder / f"two-{name}")] for name, argv in runs.items()}
@@ -145,9 +141,8 @@ def two_ranks(folder, flags):
 
 
 def losses(run, event="step"):
-    return torch.tensor(
-        [r["loss"] for r in records(run) if r["event"] == event], dtype=torch.float64
-    )
+    found = [r["loss"] for r in records(run) if r["event"] == event]
+    return torch.tensor(found, dtype=torch.float64)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -156,31 +151,21 @@ def test_two_ranks_are_one_process_with_their_batch_or_with_two_micro_batches(
 ):
     """Losses of every step, held-out losses, weights and learned maps, to 1e-6 in float32."""
     argv = [*flags, *TEN, "--method", method, *METHOD_FLAGS.get(method, [])]
-    for name, cut in (
-        ("one", ["--batch-size", "16"]),
-        ("accumulated", ["--batch-size", "8", "--accumulate", "2"]),
-    ):
+    for name, cut in (("one", "--batch-size 16"), ("two", "--batch-size 8 --accumulate 2")):
         other = folder / f"{name}-{method}"
-        assert train.main([*argv, *cut, "--out", str(other)]) == 0
-        for event in ("step", "eval"):
-            assert len(losses(other, event)) == {"step": 10, "eval": 3}[event]
-            torch.testing.assert_close(
-                losses(two_ranks[method], event), losses(other, event), rtol=1e-6, atol=1e-7
-            )
+        assert train.main([*argv, *cut.split(), "--out", str(other)]) == 0
+        for event, number in (("step", 10), ("eval", 3)):
+            assert len(losses(other, event)) == number
+            ours, theirs = losses(two_ranks[method], event), losses(other, event)
+            torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-7)
         for file in ("model.safetensors", "projections.safetensors"):
             assert (two_ranks[method] / file).exists() == (other / file).exists()
             if (other / file).exists():
-                ours, theirs = (
-                    safetensors.torch.load_file(run / file) for run in (two_ranks[method], other)
-                )
+                ours = safetensors.torch.load_file(two_ranks[method] / file)
+                theirs = safetensors.torch.load_file(other / file)
                 torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
-    start_weights = safetensors.torch.load_file(folder / "teacher" / "model.safetensors")
-    name = "embeddings.word_embeddings.weight"
-    moved = safetensors.torch.load_file(other / "model.safetensors")
-    (moved,) = (tensor for key, tensor in moved.items() if key.endswith(name))
-    (before,) = (tensor for key, tensor in start_weights.items() if key.endswith(name))
-    if moved.shape == before.shape:
-        assert (moved - before).abs().max() > 1e-3  # so 1e-6 says something
+    moved = losses(two_ranks[method], "eval")
+    assert moved[-1] < moved[0] - 1e-3  # so 1e-6 says something
 
 
 def test_the_ranks_read_every_sequence_once(flags, folder):
@@ -196,17 +181,13 @@ def test_the_ranks_read_every_sequence_once(flags, folder):
                 for rank, text in enumerate(texts)
             ]
             for turn in range(accumulate):  # micro-batch by micro-batch, rank by rank
-                rows += [
-                    torch.stack((row, masked))
-                    for rank in ranks
-                    for row, masked in zip(rank[turn].ids, rank[turn].masked_ids, strict=True)
-                ]
-        assert {tuple(text.counts) for text in texts} == {(6 * batch_size * accumulate * world,)}
-        return torch.stack(rows)
+                for batches in ranks:
+                    rows.append(torch.stack((batches[turn].ids, batches[turn].masked_ids), dim=1))
+        return torch.cat(rows)
 
     whole = read(12, 1, 1)
     assert len({tuple(row.flatten().tolist()) for row in whole}) == 72
-    for cut in ((6, 1, 2), (3, 2, 2), (4, 3, 1), (3, 1, 4), (1, 4, 3)):
+    for cut in ((6, 1, 2), (3, 2, 2), (4, 3, 1), (1, 4, 3)):
         assert torch.equal(read(*cut), whole)
 
 
@@ -225,10 +206,8 @@ def test_a_killed_rank_ends_the_others_and_the_resume_is_exact(folder, flags, tw
     process = start(folder, *flags, *LONG, "--out", run, processes=2)
     assert wait_for(process, lambda: steps_of(run) >= 8)
     os.kill(rank_processes(process)[1], signal.SIGKILL)
-    began = time.monotonic()
     _, complaint = process.communicate(timeout=60)
     assert process.returncode != 0
-    assert time.monotonic() - began < 60
     assert "rank 0 lost another process" in complaint
     assert 'train.py", line' not in complaint  # what failed was no line of ours: no traceback
     # nothing was saved after the collective failed, though torchrun told the other rank to end
@@ -238,7 +217,7 @@ def test_a_killed_rank_ends_the_others_and_the_resume_is_exact(folder, flags, tw
     process = start_forked(folder, ["--out", run, "--resume"])
     printed, complaint = process.communicate()
     assert "ended with 0 0" in printed, complaint
-    assert printed.count("going on with") == 1
+    assert printed.count("resuming") == 1
     assert differences(run, two_ranks["long"]) == []
 
 
@@ -259,7 +238,7 @@ def test_when_one_rank_is_told_all_agree_and_another_number_of_ranks_goes_on(
     ) in printed
     assert train.main(["--out", str(run), "--resume", "--accumulate", "16"]) == 0
     printed = capsys.readouterr().out
-    assert f"at step {steps}, sequence {steps * 64}\nprocesses: 1, before 2" in printed
+    assert f"at step {steps} ({steps * 64} sequences read)\nprocesses: 1, before 2" in printed
     assert "sequences a step" not in printed
     torch.testing.assert_close(losses(run), losses(two_ranks["long"]), rtol=1e-6, atol=1e-7)
     assert records(run)[-1]["text"] == records(two_ranks["long"])[-1]["text"]
@@ -278,62 +257,35 @@ def test_torchrun_passes_a_signal_on(folder, flags):
 
 def test_a_failing_rank_ends_all_with_its_own_error_shown(folder, flags):
     process = start(folder, *flags, *LONG, "--out", "failing", processes=2, script="failing.py")
+    began = time.monotonic()
     _, complaint = process.communicate(timeout=60)
+    assert time.monotonic() - began < 60
     assert process.returncode != 0
     assert "failing.py: this machine has lost its text" in complaint
     assert "exitcode  : 2 " in complaint
     assert Run(folder / "failing").checkpoints() == []
 
 
-def test_a_step_not_finite_on_one_rank_is_skipped_on_all(flags, folder, two_ranks, monkeypatch):
-    """As one process skips it: had only one of the ranks done so, they would have parted ways."""
-    whole, turn = METHODS["mha"].forward, []
-
-    def forward(self, *models_and_batch):
-        total, count = whole(self, *models_and_batch)
-        turn.extend([0] * total.requires_grad)
-        return total * (float("nan") if len(turn) == 5 else 1), count
-
-    monkeypatch.setattr(METHODS["mha"], "forward", forward)
-    run = folder / "one-spoiled"
-    assert train.main([*flags, *TEN, "--batch-size", "16", "--out", str(run)]) == 0
-    ours, theirs = (
-        [r["loss"] for r in records(each) if r["event"] == "step"]
-        for each in (two_ranks["spoiled"], run)
-    )
-    assert [i for i, loss in enumerate(ours, 1) if loss is None] == [4]
-    assert [i for i, loss in enumerate(theirs, 1) if loss is None] == [4]
-    del ours[3], theirs[3]
-    assert ours == pytest.approx(theirs, rel=1e-6)
+def test_a_step_not_finite_on_one_rank_is_skipped_on_all(two_ranks):
+    """Had only one of the ranks done so, they would have parted ways."""
+    spoiled = [r["loss"] for r in records(two_ranks["spoiled"]) if r["event"] == "step"]
+    assert [i for i, loss in enumerate(spoiled, 1) if loss is None] == [4]
+    whole = losses(two_ranks["mha"])
+    assert spoiled[:3] == pytest.approx(whole[:3].tolist(), rel=1e-6)
+    assert spoiled[4] != pytest.approx(whole[4].item(), rel=1e-6)  # step 4 changed nothing here
+    assert records(two_ranks["spoiled"])[-1]["skipped_steps"] == 1
 
 
-def test_gradients_are_exchanged_once_in_a_step(monkeypatch):
+def test_gradients_are_averaged_once_in_a_step(monkeypatch):
     """With the last micro-batch: the others are summed up on their own rank."""
-    held_back, seen = [False], []
+    entered = []
 
-    class Wrapped(torch.nn.Module):
-        weight = torch.nn.Parameter(torch.ones(2))
-
-        @contextlib.contextmanager
+    class Wrapped:
         def no_sync(self):
-            held_back[0] = True
-            yield
-            held_back[0] = False
+            entered.append("no_sync")
+            return "held back"
 
-        def forward(self, teacher, batch):
-            total = self.weight.sum()
-            total.register_hook(lambda gradient: seen.append(held_back[0]))
-            return total, torch.tensor(2.0)
-
-    monkeypatch.setattr(train, "DistributedDataParallel", Wrapped)
-    wrapped = Wrapped()
-    train.train_step(
-        SimpleNamespace(clip=1.0),
-        wrapped,
-        None,
-        torch.optim.AdamW([wrapped.weight]),
-        [None] * 3,
-        lambda: torch.autocast("cpu", enabled=False),
-        0,
-    )
-    assert seen == [True, True, False]
+    monkeypatch.setattr("distill.training.processes.DistributedDataParallel", Wrapped)
+    assert average_gradients(Wrapped(), now=False) == "held back"
+    with average_gradients(Wrapped(), now=True):
+        assert entered == ["no_sync"]
