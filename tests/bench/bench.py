@@ -2,31 +2,30 @@
 
     python tests/bench/bench.py                                     every case, 3 rounds
     python tests/bench/bench.py --cases mha-8x512 od-250k --runs 9 --threads 2 --precision fp32
+    python tests/bench/bench.py --cases mha-8x512 --other PATH      against another checkout
     python tests/bench/bench.py --cases mha-8x512 --profile         where our own step's time goes
-    pip install --no-deps bertdistiller==0.1.2                to see it beside the others
+    pip install --no-deps bertdistiller==0.1.2                      to see it beside the others
 
 A step is: forward of teacher and student, loss, backward, AdamW (the same fused one for all).
-"textbook" is transformers as it comes (fused attention, dropout in the student, whole models) and
-the formula written plainly; "bertdistiller" is its own compute_loss. infer-* is a forward pass;
-pipeline-* is this project's step on one batch and on the batches of the docs text, compile-* as it
-is and with torch.compile, attention-* with either fast form of attention. Each contender is a
-process of its own and they take turns, so that a busy minute hits all of them; the first step of a
-turn is not counted. Memory is the peak above weights and optimizer state. The floor is the
-arithmetic of the step (contenders.py) at the rate of a large matrix product, measured in each
-turn.
+"plain" is train.py --plain. "textbook" is transformers as it comes (fused attention, whole models)
+and the formula written plainly; "bertdistiller" is its own compute_loss; either with dropout in
+the student, as they come, and without. infer-* is a forward pass, attention-* a step with either
+fast form of attention. Each contender is a process of its own and they take turns, so that a busy
+minute hits all of them; the first step of a turn is not counted. Memory is the peak above weights
+and optimizer state. The floor is the arithmetic of the step (contenders.py) at the rate of a large
+matrix product, measured in each turn.
 """
 
 import argparse
-import contextlib
 import importlib.util
 import itertools
-import json
+import multiprocessing
 import os
 import platform
 import statistics
-import subprocess
 import sys
 import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import torch
@@ -35,9 +34,8 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent.parent)]  # whatever folder it is called from
 
 from contenders import (  # noqa: E402
-    ALL,
     CASES,
-    COMPILED,
+    OTHER,
     OURS,
     PEER,
     arithmetic,
@@ -45,11 +43,9 @@ from contenders import (  # noqa: E402
     make_batch,
 )
 
-from distill.program.machine import can_compile  # noqa: E402
-
 
 def build_step(case, contender, precision, device):
-    """(what is computed on, a function that does one whole step)"""
+    """Return the batch, and a function that does one whole step on it."""
     torch.manual_seed(0)
     batch = make_batch(case, device)
     parameters, step = build(case, contender, batch, device)
@@ -76,59 +72,62 @@ def build_step(case, contender, precision, device):
 
 
 def profile(case, precision, device):
-    """One line for each operation that takes 1 % or more of this project's step."""
+    """Yield one line for each operation that takes 1 % or more of this project's step."""
     _, whole_step = build_step(case, OURS, precision, device)
     for _ in range(3):
         whole_step()
     with torch.profiler.profile() as seen:
         whole_step()
     time_of = "self_cpu_time_total" if device == "cpu" else "self_device_time_total"
-    spent = {each.key: getattr(each, time_of) for each in seen.key_averages()}
+    spent = {event.key: getattr(event, time_of) for event in seen.key_averages()}
     for name in sorted(spent, key=spent.get, reverse=True):
         share = spent[name] / sum(spent.values())
         if share >= 0.01:
             yield f"| {case} | {precision} | {name} | {spent[name] / 1e3:.0f} | {share:.0%} |"
 
 
-def prepare(case, contender, precision, threads, steps, seconds, device):
-    """Build, two steps to warm up and to measure memory -> a function: the record of one turn."""
-    torch.set_num_threads(threads)
-    batch, whole_step = build_step(case, contender, precision, device)
+class Measurement:
+    """One contender in this process: built, warmed up by two steps, ready to take turns."""
 
-    def timed(call):
+    def __init__(self, case, contender, options):
+        torch.set_num_threads(options.threads)
+        self.case, self.options = case, options
+        self.batch, self.step = build_step(case, contender, options.precision, options.device)
+        held = memory(options.device, reset=True)
+        self.step()
+        self.step()
+        self.peak = memory(options.device) - held
+        fast = options.precision == "fp32" or native_bf16()
+        self.size = 8192 if options.device == "cuda" else 2048 if fast else 512
+        dtype = torch.bfloat16 if options.precision == "bf16" else torch.float32
+        self.matrix = torch.randn(self.size, self.size).to(options.device, dtype)
+
+    def timed(self, call):
+        """Return seconds by the clock and of all cores."""
         wall, cpu = time.perf_counter(), time.process_time()
         call()
-        if device == "cuda":
+        if self.options.device == "cuda":
             torch.cuda.synchronize()
         return time.perf_counter() - wall, time.process_time() - cpu
 
-    held = memory(device, reset=True)
-    whole_step()
-    whole_step()
-    peak = memory(device) - held
-    size = 8192 if device == "cuda" else 2048 if precision == "fp32" or native_bf16() else 512
-    matrix = torch.randn(size, size, device=device)
-    matrix = matrix.bfloat16() if precision == "bf16" else matrix
+    def rate(self):
+        """Return FLOP/s of a large matrix product."""
+        times = [self.timed(lambda: self.matrix @ self.matrix)[0] for _ in range(4)]
+        return 2 * self.size**3 / min(times)
 
-    def product():
-        return min(timed(lambda: matrix @ matrix)[0] for _ in range(4))
-
-    def turn():
-        before = product()
-        whole_step()
+    def turn(self):
+        before = self.rate()
+        self.step()
         times, start = [], time.perf_counter()
-        while len(times) < steps or time.perf_counter() - start < seconds:
-            times.append(timed(whole_step))
+        while len(times) < self.options.steps or time.perf_counter() - start < self.options.seconds:
+            times.append(self.timed(self.step))
+        floor = arithmetic(self.case, len(self.batch.positions)) / max(before, self.rate())
         walls, cpus = zip(*times, strict=True)
-        rate = 2 * size**3 / min(before, product())
-        floor = arithmetic(case, int(batch.chosen.sum())) / rate
-        return {"walls": walls, "cpus": cpus, "peak": peak, "rate": rate, "floor": floor}
-
-    return turn
+        return {"walls": walls, "cpus": cpus, "peak": self.peak, "floor": floor}
 
 
 def memory(device, reset=False):
-    """Bytes held now (and the peak reset to that), or at most since then; Linux or a GPU."""
+    """Return bytes held now (and reset the peak to that), or at most since then; Linux or a GPU."""
     if device == "cuda":
         if reset:
             torch.cuda.reset_peak_memory_stats()
@@ -142,128 +141,105 @@ def memory(device, reset=False):
 
 
 def native_bf16():
-    """Where bfloat16 products run in hardware; elsewhere they are far slower than float32."""
+    """Whether bfloat16 products run in hardware; elsewhere they are far slower than float32."""
     able = torch.cpu.get_capabilities()
     return torch.cuda.is_available() or bool(able.get("avx512_bf16") or able.get("amx_bf16"))
 
 
-@contextlib.contextmanager
-def worker(case, contender, flags):
-    """A process that measures one turn each time it is asked; it is ready when the block begins."""
-    command = [sys.executable, __file__, *flags, "--worker", case, contender]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as run:
-
-        def answer():
-            while line := run.stdout.readline():
-                if line.startswith("{"):
-                    return json.loads(line)
-            sys.exit(f"{case}, {contender}: exit {run.wait()}")
-
-        def turn():
-            run.stdin.write("\n")
-            run.stdin.flush()
-            return answer()
-
-        answer()  # nobody prepares while another is measured
-        yield turn
-        run.kill()
+def prepare(checkout, *measurement):
+    """In a process of its own: build the contender, with this project as it is in `checkout`."""
+    global measured
+    if checkout:
+        sys.path.insert(0, checkout)
+    measured = Measurement(*measurement)
 
 
-def available(contender, device):
-    if contender == PEER:
-        return importlib.util.find_spec("bertdistiller") is not None
-    return contender != COMPILED or can_compile(torch.device(device))
+def take_turn():
+    return measured.turn()
 
 
-def take_turns(case, contenders, runs, flags):
-    """{contender: the records of its turns}"""
-    with contextlib.ExitStack() as stack:
-        turns = {c: stack.enter_context(worker(case, c, flags)) for c in contenders}
-        rounds = [{c: turn() for c, turn in turns.items()} for _ in range(runs)]
-    return {c: [each[c] for each in rounds] for c in contenders}
+def take_turns(case, contenders, options):
+    """Return {contender: the records of its turns}; each contender has a process of its own."""
+    context = multiprocessing.get_context("spawn")
+    processes = {name: ProcessPoolExecutor(1, context) for name in contenders}
+    try:
+        for name, process in processes.items():  # nobody prepares while another is measured
+            checkout = options.other if name == OTHER else None
+            process.submit(prepare, checkout, case, name, options).result()
+        records = {name: [] for name in contenders}
+        for _ in range(options.runs):
+            for name, process in processes.items():
+                records[name].append(process.submit(take_turn).result())
+    finally:
+        for process in processes.values():
+            process.shutdown()
+    return records
 
 
 def table(case, precision, results):
-    """One line a contender; time and memory also as multiples of the first one's."""
+    """Yield one line a contender; time and memory also as multiples of the first one's."""
     _, _, _, batch, length, _, _ = CASES[case]
-    ours = None
+    first = None
     for contender, turns in results.items():
-        walls = [wall for each in turns for wall in each["walls"]]
-        cpu = statistics.median(cpu for each in turns for cpu in each["cpus"])
-        floor = statistics.median(wall / each["floor"] for each in turns for wall in each["walls"])
+        walls = [wall for turn in turns for wall in turn["walls"]]
+        cpu = statistics.median(cpu for turn in turns for cpu in turn["cpus"])
+        floor = statistics.median(wall / turn["floor"] for turn in turns for wall in turn["walls"])
         seconds, peak = statistics.median(walls), turns[0]["peak"]
-        ours = ours or (seconds, max(peak, 1))
+        first = first or (seconds, max(peak, 1))
         yield (
             f"| {case} | {precision} | {contender} | {seconds:.3f} ({min(walls):.3f}-"
             f"{max(walls):.3f}) | {cpu:.2f} | {batch * length / seconds:,.0f} |"
-            f" {peak / 2**20:,.0f} | {seconds / ours[0]:.2f}x | {peak / ours[1]:.2f}x |"
+            f" {peak / 2**20:,.0f} | {seconds / first[0]:.2f}x | {peak / first[1]:.2f}x |"
             f" {floor:.2f}x |"
         )
 
 
-def parse_options():
+def contenders_of(case, options):
+    names = list(CASES[case][-1])
+    if importlib.util.find_spec("bertdistiller") is None:
+        names = [name for name in names if not name.startswith(PEER)]
+    if options.other:
+        names.insert(1, OTHER)
+    return names
+
+
+def parse_options(argv=None):
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
-    parser.add_argument("--runs", type=int, default=3, help="rounds, each contender once a round")
-    parser.add_argument("--steps", type=int, default=2, help="timed steps of a turn, at least")
-    parser.add_argument("--seconds", type=float, default=6, help="length of a turn, at least")
-    parser.add_argument("--threads", type=int, default=os.cpu_count())
-    parser.add_argument(
-        "--precision",
-        choices=["fp32", "bf16", "both"],
-        default="both" if native_bf16() else "fp32",
-        help="default: both where the machine multiplies bf16, else fp32",
-    )
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument(
-        "--profile",
-        action="store_true",
-        help="instead: which operations this project's step consists of",
-    )
-    parser.add_argument("--worker", nargs=2, help=argparse.SUPPRESS)
-    return parser.parse_args()
+    add, best = parser.add_argument, "both" if native_bf16() else "fp32"
+    add("--cases", nargs="+", choices=CASES, default=list(CASES))
+    add("--runs", type=int, default=3, help="rounds, each contender once a round")
+    add("--steps", type=int, default=2, help="timed steps of a turn, at least")
+    add("--seconds", type=float, default=6, help="length of a turn, at least")
+    add("--threads", type=int, default=os.cpu_count())
+    add("--precision", choices=["fp32", "bf16", "both"], default=best)
+    add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    add("--other", metavar="PATH", help="another checkout of this project, as one more contender")
+    add("--profile", action="store_true", help="instead: the operations of this project's step")
+    return parser.parse_args(argv)
 
 
-def main():
-    options = parse_options()
-    shared = {
-        name: getattr(options, name)
-        for name in ("precision", "threads", "steps", "seconds", "device")
-    }
-    if options.worker:
-        turn = prepare(*options.worker, **shared)
-        print("{}", flush=True)
-        for _ in sys.stdin:
-            print(json.dumps(turn()), flush=True)
-        return
+def main(argv=None):
+    options = parse_options(argv)
     print(
-        f"{platform.machine()}, {options.threads} threads, {options.device},"
-        f" torch {torch.__version__}",
-        end="\n\n" if options.profile else ", ",
+        f"{platform.machine()}, {options.threads} threads, {options.device}, torch"
+        f" {torch.__version__}, {options.runs} rounds of {options.steps} steps or more\n"
     )
-    precisions = ["fp32", "bf16"] if options.precision == "both" else [options.precision]
+    columns = ["seconds, median (min-max)", "CPU s", "tokens/s", "peak MB", "time", "memory"]
+    columns = ["case", "precision", "who", *columns, "over the floor"]
     if options.profile:
         torch.set_num_threads(options.threads)
-        print("| case | precision | operation | ms | share |\n" + "|---" * 5 + "|", flush=True)
-        for case, precision in itertools.product(options.cases, precisions):
-            print(*profile(case, precision, options.device), sep="\n", flush=True)
-        return
-    print(f"{options.runs} rounds of {options.steps} steps or more\n")
-    print(
-        "| case | precision | who | seconds, median (min-max) | CPU s | tokens/s | peak MB"
-        " | time | memory | over the floor |\n" + "|---" * 10 + "|",
-        flush=True,
-    )
+        columns = ["case", "precision", "operation", "ms", "share"]
+    print(f"| {' | '.join(columns)} |\n" + "|---" * len(columns) + "|", flush=True)
+    precisions = ["fp32", "bf16"] if options.precision == "both" else [options.precision]
     for case, precision in itertools.product(options.cases, precisions):
-        contenders = [c for c in CASES[case][-1] if available(c, options.device)]
-        flags = [f"--{name}={value}" for name, value in {**shared, "precision": precision}.items()]
-        # the one that needs 20 GB comes when the others are gone
-        together, alone = ([c for c in contenders if (c == ALL) == last] for last in (False, True))
-        results = take_turns(case, together, options.runs, flags)
-        results |= take_turns(case, alone, options.runs, flags)
-        for line in table(case, precision, results):
+        options.precision = precision
+        if options.profile:
+            lines = profile(case, precision, options.device)
+        else:
+            lines = table(case, precision, take_turns(case, contenders_of(case, options), options))
+        for line in lines:
             print(line, flush=True)
 
 

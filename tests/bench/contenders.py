@@ -1,8 +1,11 @@
-"""What bench.py compares: one step of this project, of plain transformers, of bertdistiller.
+"""What bench.py compares: a step of this project, of plain transformers, of bertdistiller.
 
-Each builder returns (the optimizer's parameters, a step that gives a loss and what its gradients
-are still to be divided by, or None). All models have random weights and the same sizes: teacher and
-student as wide as all-MiniLM-L6-v2.
+Each builder returns (parameters, a step that gives a loss and what its gradients are still to be
+divided by, or None). All models have random weights and the same sizes: teacher and student as wide
+as all-MiniLM-L6-v2. Nothing of the project is imported at the top, so that bench.py --other can let
+a process find another checkout of it.
+
+A contender's name says what it is, and after commas its options.
 """
 
 from types import SimpleNamespace
@@ -10,22 +13,24 @@ from types import SimpleNamespace
 import torch
 from torch.nn import functional as F
 
-OURS, TEXTBOOK, PEER = "this project", "textbook", "bertdistiller 0.1.2"
-PIPELINE, COMPILED = "this project, reading docs", "this project, compiled"
+OURS, PLAIN = "this project", "this project, plain"
 FUSED, BLOCKED = "this project, fused attention", "this project, blocked attention"
-MASKED, ALL = "textbook, masked positions", "textbook, all positions"
+OTHER = "this project, other checkout"
+TEXTBOOK, PEER = "textbook", "bertdistiller 0.1.2"
+DRY = ", no dropout"
 BERT, XLMR = 30522, 250002
 WIDTH, HEADS, R = 384, 12, 48
 
+MHA = (OURS, PLAIN, PEER + DRY, PEER, TEXTBOOK + DRY, TEXTBOOK)
+OD = (OURS, PLAIN, TEXTBOOK + DRY, TEXTBOOK)
+ONE_FORM = (OURS, TEXTBOOK + DRY, TEXTBOOK)
 # name: method, student layers, teacher layers, batch, length, vocabulary, contenders
 CASES = {
-    "mha-8x512": ("mha", 6, 6, 8, 512, BERT, (OURS, PEER, TEXTBOOK)),
-    "mha-32x128": ("mha", 3, 6, 32, 128, BERT, (OURS, PEER, TEXTBOOK)),
-    "hs-32x128": ("hs", 3, 6, 32, 128, BERT, (OURS, TEXTBOOK)),
-    "direct-32x128": ("direct-minilm", 3, 6, 32, 128, BERT, (OURS, TEXTBOOK)),
-    "od-250k": ("od", 2, 2, 32, 128, XLMR, (OURS, MASKED, ALL)),
-    "pipeline-32x128": ("mha", 3, 6, 32, 128, BERT, (OURS, PIPELINE)),
-    "compile-32x128": ("mha", 3, 6, 32, 128, BERT, (OURS, COMPILED)),
+    "mha-8x512": ("mha", 6, 6, 8, 512, BERT, MHA),
+    "mha-32x128": ("mha", 3, 6, 32, 128, BERT, MHA),
+    "hs-32x128": ("hs", 3, 6, 32, 128, BERT, ONE_FORM),
+    "direct-32x128": ("direct-minilm", 3, 6, 32, 128, BERT, ONE_FORM),
+    "od-250k": ("od", 2, 2, 32, 128, XLMR, OD),
     "attention-8x512": ("mha", 6, 6, 8, 512, BERT, (FUSED, BLOCKED)),
     "attention-32x128": ("mha", 3, 6, 32, 128, BERT, (FUSED, BLOCKED)),
     "growth-4x128": ("mha", 3, 6, 4, 128, BERT, (OURS,)),
@@ -36,24 +41,24 @@ CASES = {
 
 
 def build(case, contender, batch, device):
-    if contender == PIPELINE:
-        batch = real_batches(case, device)
-    ours = dict.fromkeys((OURS, PIPELINE, COMPILED, FUSED, BLOCKED), this_project)
-    builder = (ours | {PEER: bertdistiller}).get(contender, textbook)
-    return builder(case, contender, batch, device)
+    builders = {"this project": this_project, TEXTBOOK: textbook, PEER: bertdistiller}
+    return builders[contender.split(", ")[0]](case, contender, batch, device)
 
 
 def make_batch(case, device):
+    """Random text, of which 15 % of the positions are masked."""
     _, _, _, B, N, V, _ = CASES[case]
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(5, V, (B, N), generator=generator)
     chosen = torch.rand(B, N, generator=generator) < 0.15
-    return SimpleNamespace(
-        ids=ids.to(device),
-        masked_ids=ids.masked_fill(chosen, 4).to(device),
-        chosen=chosen.to(device),
-        mask=torch.ones(B, N, dtype=torch.bool, device=device),
-    )
+    batch = {
+        "ids": ids,
+        "masked_ids": ids.masked_fill(chosen, 4),
+        "mask": torch.ones(B, N, dtype=torch.bool),
+        "positions": chosen.flatten().nonzero().flatten(),
+        "chosen": chosen,  # what checkouts before `positions` read
+    }
+    return SimpleNamespace(**{name: tensor.to(device) for name, tensor in batch.items()})
 
 
 def arithmetic(case, positions):
@@ -83,7 +88,6 @@ def settings(case, layers):
         "num_hidden_layers": layers,
         "num_attention_heads": HEADS,
         "intermediate_size": 4 * WIDTH,
-        "hidden_act": "gelu",
         "max_position_embeddings": 514 if xlmr else 512,
         "type_vocab_size": 1 if xlmr else 2,
         "pad_token_id": 1 if xlmr else 0,
@@ -93,47 +97,30 @@ def settings(case, layers):
 
 def this_project(case, contender, batch, device):
     from distill import build_method
-    from minitransformer.attention import blocked_attention, fused_attention
+    from minitransformer import attention
     from minitransformer.config import EncoderConfig
     from minitransformer.model import Encoder
 
     method, L_s, L_t, _, _, V, _ = CASES[case]
-    model_type = {"model_type": "xlm-roberta" if V == XLMR else "bert"}
-    student, teacher = (
-        Encoder(
-            EncoderConfig.from_dict(settings(case, layers) | model_type), mlm_head=method == "od"
-        ).to(device)
-        for layers in (L_s, L_t)
-    )
+    models = []
+    for layers in (L_s, L_t):
+        model_type = "xlm-roberta" if V == XLMR else "bert"
+        config = EncoderConfig(model_type=model_type, **settings(case, layers))
+        models.append(Encoder(config, mlm_head=method == "od").to(device))
+        if contender in (FUSED, BLOCKED):
+            name = "fused_attention" if contender == FUSED else "blocked_attention"
+            models[-1].attention = getattr(attention, name)
+    student, teacher = models
     if method == "infer":
         return [], lambda: student(batch.ids, batch.mask, keep="last").hidden[-1]
     teacher.requires_grad_(False)
-    if contender in (FUSED, BLOCKED):
-        form = fused_attention if contender == FUSED else blocked_attention
-        student.attention = teacher.attention = form
-    if contender == COMPILED:  # as train.py --compile does
-        student.compile()
-        teacher.compile()
-    loss = build_method(method, student.config, teacher.config, relation_heads=R).to(device)
-    parameters = [*student.parameters(), *loss.parameters()]
-    if contender == PIPELINE:
-        return parameters, lambda: loss(student, teacher, next(batch))
-    return parameters, lambda: loss(student, teacher, batch)
+    options = {"plain": True} if contender == PLAIN else {}
+    loss = build_method(method, student.config, teacher.config, relation_heads=R, **options)
+    loss.to(device)
+    return [*student.parameters(), *loss.parameters()], lambda: loss(student, teacher, batch)
 
 
-def real_batches(case, device):
-    """The batches that train.py would make of the docs text, one after the other."""
-    from distill.data.batches import Text
-    from minitransformer import load_pretrained
-
-    _, _, _, B, N, _, _ = CASES[case]
-    _, tokenizer = load_pretrained("embedded")
-    text = Text(["docs"], tokenizer, N)
-    while True:
-        yield text.step(B, 1, masked=False)[0].to(device)
-
-
-def transformers_models(case, device):
+def transformers_models(case, contender, device):
     """Whole models with fused attention; the student in training mode, as any script has it."""
     import transformers
 
@@ -142,92 +129,95 @@ def transformers_models(case, device):
     Config = getattr(transformers, family + "Config")
     Model = getattr(transformers, family + ("ForMaskedLM" if method == "od" else "Model"))
     without = {} if method == "od" else {"add_pooling_layer": False}
+    options = {"attn_implementation": "sdpa"}
+    if contender.endswith(DRY):
+        options |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     student, teacher = (
-        Model(Config(**settings(case, layers), attn_implementation="sdpa"), **without).to(device)
+        Model(Config(**settings(case, layers), **options), **without).to(device)
         for layers in (L_s, L_t)
     )
     return student.train(), teacher.eval().requires_grad_(False)
 
 
 def textbook(case, contender, batch, device):
+    """The formulas as one writes them down, on models of transformers."""
     method, L_s, L_t, *_ = CASES[case]
-    student, teacher = transformers_models(case, device)
+    student, teacher = transformers_models(case, contender, device)
     parameters = [*student.parameters()]
-    if method == "infer":
-        student.eval()
-        return [], lambda: student(batch.ids, attention_mask=batch.mask).last_hidden_state
-    if method == "od":
-        return parameters, textbook_od(student, teacher, batch, contender)
+    maps = {name: torch.eye(WIDTH // R, device=device).repeat(R, 1, 1) for name in QKV}
+    if method == "direct-minilm":
+        parameters += [weight.requires_grad_() for weight in maps.values()]
 
-    def run(**keywords):
+    def both(ids, **keywords):
         with torch.no_grad():
-            of_teacher = teacher(batch.ids, attention_mask=batch.mask, **keywords)
-        return student(batch.ids, attention_mask=batch.mask, **keywords), of_teacher
+            of_teacher = teacher(ids, attention_mask=batch.mask, **keywords)
+        return student(ids, attention_mask=batch.mask, **keywords), of_teacher
+
+    def infer():
+        return student(batch.ids, attention_mask=batch.mask).last_hidden_state
 
     def hs():
-        states_s, states_t = (x.hidden_states for x in run(output_hidden_states=True))
-        pairs = ((i, i * L_t // L_s) for i in range(1, L_s + 1))
+        states_s, states_t = (x.hidden_states for x in both(batch.ids, output_hidden_states=True))
+        pairs = [(i, i * L_t // L_s) for i in range(1, L_s + 1)]
         return sum(F.mse_loss(states_s[i], states_t[j]) for i, j in pairs), None
 
-    if method == "hs":
-        return parameters, hs
-    qkv_s, qkv_t = watch_qkv(student, L_s), watch_qkv(teacher, L_t - 1)
-    maps = {
-        name: torch.eye(WIDTH // R, device=device).repeat(R, 1, 1).requires_grad_()
-        for name in ("query", "key", "value")
-    }
+    def od():
+        logs = []
+        for model in (student, teacher):
+            with torch.set_grad_enabled(model is student):
+                hidden = model.roberta(batch.masked_ids, attention_mask=batch.mask)[0]
+                logits = model.lm_head(hidden.flatten(0, 1)[batch.positions])
+                logs.append(logits.float().log_softmax(-1))
+        return F.kl_div(*logs, reduction="batchmean", log_target=True), None
 
-    def relations(x):
-        heads = x.unflatten(-1, (R, -1)).transpose(1, 2)
-        return (heads @ heads.mT / heads.shape[-1] ** 0.5).float().log_softmax(-1)
+    def mha():
+        both(batch.ids)
+        loss = 0
+        for name in QKV:
+            log_s, log_t = (
+                (heads @ heads.mT / heads.shape[-1] ** 0.5).float().log_softmax(-1)
+                for heads in (x[name].unflatten(-1, (R, -1)).transpose(1, 2) for x in seen)
+            )
+            rows = log_s[..., 0].numel()
+            loss += F.kl_div(log_s, log_t, reduction="sum", log_target=True) / rows
+        return loss, None
 
-    def mha(name):
-        log_s, log_t = relations(qkv_s[name]), relations(qkv_t[name])
-        return F.kl_div(log_s, log_t, reduction="sum", log_target=True) / log_s[..., 0].numel()
+    def direct():
+        both(batch.ids)
+        loss = 0
+        for name, weight in maps.items():
+            heads = seen[0][name].unflatten(-1, (R, -1))
+            mapped = torch.einsum("bnrd,rde->bnre", heads, weight).flatten(2)
+            loss += F.mse_loss(mapped.float(), seen[1][name].float())
+        return loss, None
 
-    def direct(name):
-        heads = qkv_s[name].unflatten(-1, (R, -1))
-        mapped = torch.einsum("bnrd,rde->bnre", heads, maps[name]).flatten(2)
-        return F.mse_loss(mapped.float(), qkv_t[name].float())
+    if method in ("mha", "direct-minilm"):
+        seen = watch_qkv(student, L_s), watch_qkv(teacher, L_t - 1)
+    if method == "infer":
+        student.eval()
+        parameters = []
+    steps = {"infer": infer, "hs": hs, "od": od, "mha": mha, "direct-minilm": direct}
+    return parameters, steps[method]
 
-    def step():
-        run()
-        return sum((mha if method == "mha" else direct)(name) for name in maps), None
 
-    return parameters + (list(maps.values()) if method == "direct-minilm" else []), step
+QKV = ("query", "key", "value")
 
 
 def watch_qkv(model, layer):
     """Q, K, V of one layer, taken where the model computes them."""
     seen = {}
-    for name in ("query", "key", "value"):
+    for name in QKV:
         model.encoder.layer[layer - 1].attention.self.get_submodule(name).register_forward_hook(
             lambda _, inputs, output, name=name: seen.__setitem__(name, output)
         )
     return seen
 
 
-def textbook_od(student, teacher, batch, contender):
-    def logits(model):
-        if contender == ALL:
-            return model(batch.masked_ids, attention_mask=batch.mask).logits.flatten(0, 1)
-        hidden = model.roberta(batch.masked_ids, attention_mask=batch.mask).last_hidden_state
-        return model.lm_head(hidden[batch.chosen])
-
-    def step():
-        with torch.no_grad():
-            log_t = logits(teacher).float().log_softmax(-1)
-        log_s = logits(student).float().log_softmax(-1)
-        return F.kl_div(log_s, log_t, reduction="batchmean", log_target=True), None
-
-    return step
-
-
 def bertdistiller(case, contender, batch, device):
     from bertdistiller.distillation.minilm.trainer import BertAttentionExtractor, MiniLMTrainer
 
     _, L_s, L_t, *_ = CASES[case]
-    student, teacher = transformers_models(case, device)
+    student, teacher = transformers_models(case, contender, device)
     trainer = MiniLMTrainer.__new__(MiniLMTrainer)  # its loss without its data loading and logging
     trainer.teacher, trainer.attention_extractor = teacher, BertAttentionExtractor()
     trainer.kl_loss = torch.nn.KLDivLoss(reduction="sum")
