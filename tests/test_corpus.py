@@ -31,9 +31,9 @@ def documents(lengths, first=10):
     return [" ".join(map(str, range(s, s + n))) for s, n in zip(starts, lengths, strict=False)]
 
 
-def token_file(folder, texts, length=10, seed=3):
-    (folder / "t.txt").write_text("\n\n".join(texts))
-    return TokenFile(parse_source(f"t={folder}/t.txt"), CountingTokenizer(), length, seed)
+def token_file(folder, texts, between="\n\n", seed=3):
+    (folder / "t.txt").write_text(between.join(texts))
+    return TokenFile(parse_source(f"t={folder}/t.txt"), CountingTokenizer(), 10, seed)
 
 
 def words(rows):
@@ -84,10 +84,11 @@ def test_every_row_that_is_not_held_out_is_read_once_in_a_pass(folder, lengths):
             assert len({int(word) in held for word in text.split()[:-8]}) <= 1
 
 
-def test_equal_documents_are_on_one_side(folder):
+@pytest.mark.parametrize("between", ["\n\n", "\n"])
+def test_equal_documents_are_on_one_side(folder, between):
     lines = documents([20] * 100) * 50
     random.Random(0).shuffle(lines)
-    tokens = token_file(folder, lines)
+    tokens = token_file(folder, lines, between)
     held, train = words(tokens.held_out(10**6)), words(one_pass(tokens))
     assert len(held) == 40  # two of the hundred
     assert not held & train

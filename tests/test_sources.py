@@ -108,11 +108,17 @@ def test_a_file_is_known_by_path_size_time_and_content(folder):
 # ---- files ---------------------------------------------------------------------------------------
 
 
-def test_txt_documents_end_at_blank_lines(folder):
+def test_txt_documents_end_at_blank_lines_or_are_lines(folder):
     (folder / "a.txt").write_bytes("\ufeffone\ntwo\n\n \t\n\nthree\r\nfour\r\n\r\nfünf 字".encode())
     assert read("w=a.txt") == ["one\ntwo\n", "three\nfour\n", "fünf 字"]
-    (folder / "b.txt").write_text("\n\n\n")
-    assert read("w=b.txt") == []
+    for content, expected in (
+        ("\n\n\n", []),
+        ("one\ntwo\n\n", ["one\ntwo\n"]),
+        ("\none\ntwo\n", ["one\n", "two\n"]),  # no blank line: each line is a document
+        ("one\n" * 60_000, ["one\n"] * 60_000),  # of more than one bound
+    ):
+        (folder / "b.txt").write_text(content)
+        assert read("w=b.txt") == expected
 
 
 def test_no_text_is_longer_than_the_bound_and_no_word_is_cut(folder):
@@ -120,12 +126,12 @@ def test_no_text_is_longer_than_the_bound_and_no_word_is_cut(folder):
     words = "word " * 50_000
     lines = "a line\n" * 50_000
     (folder / "a.txt").write_text(words)
-    (folder / "b.txt").write_text(lines)
+    (folder / "b.txt").write_text("a line\n\n" + lines)
     (folder / "c.jsonl").write_text(json.dumps({"text": words}))
     pyarrow.parquet.write_table(pyarrow.table({"text": [lines]}), folder / "d.parquet")
     for name, text in (
         ("a.txt", words),
-        ("b.txt", lines),
+        ("b.txt", "a line\n" + lines),
         ("c.jsonl", words),
         ("d.parquet", lines),
     ):

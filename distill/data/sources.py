@@ -2,7 +2,8 @@
 
     docs                                      English prose of the installed libraries' docstrings
                                               and the Python reference
-    NAME=path/or/glob[:column]                .txt (documents end at a blank line), .jsonl, .parquet
+    NAME=path/or/glob[:column]                .txt (a document ends at a blank line; in a file that
+                                              has none, each line is a document), .jsonl, .parquet
                                               (column: default `text`); .txt and .jsonl also as .gz,
                                               .xz, .bz2 or .zst
     NAME=hub:dataset[:config][:split][:column]   a hub dataset, streamed, never on disk as a whole
@@ -201,22 +202,24 @@ def cut(text: str) -> Iterator[str]:
 
 
 def read_txt(file: str, column: str) -> Iterator[tuple[str, str]]:
-    lines, size = [], 0
+    text, separated = "", False  # whether a blank line was seen
     # a line without end arrives in parts, so a file of one line costs no more memory than another
     for number, line in _lines(file, LONGEST_DOCUMENT):
         if line.strip():
-            lines.append(line)
-            size += len(line)
-            if size > LONGEST_DOCUMENT:
-                *whole, rest = cut("".join(lines))
-                for part in whole:
-                    yield f"line {number}", part
-                lines, size = [rest], len(rest)
-        elif lines:
-            yield f"line {number}", "".join(lines)
-            lines, size = [], 0
-    if lines:
-        yield "last line", "".join(lines)
+            text += line
+            if len(text) > LONGEST_DOCUMENT:
+                *whole, text = _split(text, separated)
+                yield from ((f"line {number}", part) for part in whole)
+        elif text:
+            yield f"line {number}", text
+            text, separated = "", True
+    yield from (("last line", part) for part in _split(text, separated))
+
+
+def _split(text: str, separated: bool) -> list[str]:
+    """Return the parts of a text of bounded length: its lines, where no blank line was seen."""
+    lines = [text] if separated else text.splitlines(keepends=True)
+    return [part for line in lines for part in cut(line)]
 
 
 def read_jsonl(file: str, column: str) -> Iterator[tuple[str, Any]]:
