@@ -102,8 +102,8 @@ class Block(nn.Module):
         query, key, value = (split_heads(part, self.heads) for part in (query, key, value))
         read = merge_heads(attention(query, key, value, mask))  # (B, A, N, d) -> (B, N, D)
         x = self.attention_norm(add_into(x, self.output(read)))  # (B, N, D)
-        wide = gelu(self.expand(x))  # (B, N, intermediate_size)
-        return self.ffn_norm(add_into(x, self.contract(wide)))  # (B, N, D)
+        # (B, N, D) -> (B, N, intermediate_size) -> (B, N, D)
+        return self.ffn_norm(add_into(x, self.contract(gelu(self.expand(x)))))
 
 
 class MLMHead(nn.Module):
@@ -168,6 +168,7 @@ class Encoder(nn.Module):
                 break
             x = self.blocks[i].rest(x, *qkv[i], mask, self.attention)
             hidden.append(x)
+            # What nobody will read is freed before the next layer needs memory.
             if keep == "last":
                 hidden[i] = None
             if keep != "all" and i + 1 < last:

@@ -100,7 +100,8 @@ ROBERTA = {"pad_token_id": 1, "type_vocab_size": 1, "max_position_embeddings": 4
 INFERRED = [
     (["bert.embeddings.LayerNorm.gamma"], {}, "bert"),
     (["embeddings.LayerNorm.gamma", "cls.predictions.bias"], ROBERTA, "bert"),
-    (["module._orig_mod.bert.embeddings.LayerNorm.bias"], ROBERTA, "bert"),
+    (["module._orig_mod.bert.embeddings.LayerNorm.bias"], {"architectures": ["XModel"]}, "bert"),
+    (["bert.embeddings.LayerNorm.bias"], {"architectures": ["RobertaModel"]}, "bert"),
     (["roberta.embeddings.LayerNorm.bias"], {}, "roberta"),
     (["module.lm_head.bias"], {"architectures": ["XLMRobertaForMaskedLM"]}, "xlm-roberta"),
     (["roberta.pooler.dense.bias"], {"architectures": ["CamembertModel"]}, "camembert"),
