@@ -9,7 +9,6 @@ whatever tokenizer.json says.)
 import functools
 import hashlib
 import json
-from operator import itemgetter
 from pathlib import Path
 
 from tokenizers import AddedToken
@@ -70,13 +69,16 @@ class Tokenizer:
         post-processor, default values written out, stored padding); their hash does not.
         """
         model = json.loads(self.pipeline.to_str())["model"]
-        kept = {name: model.get(name) for name in ("type", "vocab", "merges")}
+        vocab = model["vocab"]
+        if model["type"] == "Unigram":  # scores lose their last digit when they are written
+            vocab = [(piece, round(score, 6)) for piece, score in vocab]
         # Words of the vocabulary itself show what becomes of upper case and of accents.
-        words = [word for word, _ in sorted(self.pipeline.get_vocab().items(), key=itemgetter(1))]
+        words = sorted(word for word in self.pipeline.get_vocab() if word.strip("#▁Ġ").isalnum())
         words = " ".join(words[:: len(words) // 2000 + 1])
-        probes = [*PROBES, words, words.upper(), words.title()]
-        rows = self.pipeline.encode_batch(probes) + self.pipeline.encode_batch([tuple(PROBES[:2])])
-        text = json.dumps([kept, self.special_ids, [(row.ids, row.type_ids) for row in rows]])
+        probes = [*PROBES, words, words.upper(), words.title(), tuple(PROBES[:2])]
+        rows = [(row.ids, row.type_ids) for row in self.pipeline.encode_batch(probes)]
+        named = self.cls_id, self.sep_id, self.pad_id, self.mask_id, self.unk_id
+        text = json.dumps([model["type"], vocab, model.get("merges"), named, rows], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
