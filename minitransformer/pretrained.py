@@ -72,7 +72,7 @@ def find_folder(name: str, revision: str | None = None) -> Path:
         return transformer_folder(folder)
     if folder.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise UserError(f"{name}: no such folder")
-    wanted = ["config.json", *TOKENIZER_FILES, "model.safetensors*", "model-*.safetensors"]
+    wanted = [*TOKENIZER_FILES, "model.safetensors*", "model-*.safetensors"]
     pickles = ["pytorch_model.bin*", "pytorch_model-*.bin"]
     try:
         folder = download(name, revision, ["modules.json", *wanted])
@@ -134,7 +134,7 @@ def read_shards(folder: Path, index_name: str) -> dict[str, torch.Tensor]:
         # A name with a path in it could point at any file of the machine.
         if Path(shard).name != shard or Path(shard).suffix not in (".safetensors", ".bin"):
             raise UserError(
-                f"{index_name} names {shard!r}, which is not a weight file of its folder"
+                f"{index_name} names {shard!r:.80}, which is not a weight file of its folder"
             )
         tensors.update(read_weight_file(folder / shard))
     return tensors
@@ -200,8 +200,7 @@ def save_pretrained(folder, encoder: Encoder, tokenizer: Tokenizer) -> None:
 
 def remove_other_exports(folder: Path) -> None:
     """Remove the weight and tokenizer files of another export, its config.json first."""
-    (folder / "config.json").unlink(missing_ok=True)
-    for path in folder.iterdir():
+    for path in sorted(folder.iterdir(), key=lambda path: path.name != "config.json"):
         if path.name in OTHER_EXPORTS or OTHER_SHARDS.fullmatch(path.name):
             path.unlink()
 

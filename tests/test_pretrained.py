@@ -208,6 +208,27 @@ def test_a_pickle_of_something_else_is_refused_and_never_run(content, saved, mon
     assert not (saved / "ran").exists()
 
 
+@pytest.mark.parametrize(
+    ("index", "message"),
+    [
+        ("{", "cannot read model.safetensors.index.json: "),
+        ("[]", "model.safetensors.index.json has no weight_map"),
+        ('{"weight_map": {}}', "model.safetensors.index.json has no weight_map"),
+        ('{"weight_map": {"x": "../other.safetensors"}}', "names '../other.safetensors', which is"),
+        ('{"weight_map": {"x": "/etc/passwd"}}', "names '/etc/passwd', which is not a weight file"),
+        ('{"weight_map": {"x": "gone.safetensors"}}', "no gone.safetensors"),
+        ('{"weight_map": {"x": "%s"}}' % ("x" * 5000), "which is not a weight file"),
+    ],
+)
+def test_an_index_that_is_damaged_or_names_a_file_elsewhere_is_refused(index, message, saved):
+    shutil.move(saved / "model.safetensors", saved.parent / "other.safetensors")
+    (saved / "model.safetensors.index.json").write_text(index)
+    with pytest.raises(UserError) as raised:
+        load_pretrained(saved)
+    assert message in str(raised.value)
+    assert len(str(raised.value)) < 400
+
+
 # ---- the hub -------------------------------------------------------------------------------------
 
 
