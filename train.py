@@ -204,7 +204,7 @@ def distil(config: TrainConfig, run: Run) -> int:
     trained = [p for group in optimizer.param_groups for p in group["params"]]
 
     # ---- run folder: a new one, or the state of its newest checkpoint ----
-    skipped = SkippedSteps(run)
+    skipped = SkippedSteps()
     parts = {"student": student, "method": method, "optimizer": optimizer, "skipped": skipped}
     record = start_record(config, models, text)
     first = resume(run, record, {**parts, "text": text}) if config.resume else begin(run, record)
@@ -284,9 +284,8 @@ def distil(config: TrainConfig, run: Run) -> int:
             "step", step=step + 1, loss=loss if finite else None, lr=lr, tokens_per_s=round(speed)
         )
         progress.stepped(step + 1, loss, lr, speed)
-        if reason := skipped.note(finite, count):
+        if reason := skipped.note(step + 1, finite, count, save):
             progress.say(f"step {step + 1} is skipped: {reason}")
-            skipped.stop_after_too_many(step + 1, micro_batches, lr, save)
     progress.close()
     if stop and not last:
         print(

@@ -32,14 +32,7 @@ from minitransformer.pretrained import load_pretrained
 from minitransformer.tokenizer import Tokenizer
 
 NAMED = ("random", "embeddings", "uniform", "first", "last")
-METHOD_SETTINGS = (
-    "mapping",
-    "teacher_layer",
-    "relation_heads",
-    "temperature",
-    "positions",
-    "plain",
-)
+METHOD_SETTINGS = "mapping teacher_layer relation_heads temperature positions plain".split()
 
 
 def student_config(

@@ -379,11 +379,9 @@ def test_too_many_steps_that_are_not_finite_stop_the_run(flags, new, monkeypatch
     """
     with monkeypatch.context() as patch:
         spoil(patch, range(5, 30), "loss")
-        with pytest.raises(UserError, match=r"10 steps in a row .* step 14; .* lower --lr than"):
+        with pytest.raises(UserError, match=r"10 steps in a row .* step 14; .* lower --lr"):
             main(*flags, "--steps", "30", "--out", new)
     assert [path.name for path in Run(new).checkpoints()] == ["checkpoint-000000003"]
-    batch = safetensors.torch.load_file(new / "bad-batch-rank0.safetensors")
-    assert batch["0.ids"].shape == (4, 16)
     main("--out", new, "--resume")
     assert records(new)[-1]["skipped_steps"] == 0
 

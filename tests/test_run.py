@@ -1,7 +1,6 @@
 """The run folder: a checkpoint is whole or absent, the log has each record once, one program."""
 
 import errno
-import json
 import os
 import shutil
 from pathlib import Path
@@ -10,7 +9,7 @@ import pytest
 import torch
 from conftest import Killed
 
-from distill.training.run import Run, write_tensors
+from distill.training.run import Run
 from minitransformer.errors import UserError
 
 
@@ -250,23 +249,3 @@ def test_a_new_folder_must_be_new_and_possible(tmp_path):
         Run(tmp_path / "file" / "run").check_new()
     with pytest.raises(UserError, match="cannot be made"):
         Run(tmp_path / "file" / "run").create()
-
-
-def test_tensors_are_written_whole_or_not_at_all(tmp_path, monkeypatch):
-    file = tmp_path / "maps.safetensors"
-    write_tensors(file, {"w": torch.ones(3, 2).T})
-    before = file.read_bytes()
-
-    def kill(*args):
-        raise Killed
-
-    monkeypatch.setattr(os, "replace", kill)
-    with pytest.raises(Killed):
-        write_tensors(file, {"w": torch.zeros(2, 3)})
-    assert file.read_bytes() == before
-
-
-def test_records_are_json_without_nan(run):
-    with pytest.raises(ValueError, match="JSON"):
-        run.log("step", loss=float("nan"))
-    assert [json.loads(line) for line in run.log_file.read_text().splitlines()] == run.records()

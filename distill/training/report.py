@@ -55,7 +55,14 @@ def finish(config, run: Run, models: Models, text) -> None:
         "tokens_per_s": statistics.median(r["tokens_per_s"] for r in steps),
         "skipped_steps": sum(r["loss"] is None for r in steps),
     }
-    write_card(run.folder, records[0], student, summary, text.describe())
+    before, after = (show_loss(record) for record in (evals[0], evals[-1]))
+    descriptions = {
+        "before": before,
+        "after": after,
+        "sizes": describe_encoder(student),
+        "start": describe_start(config.init, models.start["layers"]),
+    }
+    write_card(run.folder, records[0], student, descriptions, text.describe())
     compared = {"student": student} if teacher is None else {"teacher": teacher, "student": student}
     encoders, length = list(compared.values()), min(128, config.seq_len)
     short, long = (cost.latencies(encoders, batch, length) for batch in (1, 32))
@@ -73,7 +80,6 @@ def finish(config, run: Run, models: Models, text) -> None:
         f"latency 1 x {length}, median": [f"{1e3 * s:.1f} ms" for s in latency],
         f"latency 32 x {length}, median": [f"{1e3 * statistics.median(s):.0f} ms" for s in long],
     }
-    before, after = (show_loss(r) for r in (evals[0], evals[-1]))
     print(f"\n{columns([[name, *cells] for name, cells in table.items()])}")
     print(f"\nheld-out {config.method} loss  {before} -> {after}")
     print(f"training speed     {summary['tokens_per_s']:,.0f} tokens/s")
