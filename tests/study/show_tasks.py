@@ -1,6 +1,6 @@
 """Are the docs tasks worth anything? Four answers a task side by side, as a Markdown table.
 
-    python tests/study/show_tasks.py                       (ten minutes on two cores; cached afterwards)
+    python tests/study/show_tasks.py             (ten minutes on two cores; cached afterwards)
 
     majority        the most frequent class of train
     bag of words    logistic regression on the counts of word pieces, of both sentences apart;
