@@ -352,6 +352,7 @@ class TokenStream:
         import datasets  # here, because its two seconds of import are owed by streams alone
 
         datasets.disable_progress_bars()
+        datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # its errors are raised as well
         source = self.source
         try:
             dataset = datasets.load_dataset(

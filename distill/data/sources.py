@@ -77,10 +77,7 @@ def parse_source(spec: str) -> Source:
         raise UserError(f"--data {spec}: no file matches {pattern}")
     for file in files:
         if _reader(file) is None:
-            raise UserError(
-                f"--data {spec}: {file} is none of {', '.join(READERS)}, nor .txt or .jsonl with"
-                f" {', '.join(COMPRESSED)}"
-            )
+            raise UserError(f"--data {spec}: {file} is none of {', '.join(READERS)}")
     return Source(name, "files", tuple(files), column=column, tokens=tokens)
 
 
@@ -104,9 +101,8 @@ def identity(source: Source) -> str:
     """
     if source.kind == "docs":
         return docs_identity()
-    part = (
-        2**20 if len(source.files) <= 32 else 2**16
-    )  # bytes; thousands of files must not take minutes
+    # bytes to hash at each place; thousands of files must not take minutes
+    part = 2**20 if len(source.files) <= 32 else 2**16
     facts: list[Any] = [source.column]
     for file in source.files:
         digest = hashlib.sha256()
@@ -163,17 +159,16 @@ def documents(source: Source, skipped: Counter) -> Iterator[str]:
 
 def text_of(value: Any, where: str, skipped: Counter) -> str | None:
     """Return a row's text, or None where it has none; the reason is counted in `skipped`."""
-    reason = None
-    if isinstance(value, NoColumn):
-        reason = "no such column"
+    if isinstance(value, str) and value.strip():
+        return value
+    if isinstance(value, str):
+        reason = "empty"
     elif value is None:
         reason = "null"
-    elif not isinstance(value, str):
+    elif isinstance(value, NoColumn):
+        reason = "no such column"
+    else:
         raise UserError(f"{where} holds {type(value).__name__}, not text")
-    elif not value.strip():
-        reason = "empty"
-    if reason is None:
-        return value
     skipped[reason] += 1
     return None
 
@@ -257,31 +252,30 @@ def read_parquet(file: str, column: str) -> Iterator[tuple[str, Any]]:
         raise UserError(f"{file}: not a readable parquet file ({first_line(error)})") from None
 
 
+def open_zstd(file: str, mode: str) -> BinaryIO:
+    import pyarrow  # Python has a module of its own for it only from 3.14 on
+
+    return io.BufferedReader(pyarrow.CompressedInputStream(pyarrow.OSFile(file, mode), "zstd"))
+
+
 READERS = {".txt": read_txt, ".jsonl": read_jsonl, ".parquet": read_parquet}
-COMPRESSED = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open, ".zst": None}
+OPENERS = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open, ".zst": open_zstd}
+for suffix in OPENERS:
+    READERS |= {f".txt{suffix}": read_txt, f".jsonl{suffix}": read_jsonl}
 
 
 def _reader(file: str):
     """Return the reader for a file's name, None where there is none."""
-    path = Path(file)
-    if path.suffix in COMPRESSED:
-        path = path.with_suffix("")
-        return READERS.get(path.suffix) if path.suffix != ".parquet" else None
-    return READERS.get(path.suffix)
+    suffixes = Path(file).suffixes
+    return READERS.get("".join(suffixes[-2:])) or READERS.get("".join(suffixes[-1:]))
 
 
 def _open(file: str) -> BinaryIO:
     """Open a file for reading, decompressed; every member, stream or frame in it is read."""
-    suffix = Path(file).suffix
-    if suffix not in COMPRESSED:
-        return open(file, "rb")
-    if os.path.getsize(file) == 0:  # which the gzip module takes for a whole file
+    opener = OPENERS.get(Path(file).suffix, open)
+    if opener is not open and os.path.getsize(file) == 0:  # gzip takes it for a whole file
         raise EOFError("0 bytes")
-    if suffix == ".zst":
-        import pyarrow  # Python has a module of its own for it only from 3.14 on
-
-        return io.BufferedReader(pyarrow.CompressedInputStream(pyarrow.OSFile(file), "zstd"))
-    return COMPRESSED[suffix](file, "rb")
+    return opener(file, "rb")
 
 
 NOT_UTF8 = re.compile("[\udc80-\udcff]")  # how the error handler "surrogateescape" marks a byte
