@@ -67,8 +67,8 @@ def direct_loss(student, teacher, mask, weight):
         heads = in_float32(student).view(B, N, R, D_s // R)
         mapped = torch.einsum("bnrd,rde->bnre", heads, in_float32(weight)).reshape(B, N, D_t)
         difference = mapped - in_float32(teacher.detach())  # (B, N, D_t)
-        difference = torch.where(mask[..., None], difference, 0)
-        total = difference.square().mean(-1).sum()
+        distance = difference.square().mean(-1)  # (B, N)
+        total = torch.where(mask, distance, 0).sum()
     return total, mask.sum().to(total.dtype)
 
 

@@ -111,8 +111,8 @@ def hs_loss(student_hidden, teacher_hidden, mask, projection=None):
     # The product may run in autocast's bfloat16, as all products of the step; the difference not.
     mapped = student_hidden if projection is None else student_hidden @ projection  # (B, N, D_t)
     difference = in_float32(mapped) - in_float32(teacher_hidden.detach())
-    difference = torch.where(mask[..., None], difference, 0)
-    total = difference.square().mean(-1).sum()
+    distance = difference.square().mean(-1)  # (B, N)
+    total = torch.where(mask, distance, 0).sum()
     return total, mask.sum().to(total.dtype)
 
 

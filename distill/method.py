@@ -1,14 +1,17 @@
 """What a method is: which tensors of teacher and student it reads, and the loss it returns.
 
-The methods compare the two encoders at four places of a layer:
+The methods read (:) the two encoders at four places:
 
-    hidden[i-1] ─┬─ Q, K, V ─ attention ─ output ─(+)─ norm ─┬─ FFN ─(+)─ norm ─┬─ hidden[i] ─ ...
-                 └─────┬──────────────────────┘              └────────┘         │
-                       │                                                        │
-         mha             relations of the tokens within Q, within K, within V   │
-         direct-minilm   the vectors of Q, K and V themselves             hs    hidden states
+    hidden[i-1] ─┬─ Q, K, V ─ attention ─ output ─(+)─ norm ─┬─ FFN ─(+)─ norm ── hidden[i] ─ ...
+                 │     :                           │         │        │               :
+                 └─────:───────────────────────────┘         └────────┘               :
+                       :                                                              :
+      mha            relations of the tokens within Q, K, V                           :
+      direct-minilm  the vectors of Q, K, V themselves               hs   the hidden states
 
-    ... ─ hidden[L] ─ MLM head ─ logits          od  the teacher's predictions;  mlm  the true words
+    ... ─ hidden[L] ─ MLM head ─ logits
+                                   :
+      od   as the teacher predicts     mlm   the true words
 
 A method is one nn.Module. Its parameters are the learned maps from student to teacher space (most
 methods have none); they belong to the optimizer and the checkpoint, never to the exported student.
