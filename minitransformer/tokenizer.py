@@ -148,23 +148,27 @@ def load_tokenizer(folder: Path, config: EncoderConfig) -> Tokenizer:
              the encoder's
     """
     files = {n: Path(folder, n).read_bytes() for n in FILES if Path(folder, n).is_file()}
-    notes = []
     try:
-        settings = json_object(files, "tokenizer_config.json")
-        named = settings | json_object(files, "special_tokens_map.json")
-        if Path(folder, "config.json").is_file():
-            content = {"config.json": Path(folder, "config.json").read_bytes()}
-            values = json_object(content, "config.json")
-            settings.setdefault("tokenizer_class", values.get("tokenizer_class"))
-        settings["model_type"] = config.model_type
-        names = {k: text_of(named[k]) for k in (*KINDS, "bos_token", "eos_token") if named.get(k)}
-        pipeline = read_pipeline(files, settings, names, notes)
-        add_tokens(pipeline, names, files, named, config)
-        pipeline.encode("\u2603", add_special_tokens=False)  # needs an unknown token: fail now
+        tokenizer = read_tokenizer(files, config)
+        check_fit(tokenizer, files, config)
     except UserError:
         raise
     except Exception as error:  # the library raises bare Exceptions, and JSON may hold anything
         raise UserError(f"cannot read the tokenizer: {first_line(error)}") from error
+    return tokenizer
+
+
+def read_tokenizer(files: dict[str, bytes], config: EncoderConfig) -> Tokenizer:
+    """Return the tokenizer of these files."""
+    settings = json_object(files, "tokenizer_config.json")
+    named = settings | json_object(files, "special_tokens_map.json")
+    declared = json_object(files, "config.json").get("tokenizer_class")
+    settings = {"tokenizer_class": declared} | settings | {"model_type": config.model_type}
+    names = {k: text_of(named[k]) for k in (*KINDS, "bos_token", "eos_token") if named.get(k)}
+    notes = []
+    pipeline = read_pipeline(files, settings, names, notes)
+    add_tokens(pipeline, names, files, named, config)
+    pipeline.encode("\u2603", add_special_tokens=False)  # needs an unknown token: fail now
     added = pipeline.num_special_tokens_to_add(False)
     if added != 2:
         raise UserError(
@@ -175,10 +179,9 @@ def load_tokenizer(folder: Path, config: EncoderConfig) -> Tokenizer:
     if pipeline.token_to_id(names["pad_token"]) is None:
         raise UserError(f"the tokenizer's vocabulary lacks {names['pad_token']!r}")
     reads_types = "token_type_ids" in settings.get("model_input_names", ["token_type_ids"])
-    types = pipeline.encode("a", "a").type_ids if reads_types and config.type_vocab_size > 1 else []
-    tokenizer = Tokenizer(pipeline, names, any(types), notes)
-    check_fit(tokenizer, files, config)
-    return tokenizer
+    types = pipeline.encode("a", "a").type_ids
+    pair_types = reads_types and config.type_vocab_size > 1 and any(types)
+    return Tokenizer(pipeline, names, pair_types, notes)
 
 
 def json_object(files: dict[str, bytes], name: str) -> dict:

@@ -16,6 +16,7 @@ from tokenizers import Tokenizer as Pipeline
 from minitransformer.errors import UserError
 
 FILES = (
+    "config.json",  # may name the class of the tokenizer
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
@@ -109,8 +110,9 @@ def check_word_pieces(vocab: dict[str, int]) -> None:
     others = [word for word in vocab if word.startswith("▁") or word.endswith("@@")]
     word_pieces = sum(word.startswith("##") for word in vocab)
     if len(others) > max(word_pieces, len(vocab) // 20):
+        longest = max(others, key=len)
         raise UserError(
-            f"vocab.txt holds other pieces than BERT's: {len(others)} like {max(others, key=len)!r:.40},"
+            f"vocab.txt holds other pieces than BERT's: {len(others)} like {longest!r:.40},"
             f" {word_pieces} with '##'; {REMEDY}"
         )
 

@@ -47,6 +47,7 @@ def index(tmp_path, monkeypatch):
     return asked
 
 
+@pytest.mark.slow
 def test_the_embedded_teacher_comes_back_bit_equal(embedded, tmp_path, capsys):
     encoder, tokenizer = embedded
     save_pretrained(tmp_path, encoder, tokenizer)
