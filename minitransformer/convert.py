@@ -183,9 +183,7 @@ def untied(decoder, tensors, shapes) -> str | None:
         # An original of another shape is refused anyway: it may claim to hold 10**15 numbers.
         if copy is None or original is None or original.shape != shapes.get(name):
             continue
-        if not plain(copy) or not plain(original) or copy.shape != original.shape:
-            return name
-        if not torch.equal(copy.to(original.dtype), original):
+        if not plain(copy) or not plain(original) or not torch.equal(copy, original):
             return name
     return None
 
