@@ -89,7 +89,16 @@ class Method(nn.Module):
         raise NotImplementedError
 
     def check_models(self, student, teacher):
-        """Refuse models that lack a part which their configs do not show. Cheap: call it early."""
+        """Refuse models without the MLM head that predictions need. Cheap: call it early."""
+        if self.masked_text and student.mlm_head is None:
+            raise UserError(
+                "the student has no MLM head to predict words; build it with mlm_head=True"
+            )
+        if self.masked_text and self.needs_teacher and teacher.mlm_head is None:
+            raise UserError(
+                "the teacher has no MLM head to predict words; train one with"
+                " `python train.py --method mlm --init TEACHER`"
+            )
 
     def forward(self, student, teacher, batch):
         """Return (sum, count), float32 scalars; gradient to the student and to own parameters."""
@@ -143,12 +152,6 @@ def hidden_at(encoder, batch, positions):
 def logits_at(encoder, batch, positions):
     """Return what the encoder predicts at these positions of masked text, (M, V)."""
     return encoder.mlm_logits(hidden_at(encoder, batch, positions))
-
-
-def check_mlm_head(encoder, side, remedy):
-    """Refuse an encoder that cannot predict words."""
-    if encoder.mlm_head is None:
-        raise UserError(f"the {side} has no MLM head, so it predicts no words: {remedy}")
 
 
 def choose_teacher_layer(teacher_layers, teacher_layer=None):

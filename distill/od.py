@@ -28,7 +28,7 @@ import torch
 from torch.nn import functional as F
 
 from distill.fast.vocabulary import factors_at, lean_od_loss
-from distill.method import Method, check_mlm_head, in_float32, logits_at, no_autocast
+from distill.method import Method, in_float32, logits_at, no_autocast
 from minitransformer.errors import UserError
 
 POSITIONS = ("masked", "all")
@@ -92,12 +92,6 @@ class OD(Method):
 
     def describe(self):
         return f"output distribution: {self.positions} positions, temperature {self.temperature:g}"
-
-    def check_models(self, student, teacher):
-        check_mlm_head(
-            teacher, "teacher", "train one with `python train.py --method mlm --init TEACHER`"
-        )
-        check_mlm_head(student, "student", "build it with mlm_head=True")
 
     def forward(self, student, teacher, batch):
         self.check_models(student, teacher)
