@@ -121,8 +121,8 @@ def pretended(folder, rates=True, deadline=math.inf):
     (folder / "teacher").mkdir(exist_ok=True)
     (folder / "teacher" / "config.json").write_text('{"num_hidden_layers": 4}')
     records = Records(folder / "results.jsonl")
-    sources = {"teacher": f"{folder}/teacher", "data": ("docs",), "tasks": ("docs",)}
-    return Pretended(folder / "work", records, 1.0, rates, deadline, **sources)
+    sources = (f"{folder}/teacher", ("docs",), ("docs",))
+    return Pretended(folder / "work", records, 1.0, rates, deadline, 1500, *sources)
 
 
 def test_a_unit_takes_the_best_rate_of_its_search_and_leaves_one_record_and_no_weights(tmp_path):
@@ -204,7 +204,8 @@ def record(method, seed, score, tasks=("docs-order", "docs-next"), **more):
     facts = {"unit": f"{method}-{seed}", "student": "english-3x384", "method": method, "seed": seed}
     facts |= {"tokens": 2e6, "settings": run, "text": [{"tokens": 2e6}], "machine": "here"}
     facts |= {"curve": [[0, 2.0], [10, 1.0]], "seconds": 3600, "evaluation_seconds": 60}
-    facts |= {"models": {"student": {"latency_ms": {"1 x 128": {"median": 5.0}}}}, "scores": rows}
+    latency = {"latency_ms": {"1 x 128": {"median": 5.0}}}
+    facts |= {"models": {"student": latency, "teacher": latency}, "scores": rows}
     return facts | {"evaluation": {"seeds": 1}, "tokens_read": 2e6, "commit": "0" * 40, **more}
 
 

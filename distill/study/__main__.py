@@ -5,9 +5,9 @@
     python -m distill.study run --only english-3x384/mha     the units whose names begin so
     python -m distill.study report                           docs/study.md and its pictures
 
-Every command takes the records in docs/study/results.jsonl as they are; `run` appends to them. The
-multilingual setting needs --teacher: a folder, or intfloat/multilingual-e5-small from the hub. Your
-own teacher, text and tasks:
+Every command reads the records in docs/study/results.jsonl; `run` appends to them. To reproduce a
+unit, run it with another --results and compare. The multilingual setting needs --teacher (a folder,
+or intfloat/multilingual-e5-small from the hub) and Debian's apt-get. Your own setting:
 
     python -m distill.study run --student 6x768 --teacher google-bert/bert-base-uncased \\
         --data web='corpus/*.parquet' --tasks glue --tokens 1e9
@@ -35,12 +35,9 @@ def parse_config(argv: list[str] | None = None) -> argparse.Namespace:
     add("--only", default="", metavar="NAME", help="units whose names begin so")
     add("--hours", type=float, default=math.inf, help="run: stop after them (default: never)")
     add("--scale", type=float, default=1.0, help="factor on all tokens (default: 1)")
-    add(
-        "--lr-from",
-        choices=["grid", "defaults"],
-        default="grid",
-        help="search each method's learning rate first, or take train.py's (default: grid)",
-    )
+    rate_help = "search each method's learning rate first, or take train.py's (default: grid)"
+    add("--lr-from", choices=["grid", "defaults"], default="grid", help=rate_help)
+    add("--teacher-steps", type=int, default=units.TEACHER_STEPS, help="of the English teacher")
     add("--teacher", default="intfloat/multilingual-e5-small", help="of multilingual, or your own")
     add("--student", metavar="LxH", help="your own setting: layers and width, such as 6x768")
     add("--data", action="append", default=[], help="your own setting: text, as in train.py")
@@ -51,8 +48,8 @@ def parse_config(argv: list[str] | None = None) -> argparse.Namespace:
     add("--page", type=Path, default=Path("docs/study.md"), help="report: the page to write")
     add("--readme", action="store_true", help="report: print the README's table instead")
     config = parser.parse_args(argv)
-    if config.scale <= 0 or config.tokens < 1 or config.hours < 0:
-        raise UserError("--scale and --tokens must be above 0, --hours at least 0")
+    if config.scale <= 0 or min(config.tokens, config.teacher_steps) < 1:
+        raise UserError("--scale must be above 0, --tokens and --teacher-steps at least 1")
     if config.student and not (config.data and re.fullmatch(r"[1-9]\d*x[1-9]\d*", config.student)):
         raise UserError(f"--student {config.student}: give LAYERSxWIDTH, --teacher and --data")
     return config
@@ -63,7 +60,8 @@ def planned_units(config: argparse.Namespace) -> list[units.Unit]:
     if config.student:
         layers, hidden = map(int, config.student.split("x"))
         own = Student("own", layers, hidden, config.tokens, 3_000)
-    return units.plan(config.scale, config.lr_from == "grid", config.only, own)
+    rates = config.lr_from == "grid"
+    return units.plan(config.scale, rates, config.only, own, config.teacher_steps)
 
 
 def print_plan(planned: list[units.Unit], records: list[dict]) -> None:
@@ -97,6 +95,7 @@ def main() -> int:
         scale=config.scale,
         rates=config.lr_from == "grid",
         deadline=time.monotonic() + 3600 * config.hours,
+        teacher_steps=config.teacher_steps,
         teacher=config.teacher,
         data=tuple(config.data),
         tasks=tuple(config.tasks),

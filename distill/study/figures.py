@@ -13,7 +13,7 @@ matplotlib.use("agg")  # files only; a window needs a screen
 
 
 def draw_ranking(file: Path, title: str, comparison: Comparison, references: dict) -> None:
-    """Each method's mean over seeds and tasks; the bar is two standard errors, the small dots are
+    """Each method's mean over seeds and tasks; the bar is two standard errors, the strokes are
     single seeds; dashed lines for the teacher and the untrained starts.
     """
     ranking = comparison.ranking()[::-1]
@@ -22,9 +22,9 @@ def draw_ranking(file: Path, title: str, comparison: Comparison, references: dic
         mean, error = comparison.mean_and_error(method)
         by_seed = comparison.by_seed(method, comparison.tasks).values()
         seeds = [100 * score for score in by_seed]
-        axes.plot(seeds, [place] * len(seeds), ".", color="grey", markersize=4)
         bar = None if error is None else 200 * error
         axes.errorbar(100 * mean, place, xerr=bar, fmt="o", color="C0", capsize=3)
+        axes.plot(seeds, [place] * len(seeds), "|", color="black", markersize=9)
     for number, (name, scores) in enumerate(references.items()):
         mean = 100 * statistics.fmean(scores[task] for task in comparison.tasks)
         axes.axvline(mean, ls="--", lw=1, color=f"C{number + 1}", label=name)
@@ -41,8 +41,8 @@ def draw_curves(file: Path, title: str, curves: dict[str, list[list]]) -> None:
     figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
     for number, (method, runs) in enumerate(curves.items()):
         for place, run in enumerate(runs):
-            points = [(step, loss / (run[0][1] or 1)) for step, loss in run if loss is not None]
-            steps, shares = zip(*points, strict=True)
+            steps, losses = zip(*run, strict=True)
+            shares = [loss / (losses[0] or 1) for loss in losses]
             label = method if place == 0 else None
             style = {"color": f"C{number % 10}", "ls": "-" if number < 10 else "--"}
             axes.plot(steps, shares, lw=1.2, label=label, **style)
@@ -65,7 +65,7 @@ def draw_languages(file: Path, title: str, scores: dict, trained: Container[str]
     unseen = [language for language in languages if language not in trained]
     if unseen:
         axes.axvspan(len(languages) - len(unseen) - 0.5, len(languages) - 0.5, alpha=0.1)
-    axes.set_ylabel("translation found among 1,000 (percent)")
+    axes.set_ylabel("accuracy (percent)")
     axes.set_xlabel("language; shaded: not in the distillation text")
     axes.set_title(title, fontsize=10)
     axes.grid(alpha=0.3)
@@ -73,15 +73,14 @@ def draw_languages(file: Path, title: str, scores: dict, trained: Container[str]
     save(figure, file)
 
 
-def draw_latency(file: Path, points: list[tuple[str, float, dict[str, float]]]) -> None:
-    """Each student at its latency, a dot for each method; the best and the worst are named."""
+def draw_latency(file: Path, points: dict[str, tuple[float, dict[str, float]]]) -> None:
+    """Each student or teacher at its latency, a dot for each method; the best one is named."""
     figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
-    for number, (name, latency, means) in enumerate(points):
+    for number, (name, (latency, means)) in enumerate(points.items()):
         scores = [100 * mean for mean in means.values()]
         axes.plot([latency] * len(scores), scores, "o", color=f"C{number}", label=name, alpha=0.7)
-        for method in {max(means, key=means.get), min(means, key=means.get)}:
-            place = (latency, 100 * means[method])
-            axes.annotate(f" {method}", place, fontsize=8, va="center")
+        best = max(means, key=means.get)
+        axes.annotate(f" {best}", (latency, 100 * means[best]), fontsize=8, va="center")
     axes.set_xlabel("median latency of one input of 128 tokens (ms)")
     axes.set_ylabel("mean score of the student's tasks (percent)")
     axes.margins(x=0.3)

@@ -18,6 +18,7 @@ MHA = ("mha-L-1", "mha-L-2", "mha-L")
 MAPS = ("hs-uniform", "hs-last", "hs-uniform-consecutive", "hs-uniform+last")
 HS = (*MAPS, "hs-single")
 OD = ("od", "od-after-hs")
+README_METHODS = ("mha-L-1", "direct-minilm", "hs-uniform", "hs-uniform+last", "od", "mlm")
 # (statement, methods on the left, on the right, what the difference left - right is then)
 FINDINGS = (
     ("MHA transfer is generally best", MHA, (*HS, *OD, "direct-minilm", "mlm"), "ahead"),
@@ -115,7 +116,8 @@ def groups(records: list[dict]) -> list[Group]:
 
 def is_defined(record: dict) -> bool:
     rows = [row for side in record["scores"].values() for row in side]
-    return not any(None in row["values"] for row in rows)
+    losses = [loss for _, loss in record["curve"]]
+    return None not in losses and not any(None in row["values"] for row in rows)
 
 
 def measured_speeds(records: list[dict]) -> dict[str, float]:
@@ -136,29 +138,39 @@ def percent(score: float, error: float | None = None) -> str:
     return f"{100 * score:.1f}" + ("" if error is None else f" ± {100 * error:.1f}")
 
 
-def score_table(group: Group, references: dict, methods: list[str], details: bool) -> str:
+def score_table(group: Group, references: dict, methods: Iterable[str], details: bool) -> str:
     """One line for the teacher, each start and each method, the best method first."""
     comparison = group.comparison
     ranking = [method for method in comparison.ranking() if method in methods]
-    more = ["seeds", "own held-out loss", "lr", "hours"] if details else []
-    lines = [["", *comparison.tasks, "mean", "to the best", *more]]
+    more = ["over its start", "seeds", "lr", "hours"] if details else []
+    lines = [["", *comparison.tasks, "mean", "to the best", "own held-out loss", *more]]
     for name, scores in references.items():
         cells = [percent(scores[task]) for task in comparison.tasks]
         mean = statistics.fmean(scores[task] for task in comparison.tasks)
-        lines.append([name, *cells, percent(mean), "", *[""] * len(more)])
+        lines.append([name, *cells, percent(mean), "", "", *[""] * len(more)])
     for method in ranking:
+        runs = [record for record in group.records if record["method"] == method]
         cells = [percent(*comparison.mean_and_error(method, [task])) for task in comparison.tasks]
         cells.append(percent(*comparison.mean_and_error(method)))
         difference = comparison.difference(method, ranking[0])
         cells.append("" if method == ranking[0] else f"{difference} ({difference.verdict})")
+        first, last = (statistics.fmean(run["curve"][end][1] for run in runs) for end in (0, -1))
+        cells.append(f"{first:.3f} → {last:.3f}")
         if details:
-            runs = [record for record in group.records if record["method"] == method]
-            first, last = (statistics.fmean(r["curve"][end][1] for r in runs) for end in (0, -1))
             rates = sorted({f"{run['settings']['lr']:g}" for run in runs})
             hours = statistics.fmean(run["seconds"] for run in runs) / 3600
-            cells += [str(len(runs)), f"{first:.3f} → {last:.3f}", ", ".join(rates), f"{hours:.2f}"]
+            cells += [gain(runs), str(len(runs)), ", ".join(rates), f"{hours:.2f}"]
         lines.append([f"`{method}`", *cells])
     return markdown(lines)
+
+
+def gain(runs: list[dict]) -> str:
+    """The mean score of the students above that of their own untrained starts."""
+    gains = []
+    for run in runs:
+        student, start = (headlines(run["scores"][role]) for role in ("student", "start"))
+        gains += [student[task] - start[task] for task in student if task in start]
+    return f"{100 * statistics.fmean(gains):+.1f}" if gains else ""
 
 
 def budget(group: Group) -> str:
@@ -246,15 +258,13 @@ def rates_table(searches: list[dict]) -> str:
 
 
 def readme_table(group: Group) -> str:
-    """Eight rows and the budget, for the README's "what we found"."""
-    comparison = group.comparison
+    """The README's "what we found": eight rows, and the budget that they rest on."""
     references = group.references()
     starts = {name: scores for name, scores in references.items() if name != "teacher"}
     best = max(starts, key=lambda name: statistics.fmean(starts[name].values()), default=None)
     kept = {name: references[name] for name in ("teacher", best) if name in references}
-    methods = [comparison.best(MHA), comparison.best(HS), comparison.best(OD)]
-    methods += ["hs-uniform", "direct-minilm", "mlm"]
-    return score_table(group, kept, methods, details=False) + "\n\n" + budget(group)
+    table = score_table(group, kept, README_METHODS, details=False)
+    return f"{table}\n\n{budget(group)} {resolution(group.comparison)}"
 
 
 # ---- the page ------------------------------------------------------------------------------------
@@ -271,7 +281,8 @@ def page(records: list[dict], folder: Path) -> str:
         " record a run; nothing here is typed by hand. Scores are percent, ± is a standard error"
         " over training seeds. Differences are paired by seed and have a standard error of their"
         " own ([compare.py](../distill/study/compare.py)); what twice that does not separate is a"
-        f" tie. Commits: {', '.join(commits)}.",
+        " tie. Where a statement is about several methods, the one with the best mean stands for"
+        f" its side, which favours the side with more of them. Commits: {', '.join(commits)}.",
     ]
     if undefined:
         parts.append(f"Left out, a score is undefined: {', '.join(undefined)}.")
@@ -318,15 +329,22 @@ def page(records: list[dict], folder: Path) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def latencies(all_groups: list[Group]) -> list[tuple[str, float, dict[str, float]]]:
-    """Return (student, median milliseconds of one input, {method: mean score})."""
-    points = []
+def latencies(all_groups: list[Group]) -> dict[str, tuple[float, dict[str, float]]]:
+    """Return {student or teacher: (median milliseconds of one input, {method: mean score})}."""
+
+    def milliseconds(group: Group, role: str) -> float:
+        facts = [record["models"][role]["latency_ms"] for record in group.records]
+        return statistics.median(next(iter(shapes.values()))["median"] for shapes in facts)
+
+    points = {}
     for group in all_groups:
-        facts = [record["models"]["student"]["latency_ms"] for record in group.records]
-        one_input = [next(iter(shapes.values()))["median"] for shapes in facts]
-        comparison = group.comparison
+        comparison, references = group.comparison, group.references()
         means = {method: comparison.mean_and_error(method)[0] for method in comparison.scores}
-        points.append((group.name, statistics.median(one_input), means))
+        points[group.name] = (milliseconds(group, "student"), means)
+        scores = [references["teacher"][task] for task in comparison.tasks]
+        teacher = {"teacher": statistics.fmean(scores)}
+        name = f"teacher, {group.student.partition('-')[0]}"
+        points.setdefault(name, (milliseconds(group, "teacher"), teacher))
     return points
 
 

@@ -22,7 +22,7 @@ import torch
 from distill.data.batches import Text
 from distill.study import help_text
 from distill.study.records import Records
-from distill.study.units import BATCH, LENGTH, METHODS, RATES, TEACHER_BATCH, TEACHER_STEPS, Unit
+from distill.study.units import BATCH, LENGTH, METHODS, RATES, TEACHER_BATCH, Unit, teacher_unit
 from distill.training.run import Run
 from minitransformer.errors import UserError
 from minitransformer.pretrained import find_folder, load_pretrained, read_json
@@ -48,7 +48,8 @@ class Study:
     scale: float
     rates: bool
     deadline: float  # on time.monotonic's clock
-    teacher: str | None = None  # of the multilingual setting, or of one's own
+    teacher_steps: int  # of the English one
+    teacher: str  # of the multilingual setting, or of the user's own
     data: tuple[str, ...] = ()
     tasks: tuple[str, ...] = ()
 
@@ -77,7 +78,7 @@ class Study:
         print(f"\n== {unit.name}", flush=True)
         try:
             if unit.method == "teacher":
-                record = self._teacher_record(unit)
+                record = self._teacher_record()
             elif unit.seed is None:
                 record = self._rates_record(unit)
             else:
@@ -91,7 +92,7 @@ class Study:
 
     # ---- the three kinds of records ----
 
-    def _teacher_record(self, unit: Unit) -> dict:
+    def _teacher_record(self) -> dict:
         run = self._train_teacher()
         facts = log_facts(run)
         accuracy = mlm_accuracy(run, facts["settings"]["data"])
@@ -153,9 +154,11 @@ class Study:
         self._call(str(ROOT / "train.py"), "--out", str(folder), *flags)
 
     def _train_teacher(self) -> Path:
-        run = self.folder / "english" / "teacher" / str(TEACHER_STEPS)
-        flags = f"--method mlm --init embedded --lr 2e-4 --steps {TEACHER_STEPS}"
-        flags += f" --batch-size {TEACHER_BATCH} --save-every 100 --eval-every 250"
+        unit = teacher_unit(self.teacher_steps)
+        run = self.folder / unit.name
+        flags = f"--method mlm --init embedded --lr 2e-4 --steps {unit.steps}"
+        flags += f" --batch-size {TEACHER_BATCH} --seq-len {LENGTH}"
+        flags += " --save-every 100 --eval-every 250"
         self._train(run, flags.split())
         return run
 

@@ -104,12 +104,14 @@ class Unit:
     @property
     def name(self) -> str:
         if self.method == "teacher":
-            return f"{self.setting}/teacher/{TEACHER_STEPS}"
+            return f"{self.setting}/teacher/{self.steps}"
         seed = "rates" if self.seed is None else f"seed-{self.seed}"
         return f"{self.student.name}/{self.method}/{seed}/{self.tokens / 1e6:g}M"
 
     @property
     def steps(self) -> int:
+        if self.method == "teacher":
+            return round(self.tokens / (TEACHER_BATCH * LENGTH))
         share = 0.5 if METHODS[self.method].equal_cost else 1
         return max(1, round(share * self.tokens / (BATCH * LENGTH)))
 
@@ -140,9 +142,24 @@ class Unit:
         return len(RATES) if self.seed is None else 1
 
 
-def plan(scale: float, rates: bool, only: str = "", own: Student | None = None) -> list[Unit]:
-    """Return the units in their order. `scale` multiplies all tokens, `rates` adds the searches,
-    `only` keeps the names that begin so; `own` is a student with a teacher of one's own.
+def teacher_unit(steps: int) -> Unit:
+    """The English teacher, which all English students share."""
+    return Unit(STUDENTS[0], "teacher", 0, steps * TEACHER_BATCH * LENGTH)
+
+
+def plan(
+    scale: float,
+    rates: bool,
+    only: str = "",
+    own: Student | None = None,
+    teacher_steps: int = TEACHER_STEPS,
+) -> list[Unit]:
+    """Return the units in their order.
+
+    scale   multiplies the tokens of all students
+    rates   adds the searches for learning rates
+    only    keeps the names that begin so, and the teacher that they need
+    own     replaces the students by one with a teacher of the user's own
     """
     students = {student.name: student for student in STUDENTS}
     order = ORDER
@@ -158,19 +175,19 @@ def plan(scale: float, rates: bool, only: str = "", own: Student | None = None) 
                     units.setdefault(unit.rates)
                 units.setdefault(unit)
     kept = [unit for unit in units if unit.name.startswith(only)]
+    teacher = teacher_unit(teacher_steps)
+    if any(unit.setting == "english" for unit in kept) or (only and teacher.name.startswith(only)):
+        kept.insert(0, teacher)
     if not kept:
         names = ", ".join(students)
         raise UserError(f"--only {only}: no unit's name begins so; students are {names}")
-    if kept[0].setting == "english" or any(unit.setting == "english" for unit in kept):
-        first = next(unit for unit in kept if unit.setting == "english")
-        kept.insert(kept.index(first), Unit(first.student, "teacher", 0, 0))
     return kept
 
 
 def estimated_seconds(unit: Unit, speeds: dict[str, float]) -> float:
     """`speeds`: measured tokens/s by student and method, and by student."""
     if unit.method == "teacher":
-        return TEACHER_STEPS * TEACHER_BATCH * LENGTH / TEACHER_SPEED
+        return unit.tokens / TEACHER_SPEED
     speed = speeds.get(f"{unit.student.name}/{unit.method}") or unit.student.speed
     training = unit.parts * unit.tokens / speed
     return training + (0 if unit.seed is None else EVALUATION_SECONDS)
