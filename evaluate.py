@@ -25,7 +25,7 @@ import json
 import math
 import os
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -59,7 +59,7 @@ from distill.training.processes import world
 from minitransformer.errors import UserError
 from minitransformer.files import atomic, cache_folder
 
-RATES, EPOCHS = [3e-5, 1e-4, 3e-4], [3]  # of the grid; docs tasks have their own
+RATES, EPOCHS, BATCH_SIZE = [3e-5, 1e-4, 3e-4], [3], 16  # docs tasks have their own
 SENTENCE = "The bank refused the loan because it had lent too much money already."
 
 
@@ -74,6 +74,7 @@ def parse_config(argv: list[str] | None = None) -> argparse.Namespace:
     rate_help = f"learning rates of the grid (default: {docs_tasks.RATE:g} for docs, else"
     rate_help += f" {' '.join(f'{rate:g}' for rate in RATES)})"
     epoch_help = f"epochs of the grid (default: {docs_tasks.EPOCHS} for docs, else {EPOCHS[0]})"
+    batch_help = f"of fine-tuning (default: {docs_tasks.BATCH_SIZE} for docs, else {BATCH_SIZE})"
     precision_help = "of all but latencies; auto: bf16 where the hardware multiplies it, else fp32"
     add("runs", nargs="+", metavar="RUN", help="run folders, other folders, or hub ids")
     add("--teacher", help="what to compare with (default: each run's own teacher)")
@@ -85,7 +86,7 @@ def parse_config(argv: list[str] | None = None) -> argparse.Namespace:
     add("--seeds", type=int, default=2, help="fine-tuned models a cell of the grid (default: 2)")
     add("--lrs", type=float, nargs="+", default=[], metavar="LR", help=rate_help)
     add("--epochs", type=int, nargs="+", default=[], metavar="N", help=epoch_help)
-    add("--batch-size", type=int, default=16, help="of fine-tuning (default: 16)")
+    add("--batch-size", type=int, default=0, help=batch_help)
     add("--max-tokens", type=int, default=128, help="longer inputs are cut (default: 128)")
     add("--sentence", default=SENTENCE, help="whose relation maps are drawn")
     add("--precision", choices=["auto", "fp32", "bf16"], default="auto", help=precision_help)
@@ -93,7 +94,7 @@ def parse_config(argv: list[str] | None = None) -> argparse.Namespace:
     add("--threads", type=int, default=0, help="CPU threads (default: PyTorch's choice)")
     add("--out", type=Path, help="folder for results.json, results.md and pictures")
     config = parser.parse_args(argv)
-    for name, least in (("seeds", 1), ("batch_size", 1), ("max_tokens", 8), ("threads", 0)):
+    for name, least in (("seeds", 1), ("batch_size", 0), ("max_tokens", 8), ("threads", 0)):
         at_least(name, getattr(config, name), least)
     for epochs in config.epochs:
         at_least("epochs", epochs, 1)
@@ -155,10 +156,13 @@ def make_grids(
     cache.mkdir(exist_ok=True)
     grids = {}
     for task in tasks:
-        lrs = config.lrs or ([docs_tasks.RATE] if task.name in DOCS else RATES)
-        epochs = config.epochs or ([docs_tasks.EPOCHS] if task.name in DOCS else EPOCHS)
+        lrs, epochs, batch_size = RATES, EPOCHS, BATCH_SIZE
+        if task.name in DOCS:
+            lrs, epochs, batch_size = [docs_tasks.RATE], [docs_tasks.EPOCHS], docs_tasks.BATCH_SIZE
+        lrs, epochs = config.lrs or lrs, config.epochs or epochs
+        own_recipe = replace(recipe, batch_size=config.batch_size or batch_size)
         for model in models.values():
-            grid = Grid(model.fingerprint, task, recipe, lrs, epochs, config.seeds, cache)
+            grid = Grid(model.fingerprint, task, own_recipe, lrs, epochs, config.seeds, cache)
             grids[model.name, task.name] = grid
     return grids
 
@@ -185,7 +189,8 @@ def notes_on(grids: dict[tuple[str, str], Grid], config: argparse.Namespace) -> 
     for (model, task), grid in grids.items():
         lrs = ", ".join(dict.fromkeys(f"{lr:g}" for lr, _ in grid.points))
         epochs = ", ".join(dict.fromkeys(str(n) for _, n in grid.points))
-        points.setdefault(f"learning rates {lrs} x epochs {epochs}", {})[task] = True
+        point = f"learning rates {lrs} x epochs {epochs}, batches of {grid.recipe.batch_size}"
+        points.setdefault(point, {})[task] = True
         if grid.cut():
             splits = [grid.task.train, *grid.task.scored.values()]
             inputs = sum(len(split.texts) for split in splits)
@@ -240,12 +245,7 @@ def main(argv: list[str] | None = None) -> int:
                 facts[name] |= compare_vectors(vectors[name], vectors[model.teacher.name])
 
     # ---- fine-tuning
-    recipe = Recipe(
-        batch_size=config.batch_size,
-        max_tokens=config.max_tokens,
-        precision=precision,
-        device=str(device),
-    )
+    recipe = Recipe(max_tokens=config.max_tokens, precision=precision, device=str(device))
     grids = make_grids(models, tasks, config, recipe)
     fine_tune(models, grids)
     records = result_records(grids, tasks, models)
@@ -266,9 +266,12 @@ def main(argv: list[str] | None = None) -> int:
 
     # ---- files and pictures
     if config.out:
+        recipes = {}
+        for (_, task), grid in grids.items():
+            recipes[task] = {"lr, epochs": grid.points, **asdict(grid.recipe)}
         results = {
             **measured_by,
-            "settings": {"seeds": config.seeds, "recipe": asdict(recipe)},
+            "settings": {"seeds": config.seeds, "recipes": recipes},
             "models": rows,
             "rows": records + shared_starts(models, records),
             "cells": cell_records(grids),

@@ -5,13 +5,18 @@ import math
 import pytest
 
 from distill.evaluation import docs_tasks
-from distill.evaluation.docs_tasks import DOCS, docs_library, docs_next, docs_order, swappable
+from distill.evaluation.docs_tasks import DOCS, swappable
 from minitransformer.errors import UserError
 
 
-@pytest.mark.parametrize("make", DOCS.values())
-def test_docs_tasks_are_large_balanced_and_do_not_leak(make):
-    task = make()
+@pytest.fixture(scope="module")
+def tasks():
+    return {name: make() for name, make in DOCS.items()}
+
+
+@pytest.mark.parametrize("name", DOCS)
+def test_docs_tasks_are_large_balanced_and_do_not_leak(name, tasks):
+    task = tasks[name]
     train, dev = task.train, task.scored["dev"]
     assert math.sqrt(0.6 * 0.4 / len(dev.texts)) < 0.01  # two points are two standard errors
     for split in (train, dev):
@@ -21,7 +26,6 @@ def test_docs_tasks_are_large_balanced_and_do_not_leak(make):
         assert len(set(examples)) == len(examples)
     learned, asked = (set(s.texts) | set(s.text_pairs or ()) for s in (train, dev))
     assert not learned & asked
-    assert make().hash == task.hash
 
 
 def test_docs_documents_are_in_one_split_each():
@@ -33,26 +37,28 @@ def test_docs_documents_are_in_one_split_each():
     assert 0.45 < share < 0.55
 
 
-def test_docs_library_names_no_library():
-    for split in (docs_library().train, docs_library().scored["dev"]):
+def test_docs_library_names_no_library(tasks):
+    task = tasks["docs-library"]
+    for split in (task.train, task.scored["dev"]):
         for text in split.texts:
             assert not any(name in text.lower() for name in ("numpy", "pandas", "python", "sympy"))
 
 
-def test_docs_order_swaps_two_neighbours():
+def test_docs_order_swaps_two_neighbours(tasks):
     paragraphs = docs_tasks.docs_paragraphs()
     written = {sentence for _, _, paragraph in paragraphs for sentence in paragraph}
     bags = {tuple(sorted(sentence.split())) for sentence in written}
-    split = docs_order().train
+    split = tasks["docs-order"].train
     for text, label in zip(split.texts, split.labels, strict=True):
         assert (text in written) == (label == 1)
         assert tuple(sorted(text.split())) in bags  # no bag of words can tell
     assert swappable(["A", "cat", "sat", "on", "on", "`x`", "mats", "here."]) == [1, 2]
 
 
-def test_docs_next_cannot_be_told_from_one_sentence():
+def test_docs_next_cannot_be_told_from_one_sentence(tasks):
     """Each first sentence is in one right and one wrong pair, and most second ones are, too."""
-    train = docs_next().train
+    train = tasks["docs-next"].train
+    assert DOCS["docs-next"]().hash == tasks["docs-next"].hash  # the same at every call
     sides = {0: [], 1: []}
     for first, second, label in zip(train.texts, train.text_pairs, train.labels, strict=True):
         sides[label].append((first, second))
@@ -64,7 +70,8 @@ def test_docs_next_cannot_be_told_from_one_sentence():
 
 
 def test_too_few_docstrings_are_one_line(monkeypatch):
-    monkeypatch.setattr(docs_tasks, "docs_documents", lambda: [("numpy.a", "Too short.")])
+    few = [(("train", "numpy"), "numpy.a", ["Too short."])]
+    monkeypatch.setattr(docs_tasks, "docs_paragraphs", lambda: few)
     for make in DOCS.values():
         with pytest.raises(UserError, match="too few docstrings"):
             make()

@@ -147,6 +147,7 @@ def test_starts_that_are_equal_are_one_column_but_each_run_has_its_rows(run):
     assert values["mlm (start)"] == values["od (start)"]
 
 
+@pytest.mark.slow
 def test_order_on_the_command_line_changes_no_score_and_a_second_call_trains_nothing(
     run, tmp_path, monkeypatch
 ):
@@ -224,6 +225,7 @@ def test_another_teacher_is_noted_and_one_that_reads_otherwise_refused(here, run
         run("mha", "--teacher", tmp_path / "roberta", "--tasks", "none")
 
 
+@pytest.mark.slow
 def test_a_model_that_reads_otherwise_has_scores_but_no_agreement(here, run, tmp_path, monkeypatch):
     monkeypatch.setattr(evaluate, "draw", DRAW)
     save_pretrained(tmp_path / "roberta", tiny_encoder("roberta"), tiny_tokenizer("roberta"))
@@ -257,6 +259,7 @@ def test_all_of_glue_and_xnli_from_files(here, run, tmp_path):
     assert rows["glue", "average"] == (None if None in scores else pytest.approx(sum(scores) / 8))
 
 
+@pytest.mark.slow
 def test_what_people_bring(here, run, tmp_path, capsys):
     """A body with one token type and pairs, lone surrogates, long inputs, hidden labels."""
     save_pretrained(tmp_path / "roberta", tiny_encoder("roberta"), tiny_tokenizer("xlm-roberta"))

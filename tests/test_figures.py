@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 import torch
-from conftest import tiny_config, tiny_encoder, tokens
+from conftest import tiny_config, tiny_encoder, tiny_tokenizer, tokens
 
 from distill.evaluation import figures
 from distill.evaluation.figures import cka, frontier, relation_map
+from distill.evaluation.models import Model
 from distill.method import Batch
 
 
@@ -49,23 +50,29 @@ def test_frontier():
     assert frontier([(1, 0.5)]) == [0]
 
 
+@pytest.mark.slow
 def test_pictures_are_drawn(tmp_path):
-    small = tiny_config(num_hidden_layers=2, hidden_size=16)
-    encoders = tiny_encoder(), tiny_encoder(small, seed=1)
-    ids, mask = tokens(encoders[0].config, [9, 6])
-    names, words = ("a teacher", "runs/x"), [f"w{i}" for i in range(9)]
-    figures.draw_relations(tmp_path / "r.png", names, encoders, ids[:1], words, {})
-    settings = {"teacher_layer": 1, "relation_heads": 2}
-    figures.draw_relations(tmp_path / "s.png", names, encoders, ids[:1], words, settings)
-    figures.draw_similarity(tmp_path / "c.png", names, encoders, Batch(ids, mask))
-    models = [{"model": n, "latency_ms": {"1 x 9": {"median": t}}} for n, t in (("a", 1), ("b", 2))]
-    rows = [
-        {"model": m, "task": t, "metric": "accuracy", "values": [0.5, 0.6]}
-        for m in "ab"
-        for t in ("t", "u")
-    ]
+    small, device = tiny_config(num_hidden_layers=2, hidden_size=16), torch.device("cpu")
+    tokenizer = tiny_tokenizer()
+    teacher = Model("a teacher", tiny_encoder(), tokenizer)
+    start = Model("runs/x (start)", tiny_encoder(small, seed=2), tokenizer, {}, teacher=teacher)
+    run = Model("runs/x", tiny_encoder(small, seed=1), tokenizer, {}, True, teacher, start)
+    ids, mask = tokens(small, [9, 6])
+    models = {model.name: model for model in (teacher, start, run)}
+    batches = {name: [Batch(ids, mask).to(device)] for name in models}
+    files = figures.draw_pairs(tmp_path, models, batches, "the text is a model of the layer")
+    assert [file.name for file in files] == ["relations-runs-x.png", "similarity-runs-x.png"]
+    rows, facts = [], []
+    for number, model in enumerate(models.values(), 1):
+        times = {"1 x 9": {"median": number}}
+        name, own_start = model.name, model.start and model.start.name
+        facts.append({"model": name, "start": own_start, "latency_ms": times})
+        for task in ("t", "u"):
+            scores = {"metric": "accuracy", "values": [0.5, 0.6]}
+            rows.append({"model": name, "task": task, **scores})
     headlines = {"t": "accuracy", "u": "accuracy", "glue": "average"}
-    figures.draw_frontier(tmp_path / "f.png", models, rows, headlines)
-    for name in "rscf":
-        assert (tmp_path / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
-    assert (tmp_path / "r.png").read_bytes() != (tmp_path / "s.png").read_bytes()
+    figures.draw_frontier(tmp_path / "f.png", facts, rows, headlines)
+    rows[0]["values"] = [0.5, None]  # an undefined score is left out
+    figures.draw_frontier(tmp_path / "g.png", facts, rows, headlines)
+    for file in [*files, tmp_path / "f.png", tmp_path / "g.png"]:
+        assert file.read_bytes()[:4] == b"\x89PNG"

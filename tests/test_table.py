@@ -1,29 +1,40 @@
-"""Results as records and as a table."""
+"""Results as records, as a table, and in words."""
 
 import pytest
 
-from distill.evaluation.finetune import Cell
+from distill.evaluation.finetune import DISTINCT, Cell
 from distill.evaluation.glue import GLUE
-from distill.evaluation.table import cell_records, markdown, plain, record, result_records, table
-from distill.evaluation.tasks import Task
+from distill.evaluation.table import (
+    cell_records,
+    kept,
+    markdown,
+    plain,
+    record,
+    recovered,
+    result_records,
+    share,
+    table,
+)
+from distill.evaluation.tasks import Split, Task
 
 
 class FakeGrid:
     """Two cells, the second the better one. In it the first metric is `base` on the first split
-    with seed 0; each further metric, split and seed adds something."""
+    with seed 0; each further metric, split and seed adds something.
+    """
 
-    def __init__(self, task, base):
+    def __init__(self, task, base, distinct=2):
         def scores(shift):
-            return [
-                {
-                    split: {
-                        metric: base + shift + seed / 100 + n / 10 + m
-                        for m, metric in enumerate(task.metrics)
-                    }
-                    for n, split in enumerate(task.scored)
-                }
-                for seed in range(2)
-            ]
+            rows = []
+            for seed in range(2):
+                row = {}
+                for n, split in enumerate(task.scored):
+                    row[split] = {DISTINCT: distinct}
+                    for m, metric in enumerate(task.metrics):
+                        value = None if base is None else base + shift + seed / 100 + n / 10 + m
+                        row[split][metric] = value
+                rows.append(row)
+            return rows
 
         self.made = [Cell(1e-5, 3, scores(-0.1)), Cell(1e-4, 3, scores(0.0))]
 
@@ -35,7 +46,8 @@ class FakeGrid:
 
 
 def make_task(name, metrics=("accuracy",), scored=("dev",)):
-    return Task(name, None, dict.fromkeys(scored), (), metrics)
+    split = Split(["a", "b"], None, [0, 1])  # chance is 0.5
+    return Task(name, None, dict.fromkeys(scored, split), (), metrics)
 
 
 def make_model(name, teacher=None, **more):
@@ -56,16 +68,12 @@ def make_model(name, teacher=None, **more):
 
 
 def test_record():
-    assert record("m", "t", "f1", [0.5, 0.7, 0.9]) == {
-        "model": "m",
-        "task": "t",
-        "metric": "f1",
-        "mean": pytest.approx(0.7),
-        "sd": pytest.approx(0.2),
-        "seeds": 3,
-        "values": [0.5, 0.7, 0.9],
-    }
-    assert record("m", "t", "f1", [0.5])["sd"] is None  # one seed knows no spread
+    row = record("m", "t", "f1", [0.5, 0.7, 0.9], 0.4)
+    assert (row["mean"], row["sd"]) == (pytest.approx(0.7), pytest.approx(0.2))
+    assert (row["seeds"], row["values"], row["chance"]) == (3, [0.5, 0.7, 0.9], 0.4)
+    assert record("m", "t", "f1", [0.5], 0.4)["sd"] is None  # one seed knows no spread
+    row = record("m", "t", "pearson", [0.5, None], 0.0)
+    assert (row["mean"], row["sd"]) == (None, None)
 
 
 def test_records_are_of_the_best_cell():
@@ -76,9 +84,9 @@ def test_records_are_of_the_best_cell():
         ("f1", [0.5, 0.51]),
         ("accuracy", [1.5, 1.51]),
     ]
+    assert [r["chance"] for r in rows] == [pytest.approx(2 / 3), 0.5]
     cells = cell_records(grids)
     assert [(c["lr"], c["epochs"], c["best"]) for c in cells] == [(1e-5, 3, False), (1e-4, 3, True)]
-    assert cells[0]["scores"][0] == {"dev": {"f1": 0.4, "accuracy": 1.4}}
 
 
 def test_several_splits_are_averaged_and_kept():
@@ -101,40 +109,86 @@ def test_glue_average_is_one_number_a_task():
     average = result_records(grids, tasks, ["m"])[-1]
     assert (average["task"], average["metric"]) == ("glue", "average")
     assert average["values"] == pytest.approx([expected / 8, expected / 8 + 0.01])
+    # Matthews and Spearman 0, F1 2/3 twice, accuracy 1/2 four times
+    assert average["chance"] == pytest.approx((2 * 2 / 3 + 4 * 0.5) / 8)
     rows = result_records(grids, tasks[1:], ["m"])  # seven tasks have no GLUE average
     assert all(r["task"] != "glue" for r in rows)
 
 
-def test_table_says_what_was_kept():
+def test_a_share_is_of_means_and_its_spread_pairs_the_seeds():
+    # by hand: means 0.2 and 0.4; what is left of each part is (0.1, 0.3) - 0.5 * (0.2, 0.6) = 0
+    assert share([0.1, 0.3], [0.2, 0.6]) == (pytest.approx(0.5), pytest.approx(0.0))
+    # parts that go against the wholes: (0.3, 0.1) - 0.5 * (0.2, 0.6) = (0.2, -0.2), by 0.4
+    ratio, spread = share([0.3, 0.1], [0.2, 0.6])
+    assert (ratio, spread) == (pytest.approx(0.5), pytest.approx(2**0.5 * 0.5))
+    assert share([0.3], [0.6]) == (pytest.approx(0.5), None)
+    assert share([0.1, 0.1], [-0.1, 0.2]) is None  # 0.05 above 0, with a deviation of 0.21
+    assert share([0.1], [-0.1]) is None
+
+
+def test_table_says_what_was_kept_from_chance():
     task = make_task("t")
-    grids = {("big", "t"): FakeGrid(task, 0.8), ("small", "t"): FakeGrid(task, 0.6)}
-    measured = {"method": "mha", "loss": 1.5, "agreement": 0.625}
+    grids = {("big", "t"): FakeGrid(task, 0.9), ("small", "t"): FakeGrid(task, 0.7)}
+    measured = {"method": "mha", "loss": 1.5, "start_loss": 2.0, "agreement": 0.625}
+    measured |= {"sentence_cosine": 0.5, "neighbour_kept": 0.25}
     models = [make_model("big"), make_model("small", "big", **measured)]
     cells = table(models, result_records(grids, [task], ["big", "small"]), {"t": "accuracy"})
     found = {line[0].strip(): line[1:] for line in cells}
-    assert found["t accuracy"] == ["0.805 ± 0.007", "0.605 ± 0.007"]
-    assert found["kept"] == ["", "75 %"]
+    assert found["t accuracy (chance 0.500)"] == ["0.905 ± 0.007", "0.705 ± 0.007"]
+    assert found["kept, from chance"] == ["", "51 % ± 1"]  # 0.205 of 0.405
     assert found["parameters"] == ["1.5 M", "1.5 M"]
     assert found["latency 1 x 128, ms (p95)"] == ["1.2 (2.5)"] * 2
-    assert found["its held-out loss"] == ["", "1.5000"]
+    assert found["held-out loss of its start"] == ["", "2.0000"]
+    assert found["held-out loss"] == ["", "1.5000"]
     assert found["top-1 agreement"] == ["", "62.5 %"]
+    assert found["sentence vectors: cosine"] == ["", "0.500"]
+    assert found["nearest neighbour kept"] == ["", "25.0 %"]
     assert "MLM perplexity" not in found  # nobody has one
     assert plain(cells).splitlines()[0].split() == ["big", "small"]
-    assert len({len(line) for line in plain(cells).splitlines() if line.endswith("%")}) == 1
     assert markdown(cells).splitlines()[1] == "| --- | ---: | ---: |"
 
 
-def test_a_teacher_that_scores_nothing_leaves_no_share():
-    task = make_task("t", ("matthews",))
-    grids = {("big", "t"): FakeGrid(task, -0.005), ("small", "t"): FakeGrid(task, 0.5)}
-    rows = result_records(grids, [task], ["big", "small"])
-    cells = table([make_model("big"), make_model("small", "big")], rows, {"t": "matthews"})
-    assert cells[-1] == ["  kept", "", ""]
+def test_doubtful_scores_are_marked():
+    task = make_task("t", ("pearson",))
+    grids = {
+        ("big", "t"): FakeGrid(task, 0.4),
+        ("one", "t"): FakeGrid(task, 0.5, distinct=1),
+        ("none", "t"): FakeGrid(task, None, distinct=1),
+        ("burst", "t"): FakeGrid(task, 0.5),
+    }
+    grids["burst", "t"].made[1] = Cell(1e-4, 3, [None, None])
+    names = ["big", "one", "none", "burst"]
+    rows = result_records(grids, [task], names)
+    models = [make_model("big"), *(make_model(name, "big") for name in names[1:])]
+    cells = table(models, rows, {"t": "pearson"})
+    assert cells[-2][2:] == ["0.505 ± 0.007, one class", "undefined", "diverged"]
+    assert cells[-1][3:] == ["-", "-"]
+    assert rows[2]["undefined"] == "a correlation with constant predictions"
+    assert rows[3]["undefined"].startswith("the loss diverged")
+    assert rows[1]["one_answer"] == 2
+
+
+def test_a_teacher_at_chance_leaves_no_share():
+    teacher = record("big", "t", "accuracy", [0.49, 0.52], 0.5)  # 0.005 above, by 0.02
+    assert kept(record("small", "t", "accuracy", [0.6, 0.6], 0.5), teacher) == "-"
+
+
+def test_how_far_the_student_came_is_said_in_words():
+    def rows(*means):
+        return [record("m", "t", "accuracy", [mean - 0.01, mean + 0.01], 0.5) for mean in means]
+
+    line = recovered("t", "the student", *rows(0.5, 0.6, 0.7))
+    assert line.startswith("t: the student recovered 50 % (± 0) of the way from its start to its")
+    assert line.endswith("(start 0.500, student 0.600, teacher 0.700)")
+    assert "the student is below its start" in recovered("t", "the student", *rows(0.5, 0.4, 0.7))
+    for teacher in (0.5, 0.4):
+        line = recovered("t", "the student", *rows(0.5, 0.6, teacher))
+        assert "no way to recover, the teacher is not clearly above the start" in line
 
 
 def test_many_models_stand_below_each_other():
-    models = [make_model(f"m{i}") for i in range(5)]
-    wide, tall = table(models[:4], [], {"t": "f1"}), table(models, [], {"t": "f1"})
+    models = [make_model(f"m{i}") for i in range(7)]
+    wide, tall = table(models[:6], [], {"t": "f1"}), table(models, [], {"t": "f1"})
     assert "inputs/s, t" in tall[0]
-    assert wide[0] == ["", "m0", "m1", "m2", "m3"]
-    assert [line[0] for line in tall] == ["", "m0", "m1", "m2", "m3", "m4"]
+    assert wide[0] == ["", *(f"m{i}" for i in range(6))]
+    assert [line[0] for line in tall] == ["", *(f"m{i}" for i in range(7))]

@@ -34,33 +34,56 @@ def own(folder, columns, train, dev, suffix="jsonl"):
     return folder
 
 
-@pytest.mark.parametrize("suffix", ["parquet", "jsonl", "csv", "tsv"])
-def test_own_classes_keep_their_names(suffix, tmp_path):
+SUFFIXES = ("parquet", "jsonl", "csv", "tsv")
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_own_classes_keep_their_names_and_numbers_their_order(suffix, tmp_path):
     rows = [["one", "x", "nein"], ["two", "y", "ja"], ["three", "z", "nein"]]
     task = folder_task(own(tmp_path / "votes", ["text", "text_pair", "label"], rows, rows, suffix))
     assert (task.name, task.classes, task.train.labels) == ("votes", ("ja", "nein"), [1, 0, 1])
     assert task.train.text_pairs == ["x", "y", "z"]
     assert task.metrics == ("accuracy", "macro-f1", "matthews")
-
-
-@pytest.mark.parametrize("suffix", ["parquet", "jsonl", "csv", "tsv"])
-def test_own_integers_are_classes_in_order_of_number(suffix, tmp_path):
-    rows = [["a", 10], ["b", 2], ["c", -1]]
-    task = folder_task(own(tmp_path, ["text", "label"], rows, rows, suffix))
-    assert (task.classes, task.train.labels) == (("-1", "2", "10"), [2, 1, 0])
+    rows = [["a", 10], ["b", 2], ["c", 0]]
+    task = folder_task(own(tmp_path / "numbers", ["text", "label"], rows, rows, suffix))
+    assert (task.classes, task.train.labels) == (("0", "2", "10"), [2, 1, 0])
     assert task.train.text_pairs is None
 
 
-@pytest.mark.parametrize("suffix", ["parquet", "jsonl", "csv", "tsv"])
+@pytest.mark.parametrize("suffix", SUFFIXES)
 @pytest.mark.parametrize("regression", [False, True])
-def test_own_numbers(suffix, regression, tmp_path):
-    rows = [["a", 1.0], ["b", 2.0 if regression else 2.5], ["c", -3.0]]
+def test_own_fractions_or_the_flag_make_a_regression(suffix, regression, tmp_path):
+    rows = [["a", 1 if regression else 0.5], ["b", 2], ["c", -1]]
     folder = own(tmp_path, ["text", "label"], rows, rows, suffix)
     task = folder_task(folder, regression)
-    assert (task.classes, task.train.labels) == ((), [row[1] for row in rows])
-    assert task.metrics == ("pearson", "spearman")
-    if regression:  # without the flag whole numbers are classes
-        assert folder_task(folder).classes == ("-3", "1", "2")
+    assert (task.classes, task.train.labels) == ((), [row[1] for row in rows])  # -1 is a number
+    assert (task.metrics, task.notes) == (("pearson", "spearman"), ())
+
+
+def test_one_class_may_be_spelt_in_several_ways(tmp_path):
+    lines = [{"text": "a", "label": label} for label in (1, 1.0, "1", "1.0", 0, "0.0", True)]
+    (tmp_path / "train.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    (tmp_path / "dev.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    task = folder_task(tmp_path)
+    assert (task.classes, task.train.labels) == (("0", "1", "True"), [1, 1, 1, 1, 0, 0, 2])
+
+
+@pytest.mark.parametrize(
+    ("labels", "classes", "note"),
+    [
+        ([0, 1, -1, 1], ("0", "1"), "train: 1 of 4 rows are left out, their label is empty"),
+        (["x", "-", "", "y"], ("x", "y"), "train: 2 of 4 rows are left out"),
+        ([None, 1, float("nan"), 0], ("0", "1"), "train: 2 of 4 rows are left out"),
+        ([-1, 1, 1, -1], ("-1", "1"), "-1 and 1 are its two classes; no label is missing"),
+        ([-2, -1, 1, 2], ("-2", "-1", "1", "2"), None),
+    ],
+)
+def test_rows_without_a_label_are_counted_and_never_a_class(labels, classes, note, tmp_path):
+    rows = [["text", label] for label in labels]
+    task = folder_task(own(tmp_path / "task", ["text", "label"], rows, rows))
+    assert task.classes == classes
+    assert len(task.train.texts) == len(task.train.labels)
+    assert (note in " ".join(task.notes)) if note else task.notes == ()
 
 
 def test_own_shards_are_read_in_order(tmp_path):
@@ -94,18 +117,17 @@ WRONG = {
     "too deep": ({"train.jsonl": "[" * 10**5}, "train.jsonl, line 1: not JSON"),
     "no text": ({"train.jsonl": LINE + '{"label": "x"}'}, "line 2: column 'text' holds nothing"),
     "a number as text": ({"train.jsonl": '{"text": 1, "label": 1}'}, "line 1: column 'text' holds"),
-    "no label": ({"train.jsonl": LINE + '{"text": "x"}'}, "train.jsonl, line 2: no label"),
-    "an empty label": ({"train.csv": "text,label\na,\n"}, "train.csv, line 2: no label"),
-    "a list as label": ({"train.jsonl": '{"text": "a", "label": []}'}, "line 1: no label, or n"),
-    "NaN": ({"train.jsonl": LINE + '{"text": "x", "label": NaN}'}, "line 2: no label"),
-    "infinite": ({"train.jsonl": LINE + '{"text": "x", "label": Infinity}'}, "line 2: no label"),
+    "no label": ({"train.jsonl": '{"text": "x", "label": null}'}, "none of the 1 rows of task tr"),
+    "a list as label": ({"train.jsonl": '{"text": "a", "label": []}'}, "line 1: label [] is nei"),
+    "infinite": ({"train.jsonl": LINE + '{"text": "x", "label": Infinity}'}, "label inf is n"),
+    "too many cells": ({"train.csv": 'text,label\n"a\nb",x\nc,d,e\n'}, "line 4: 3 cells, but"),
     "too few cells": ({"train.tsv": "text\tlabel\na\tb\nc\n"}, "train.tsv, line 3: 1 cells, but"),
     "an open quote": ({"train.csv": 'text,label\na,b\n"c,d\n'}, "train.csv, line 3: unexpected"),
     "not UTF-8": ({"train.csv": b"text,label\na,b\n\xff,d\n"}, "train.csv, line 3: not UTF-8"),
     "not parquet": ({"train.parquet": b"PAR1"}, "train.parquet: not a readable parquet file"),
     "one class": ({"train.csv": "text,label\na,x\nb,x\n", "dev.jsonl": GOOD}, "every label of t"),
     "new label": ({"train.jsonl": GOOD, "dev.jsonl": LINE.replace('"x"', '"z"')},
-                  "dev.jsonl, line 1: label 'z' does not occur in train: x, y"),
+                  "dev.jsonl, line 1: label 'z' is none of the classes x, y"),
     "a word among numbers": ({"train.csv": "text,label\na,.5\n", "dev.csv": "text,label\na,x\n"},
                              "dev.csv, line 2: label 'x' is not a number"),
     "pairs in train alone": ({"train.csv": "text,text_pair,label\na,b,1\nc,d,2\n",

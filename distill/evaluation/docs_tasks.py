@@ -10,10 +10,11 @@ seconds and what a model knew before decides. Dev is large, so that a difference
 two standard errors: sqrt(0.6 * 0.4 / 2500) is one point.
 """
 
+import functools
 import hashlib
 import itertools
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 from distill.data.docs import docs_documents
 from distill.evaluation.tasks import Split, Task
@@ -22,8 +23,8 @@ from minitransformer.errors import UserError
 # examples a library at most; not every library has so many
 SENTENCES = {"train": 128, "dev": 330}
 PAIRS = {"train": 64, "dev": 200}  # each gives two examples
-EPOCHS = 1  # of fine-tuning, where --epochs says nothing else
-RATE = 2e-4  # its learning rate, where --lrs says nothing else
+# of fine-tuning, where the command line says nothing else
+EPOCHS, RATE, BATCH_SIZE = 1, 2e-4, 8
 
 LIBRARIES = (
     "huggingface_hub",
@@ -133,21 +134,27 @@ def no_examples() -> dict[tuple[str, str], list]:
     return {(split, library): [] for split in SENTENCES for library in LIBRARIES}
 
 
-def docs_paragraphs() -> Iterator[tuple[tuple[str, str], str, list[str]]]:
-    """((split, library), document, sentences) a paragraph; half of the documents are dev."""
+@functools.cache
+def docs_paragraphs() -> list[tuple[tuple[str, str], str, list[str]]]:
+    """Return [((split, library), document, sentences)] of all paragraphs; half of the documents
+    are dev.
+    """
+    paragraphs = []
     for document, text in docs_documents():
         library = document.split(".")[0]
         if library in LIBRARIES:
             split = "dev" if scrambled(document) < "8" else "train"
             for paragraph in text.split("\n"):
-                yield (split, library), document, SENTENCE_END.split(paragraph)
+                paragraphs.append(((split, library), document, SENTENCE_END.split(paragraph)))
+    return paragraphs
 
 
 def is_whole(sentence: str) -> bool:
     """6 to 16 words from a capital to a full stop, not out of a list of parameters."""
+    if not (sentence[:1].isupper() and sentence[-1:] in ".!?"):
+        return False
     marks = ("--", " : ", "::", "==", "optional*")
-    ends = sentence[:1].isupper() and sentence[-1:] in ".!?"
-    return 6 <= len(sentence.split()) <= 16 and ends and not any(m in sentence for m in marks)
+    return 6 <= len(sentence.split()) <= 16 and not any(mark in sentence for mark in marks)
 
 
 def scrambled(*texts: str) -> str:
