@@ -1,4 +1,4 @@
-"""A Transformer encoder in the open: BERT, RoBERTa and XLM-R weights in, and out again."""
+"""A Transformer encoder in the open: weights of BERT and RoBERTa's family in, and out again."""
 
 from minitransformer.config import EncoderConfig
 from minitransformer.embedded import EMBEDDED_TEACHER

