@@ -80,8 +80,9 @@ def test_commands_parse(command):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_links_and_scripts_exist(page):
+def test_links_and_scripts_exist_and_no_number_is_missing(page):
     text = page.read_text("utf-8")
+    assert re.findall(r"<<.*?>>", text) == []  # marks a number that a measurement has to fill in
     targets = re.findall(r"\]\(([^)\s]+)\)", text) + re.findall(r"^\[[^]]+\]: (\S+)", text, re.M)
     for target in targets:
         assert target.startswith("https://") or (page.parent / target.split("#")[0]).exists(), (
