@@ -205,6 +205,15 @@ def test_signals_finish_the_step_save_and_say_how_to_go_on(folder, flags):
         assert differences(run, whole) == []
 
 
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1"])
+def test_signals_that_stop_a_run(name):
+    number = getattr(signal, name)
+    signal.signal(number, signal.SIG_DFL)
+    signals = Signals()
+    signal.raise_signal(number)
+    assert (signals.vote(torch.device("cpu")), signals.status) == (1, 128 + number)
+
+
 def test_signals_end_at_once_only_when_they_come_again_later(monkeypatch):
     # a shell starts its background jobs, perhaps this suite, with Ctrl-C ignored
     signal.signal(signal.SIGINT, signal.default_int_handler)
