@@ -44,6 +44,7 @@ def test_docs_library_names_no_library(tasks):
             assert not any(name in text.lower() for name in ("numpy", "pandas", "python", "sympy"))
 
 
+@pytest.mark.slow
 def test_docs_order_swaps_two_neighbours(tasks):
     paragraphs = docs_tasks.docs_paragraphs()
     written = {sentence for _, _, paragraph in paragraphs for sentence in paragraph}

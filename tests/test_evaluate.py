@@ -139,6 +139,7 @@ def test_the_whole_of_it(here, run, capsys, monkeypatch):
         assert "mine: mha " in shown or "mine: no way to recover" in shown
 
 
+@pytest.mark.slow
 def test_starts_that_are_equal_are_one_column_but_each_run_has_its_rows(run):
     results = run("od", "mlm", *QUICK, "--out", "shared")
     names = [model["model"] for model in results["models"]]

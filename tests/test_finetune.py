@@ -65,6 +65,7 @@ def test_it_learns_classes(model_type, precision):
     assert scores["dev"][DISTINCT] == 2
 
 
+@pytest.mark.slow
 def test_it_learns_numbers_of_any_size():
     task = make_task(200, numbers=True)
     large = Split(task.train.texts, None, [1000 * n + 70_000 for n in task.train.labels])
