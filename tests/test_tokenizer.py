@@ -123,6 +123,15 @@ def test_the_hash_leaves_out_form_and_layout(tmp_path):
     assert load(tmp_path, {"tokenizer.json": json.dumps(parsed, indent=7)}).hash == ours.hash
 
 
+def test_the_hash_leaves_out_the_last_digits_of_scores(tmp_path):
+    parsed = json.loads(unigrams().to_str())
+    ours = load(tmp_path, {"tokenizer.json": parsed}, "xlm-roberta")
+    parsed["model"]["vocab"][9][1] += 1e-12
+    assert load(tmp_path, {"tokenizer.json": parsed}, "xlm-roberta").hash == ours.hash
+    parsed["model"]["vocab"][9][1] += 0.01
+    assert load(tmp_path, {"tokenizer.json": parsed}, "xlm-roberta").hash != ours.hash
+
+
 @pytest.mark.parametrize(
     "change",
     [
