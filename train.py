@@ -53,7 +53,7 @@ from minitransformer.model import Encoder
 # --------------------------------------------------------------------------------------------------
 
 # peak learning rate of each method where --lr is not given
-PEAK_LR = {"mha": 6e-4, "hs": 6e-4, "od": 6e-4, "direct-minilm": 6e-4, "mlm": 6e-4}
+PEAK_LR = {"mha": 1e-3, "hs": 6e-4, "od": 6e-4, "direct-minilm": 6e-4, "mlm": 6e-4}
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ class TrainConfig:
     accumulate: int = setting(
         1, "micro-batches in a step of batch-size x accumulate x processes", least=1, most=2**16
     )
-    steps: int = setting(100, "optimizer steps", least=1)
+    steps: int = setting(250, "optimizer steps", least=1)
     lr: float | None = setting(None, f"peak learning rate; default: {PEAK_LR}", least=1e-12)
     warmup: float = setting(
         0.1, "share of the steps in which it rises; then it falls to 0", least=0, most=1

@@ -36,7 +36,7 @@ STRATEGIES = ("single", "uniform", "last", "uniform-consecutive", "uniform+last"
 def evenly_spaced(student_layers, top_layer):
     """Return layers u(1), ..., u(L_s), evenly spaced up to `top_layer`.
 
-    u(i) = i * top_layer / L_s, rounded half up. 3 layers up to 6: [2, 4, 6]; up to 5: [2, 3, 5].
+    u(i) = i * top_layer / L_s, rounded half up. 3 layers up to 6: [2, 4, 6].
     """
     # In whole numbers: floor(x + 1/2) of x = i * top / L_s is (2 i top + L_s) // (2 L_s).
     return [

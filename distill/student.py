@@ -3,7 +3,7 @@
     random       every weight is drawn anew, N(0, initializer_range)
     embeddings   the teacher's embeddings (their principal directions where the student is
                  narrower) and random layers
-    uniform      the teacher's embeddings and evenly spaced layers      12 -> 6, mha:  2 .. 9 11
+    uniform      the teacher's embeddings and evenly spaced layers      12 -> 6, mha:  2 .. 10 11
                                                                         12 -> 6, hs:   2 .. 10 12
     first        the teacher's embeddings and its first layers          12 -> 6:       1 .. 6
     last         the teacher's embeddings and the last layers that      12 -> 6, mha:  6 .. 11
@@ -18,6 +18,7 @@ FFN of the student's last block never learn, so they must come from layer m as w
 A layer can be copied only where student and teacher have the same width, heads and FFN width.
 """
 
+import math
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -200,8 +201,11 @@ def copied_layers(
         )
     # a student deeper than the method reads needs layers above that
     top = max(top or L_t, L_s)
+    if init == "uniform" and top == L_t:
+        return evenly_spaced(L_s, L_t)  # as the layer map: what a layer learns, it starts from
     if init == "uniform":
-        return evenly_spaced(L_s, top)
+        # rounded up: 2, 4, 5 of 5 gives a lower loss than 2, 3, 5 (docs/defaults.md)
+        return [math.ceil(i * top / L_s) for i in range(1, L_s + 1)]
     if init == "first":
         return list(range(1, L_s + 1))
     if init == "last":

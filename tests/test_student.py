@@ -5,7 +5,6 @@ import torch
 from conftest import same, save_tiny, tiny_config, tiny_encoder
 
 from distill import METHODS, build_method
-from distill.hs import evenly_spaced
 from distill.method import Batch
 from distill.student import (
     copied_layers,
@@ -45,7 +44,8 @@ def layers_found(student, teacher):
     [
         ("uniform", 3, None, [2, 4, 6]),
         ("uniform", 4, None, [2, 3, 5, 6]),  # 1.5 3 4.5 6, rounded half up
-        ("uniform", 3, 5, None),  # the method reads layer 5: see below
+        ("uniform", 3, 5, [2, 4, 5]),  # 1.67 3.33 5, rounded up
+        ("uniform", 2, 3, [2, 3]),  # 1.5 3
         ("uniform", 6, 5, [1, 2, 3, 4, 5, 6]),  # deeper than the method reads
         ("first", 3, 5, [1, 2, 3]),
         ("last", 3, None, [4, 5, 6]),
@@ -56,7 +56,6 @@ def layers_found(student, teacher):
     ],
 )
 def test_layers_that_each_start_copies(teacher, init, layers, top, expected):
-    expected = expected or evenly_spaced(layers, top)
     student = start_student(init, config(layers), teacher, 0, mlm_head=False, top=top)
     assert layers_found(student, teacher) == expected
     said = copied_layers(init, config(layers), teacher.config, top)
