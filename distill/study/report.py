@@ -273,7 +273,7 @@ def readme_table(group: Group) -> str:
 def page(records: list[dict], folder: Path) -> str:
     """Return the page's text; its pictures are drawn into `folder`."""
     found = groups(records)
-    commits = sorted({str(record["commit"])[:12] for record in records if record.get("commit")})
+    commits = sorted({str(record.get("commit"))[:12] for record in records}) or ["none yet"]
     undefined = [r["unit"] for r in records if "scores" in r and not is_defined(r)]
     parts = [
         "# The study: which method of transfer is best?",
