@@ -273,7 +273,7 @@ def readme_table(group: Group) -> str:
 def page(records: list[dict], folder: Path) -> str:
     """Return the page's text; its pictures are drawn into `folder`."""
     found = groups(records)
-    commits = sorted({str(record.get("commit"))[:12] for record in records}) or ["none yet"]
+    commits = {record["commit"][:12] for record in records if record.get("commit")} or {"none yet"}
     undefined = [r["unit"] for r in records if "scores" in r and not is_defined(r)]
     parts = [
         "# The study: which method of transfer is best?",
@@ -282,7 +282,8 @@ def page(records: list[dict], folder: Path) -> str:
         " over training seeds. Differences are paired by seed and have a standard error of their"
         " own ([compare.py](../distill/study/compare.py)); what twice that does not separate is a"
         " tie. Where a statement is about several methods, the one with the best mean stands for"
-        f" its side, which favours the side with more of them. Commits: {', '.join(commits)}.",
+        " its side, which favours the side with more of them. Commits:"
+        f" {', '.join(sorted(commits))}.",
     ]
     if undefined:
         parts.append(f"Left out, a score is undefined: {', '.join(undefined)}.")

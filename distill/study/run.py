@@ -99,23 +99,24 @@ class Study:
         return {**facts, "perplexity": math.exp(facts["curve"][-1][1]), "accuracy": accuracy}
 
     def _rates_record(self, unit: Unit) -> dict:
-        losses, seconds = {}, 0.0
+        losses, seconds, record = {}, 0.0, identity(unit)
         for rate in RATES:
             folder = self.folder / unit.name / f"{rate:g}"
+            losses[rate] = None  # where it diverges
             try:
                 self._train(folder, self._flags(unit, seed=0, rate=rate))
             except Failed as error:
                 print(error, flush=True)
-                losses[rate] = None  # it diverged
-            else:
-                facts = log_facts(folder)
-                losses[rate], seconds = facts["curve"][-1][1], seconds + facts["seconds"]
+                continue
+            facts = log_facts(folder)
+            losses[rate] = facts["curve"][-1][1]
+            seconds += facts["seconds"]
+            record |= {name: facts[name] for name in KEPT_FACTS if name in facts}
         sound = {rate: loss for rate, loss in losses.items() if loss is not None}
         if not sound:
             raise Failed(f"{unit.name}: no learning rate led to a finite loss")
         best = min(sound, key=sound.__getitem__)
-        grid = [[rate, loss] for rate, loss in losses.items()]
-        return {**identity(unit), "rates": grid, "best": best, "seconds": seconds}
+        return {**record, "rates": list(losses.items()), "best": best, "seconds": seconds}
 
     def _student_record(self, unit: Unit) -> dict:
         run = self._trained(unit)
