@@ -139,7 +139,7 @@ def recovered(task: str, who: str, start: dict, student: dict, teacher: dict) ->
     if way is None:
         return f"{task}: no way to recover, the teacher is not clearly above the start ({scores})"
     if way[0] < 0:
-        return f"{task}: {who} is below its start ({scores})"
+        return f"{task}: {who} is not above its start ({scores})"
     spread = "" if way[1] is None else f" (± {100 * way[1]:.0f})"
     return (
         f"{task}: {who} recovered {100 * way[0]:.0f} %{spread} of the way"
