@@ -180,7 +180,9 @@ def test_how_far_the_student_came_is_said_in_words():
     line = recovered("t", "the student", *rows(0.5, 0.6, 0.7))
     assert line.startswith("t: the student recovered 50 % (± 0) of the way from its start to its")
     assert line.endswith("(start 0.500, student 0.600, teacher 0.700)")
-    assert "the student is not above its start" in recovered("t", "the student", *rows(0.5, 0.4, 0.7))
+    assert "the student is not above its start" in recovered(
+        "t", "the student", *rows(0.5, 0.4, 0.7)
+    )
     for teacher in (0.5, 0.4):
         line = recovered("t", "the student", *rows(0.5, 0.6, teacher))
         assert "no way to recover, the teacher is not clearly above the start" in line
