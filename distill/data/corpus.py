@@ -18,7 +18,6 @@ import os
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -70,7 +69,6 @@ class Statistics:
         return self.unknown / max(1, self.tokens - self.documents)
 
     def reasons(self) -> str:
-        """Return "; skipped: 3 null, 2 empty", or nothing where nothing was skipped."""
         parts = [f"{count:,} {reason}" for reason, count in sorted(self.skipped.items())]
         return "; skipped: " + ", ".join(parts) if parts else ""
 
@@ -126,28 +124,33 @@ class TokenFile:
         self.tokens = self.statistics.tokens
         self.statistics.report(f"corpus {self.name}")
         self.statistics.check_unknown(self.name, tokenizer)
-        memory = np.memmap(file, dtype=sidecar["dtype"], mode="r")
+        self.memory = np.memmap(file, dtype=sidecar["dtype"], mode="r")
         wanted = max(self.body, min(self.tokens // 50, HELD_OUT * self.body))
-        candidates = dict(enumerate(sidecar["held_out"]))
-        held = Spans(memory, chain.from_iterable(smallest(candidates, wanted).values()))
-        if len(held) > self.tokens // 10:
-            pieces = smallest(self._pieces(memory, tokenizer.sep_id), wanted)
-            held = Spans(memory, chain.from_iterable(pieces.values()))
-        self.held, self.train = held, held.others()
-        self.train_rows = len(self.train) // self.body
+        self._hold_out(smallest(dict(enumerate(sidecar["held_out"])), wanted))
+        if len(self.held) > self.tokens // 10:
+            self._hold_out(smallest(self._pieces(tokenizer.sep_id), wanted))
+        self.train_rows = (self.tokens - len(self.held)) // self.body
         if self.train_rows == 0 or len(self.held) < self.body:
             raise UserError(
                 f"--data {self.name}: {self.tokens} tokens, but sequences of {length} take at"
                 f" least {2 * self.body}, and some text that stands there only once to hold out"
             )
 
-    def _pieces(self, memory: np.ndarray, sep_id: int) -> dict[int, list[Span]]:
+    def _hold_out(self, groups: dict[int, list[Span]]) -> None:
+        """Take these spans of the file out of the training text."""
+        spans = sorted((start, stop) for group in groups.values() for start, stop in group)
+        self.held = np.concatenate([self.memory[start:stop] for start, stop in spans])
+        starts, stops = np.array(spans).T
+        self.left_out = np.cumsum([0, *(stops - starts)])  # tokens, up to each span
+        self.gaps = starts - self.left_out[:-1]  # where in the training text a span is missing
+
+    def _pieces(self, sep_id: int) -> dict[int, list[Span]]:
         """Return where each piece of a document and its copies stand, by hash."""
         pieces, start = defaultdict(list), 0
-        for end in (np.flatnonzero(memory == sep_id) + 1).tolist():
+        for end in (np.flatnonzero(self.memory == sep_id) + 1).tolist():
             for piece in range(start, end, self.body):
                 stop = min(piece + self.body, end)
-                pieces[fingerprint(memory[piece:stop])].append((piece, stop))
+                pieces[fingerprint(self.memory[piece:stop])].append((piece, stop))
             start = end
         return pieces
 
@@ -158,47 +161,21 @@ class TokenFile:
         if not read:
             return None
         index = shuffled(position, self.train_rows, f"{self.seed} {self.name} {passes}")
-        return self.train.read(index * self.body, (index + 1) * self.body)
+        places = np.arange(index * self.body, (index + 1) * self.body)  # in the training text
+        gaps_before = np.searchsorted(self.gaps, places, side="right")
+        return self.memory[places + self.left_out[gaps_before]]
 
     def held_out(self, sequences: int) -> list[np.ndarray]:
         rows = len(self.held) // self.body
         count = min(sequences, rows, HELD_OUT)
-        spread = [i * rows // count for i in range(count)]
-        return [self.held.read(i * self.body, (i + 1) * self.body) for i in spread]
+        spread = [i * rows // count * self.body for i in range(count)]
+        return [self.held[start : start + self.body] for start in spread]
 
     def state_dict(self) -> None:
         return None  # the draw alone says where it stands
 
     def load_state_dict(self, state: None) -> None:
         pass
-
-
-class Spans:
-    """Some spans of a token file, read as if they were one array."""
-
-    def __init__(self, memory: np.ndarray, spans: Iterable[Span]):
-        self.memory = memory
-        spans = np.array(sorted(map(tuple, spans)), dtype=np.int64).reshape(-1, 2)
-        self.starts, self.stops = spans.T
-        self.ends = np.cumsum(self.stops - self.starts)  # of each span in the joined array
-
-    def __len__(self) -> int:
-        return int((self.stops - self.starts).sum())
-
-    def others(self) -> "Spans":
-        """Return the rest of the file."""
-        starts, stops = [0, *self.stops], [*self.starts, len(self.memory)]
-        gaps = zip(starts, stops, strict=True)
-        return Spans(self.memory, [gap for gap in gaps if gap[0] < gap[1]])
-
-    def read(self, start: int, stop: int) -> np.ndarray:
-        parts, span = [], int(np.searchsorted(self.ends, start, side="right"))
-        while start < stop:
-            end = min(stop, int(self.ends[span]))
-            shift = int(self.stops[span] - self.ends[span])  # from the joined array to the file
-            parts.append(self.memory[start + shift : end + shift])
-            start, span = end, span + 1
-        return np.concatenate(parts)
 
 
 def smallest(groups: dict[int, list[Span]], wanted: int) -> dict[int, list[Span]]:
