@@ -21,7 +21,8 @@ from distill.evaluation.tasks import Split, Task
 from minitransformer.errors import UserError
 
 # examples a library at most; not every library has so many
-SENTENCES = {"train": 128, "dev": 330}
+LIBRARY = {"train": 128, "dev": 330}
+ORDER = {"train": 128, "dev": 330}
 PAIRS = {"train": 64, "dev": 200}  # each gives two examples
 # of fine-tuning, where the command line says nothing else
 EPOCHS, RATE, BATCH_SIZE = 1, 2e-4, 8
@@ -45,7 +46,7 @@ SENTENCE_END = re.compile(r'(?<=[a-z0-9)`"][.!?])\s+(?=[A-Z"`])')
 
 def docs_library() -> Task:
     """Which library is the sentence from? Sentences with a name that gives it away are left out."""
-    found = sentences(lambda sentence: not GIVEAWAYS.search(sentence))
+    found = sentences(lambda sentence: not GIVEAWAYS.search(sentence), LIBRARY)
     libraries = [name for name in LIBRARIES if found["train", name] and found["dev", name]]
     examples = {"train": [], "dev": []}
     for split, rows in examples.items():
@@ -56,7 +57,7 @@ def docs_library() -> Task:
 
 def docs_order() -> Task:
     """Are all words in their place, or have two neighbours changed theirs? Every other one has."""
-    found = sentences(lambda sentence: swappable(sentence.split()))
+    found = sentences(lambda sentence: swappable(sentence.split()), ORDER)
     examples = {"train": [], "dev": []}
     for (split, _), chosen in found.items():
         for number, sentence in enumerate(chosen):
@@ -119,19 +120,21 @@ def docs_task(name: str, examples: dict[str, list[tuple]], classes: list[str]) -
     return Task(name, splits["train"], {"dev": splits["dev"]}, tuple(classes), ("accuracy",))
 
 
-def sentences(fits: Callable[[str], object]) -> dict[tuple[str, str], list[str]]:
-    """{(split, library): sentences}, as many as SENTENCES says, of those that fit; none twice."""
+def sentences(
+    fits: Callable[[str], object], sizes: dict[str, int]
+) -> dict[tuple[str, str], list[str]]:
+    """{(split, library): sentences}, as many as `sizes` says, of those that fit; none twice."""
     found, taken = no_examples(), set()
     for key, _, paragraph in docs_paragraphs():
         for sentence in paragraph:
             if is_whole(sentence) and sentence not in taken and fits(sentence):
                 taken.add(sentence)
                 found[key].append(sentence)
-    return {key: sorted(rows, key=scrambled)[: SENTENCES[key[0]]] for key, rows in found.items()}
+    return {key: sorted(rows, key=scrambled)[: sizes[key[0]]] for key, rows in found.items()}
 
 
 def no_examples() -> dict[tuple[str, str], list]:
-    return {(split, library): [] for split in SENTENCES for library in LIBRARIES}
+    return {(split, library): [] for split in PAIRS for library in LIBRARIES}
 
 
 @functools.cache
