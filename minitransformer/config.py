@@ -7,7 +7,7 @@ another activation, relative positions, a decoder.
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from minitransformer.errors import UserError
 from minitransformer.model_types import check_model_type, infer_model_type
@@ -30,13 +30,6 @@ RANGES = {
     "initializer_range": (0.0, 100.0),
     "hidden_dropout_prob": (0.0, 1.0),
     "attention_probs_dropout_prob": (0.0, 1.0),
-}
-# The other keys that transformers' BertConfig and RobertaConfig know and that stay true of a
-# student. Nothing else is passed on: labels of the teacher's task, settings of another distiller.
-PASSED_ON = {
-    "bos_token_id": (0, 2**24),
-    "eos_token_id": (0, 2**24),
-    "classifier_dropout": (0.0, 1.0),
 }
 
 
@@ -62,8 +55,6 @@ class EncoderConfig:
     # This encoder has no dropout; both are kept for whoever fine-tunes it in transformers.
     hidden_dropout_prob: float = 0.1
     attention_probs_dropout_prob: float = 0.1
-    extra: dict = field(default_factory=dict, compare=False, repr=False)  # see PASSED_ON
-    inferred: bool = field(default=False, compare=False, repr=False)  # model_type was not given
 
     def __post_init__(self):
         check_model_type(self.model_type)
@@ -76,10 +67,9 @@ class EncoderConfig:
                 )
         width, heads = self.hidden_size, self.num_attention_heads
         if width % heads:
-            nearest = sorted(divisors(width), key=lambda number: abs(number - heads))[:8]
             raise UserError(
                 f"{heads} attention heads do not divide the width {width};"
-                f" these do: {', '.join(map(str, sorted(nearest)))}"
+                f" these do: {', '.join(map(str, divisors(width)))}"
             )
         if self.pad_token_id >= self.vocab_size:
             raise UserError(
@@ -109,8 +99,7 @@ class EncoderConfig:
         """
         if not isinstance(values, dict):
             raise UserError(f"config: expected a JSON object, not {type(values).__name__}")
-        inferred = values.get("model_type") in (None, "")
-        if inferred:
+        if not values.get("model_type"):
             values = {**values, "model_type": infer_model_type(values, tensor_names)}
         check_model_type(values["model_type"])
         for name, only in (("hidden_act", "gelu"), ("position_embedding_type", "absolute")):
@@ -129,20 +118,19 @@ class EncoderConfig:
             raise UserError(f"config: missing {', '.join(missing)}")
         if given["model_type"] != "bert":
             given.setdefault("pad_token_id", 1)
-        extra = {}
-        for name, (low, high) in PASSED_ON.items():
-            if in_range(values.get(name), low, high):
-                extra[name] = values[name]
-        return cls(**given, extra=extra, inferred=inferred)
+        return cls(**given)
 
     def to_dict(self, architecture: str) -> dict:
-        """Return the config.json of this encoder; `architecture` names its transformers class."""
+        """Return the config.json of this encoder; `architecture` names its transformers class.
+
+        Other keys of the source, such as the labels of its task, are not passed on.
+        """
         own = {"model_type": self.model_type}
         for name, (low, _) in RANGES.items():
             # transformers 5 refuses a layer_norm_eps of 1 where it expects 1.0
             own[name] = type(low)(getattr(self, name))
         fixed = {"hidden_act": "gelu", "position_embedding_type": "absolute"}
-        return {**self.extra, **own, **fixed, "architectures": [architecture]}
+        return {**own, **fixed, "architectures": [architecture]}
 
 
 def in_range(value: object, low: float, high: float) -> bool:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from minitransformer.config import EncoderConfig
-from minitransformer.errors import UserError
+from minitransformer.errors import UserError, shortened
 from minitransformer.model import Encoder
 from minitransformer.model_types import MODEL_TYPES, families
 
@@ -102,35 +102,29 @@ def from_hugging_face(
     head = family(config)[1]["mlm_head"]
     cause = wrong_family(tensors, config)
     tensors, problems, notes = current_names(tensors, config)
-    if config.inferred:
-        notes.append(f"config.json has no model_type, read as {config.model_type}")
-    decoder = separate_decoder(tensors, head)
+    difference = untied(tensors, head)
+    if difference:
+        notes.append(f"dropped the MLM head: its decoder is not tied, it differs from {difference}")
+        tensors = {name: t for name, t in tensors.items() if not name.startswith(f"{head}.")}
     has_head = any(name.startswith(f"{head}.") for name in tensors)
     with torch.device("meta"):
         encoder = Encoder(config, mlm_head=has_head)
     table = name_table(encoder)
-    state = encoder.state_dict()
-    shapes = {theirs: state[ours].shape for ours, theirs in table.items()}
-    difference = untied(decoder, tensors, shapes)
-    if has_head and difference:
-        notes.append(f"dropped the MLM head: its decoder is not tied, it differs from {difference}")
-        has_head = False
-        table = {ours: name for ours, name in table.items() if not ours.startswith("mlm_head.")}
-        tensors = {name: t for name, t in tensors.items() if not name.startswith(f"{head}.")}
-        shapes = {name: shapes[name] for name in table.values()}
+    shapes = {table[ours]: tensor.shape for ours, tensor in encoder.state_dict().items()}
 
-    problems += [f"missing {name}" for name in shapes if name not in tensors]
-    problems += [f"unknown {short(name)}" for name in tensors if name not in shapes]
     for name, shape in shapes.items():
-        if name not in tensors:
-            continue
-        if tensors[name].shape != shape:
-            found = short(list(tensors[name].shape))
-            problems.append(f"{name} has shape {found}, config.json says {list(shape)}")
-        elif not plain(tensors[name]):
-            problems.append(f"{name} holds {tensors[name].dtype}, not plain floating point")
+        tensor = tensors.get(name)
+        if tensor is None:
+            problems.append(f"missing {name}")
+        elif tensor.shape != shape:
+            found = str(list(tensor.shape))
+            problems.append(f"{name} has shape {found:.60}, config.json says {list(shape)}")
+        elif not plain(tensor):
+            problems.append(f"{name} holds {tensor.dtype}, not plain floating point")
+    problems += [f"unknown {name!r:.60}" for name in tensors if name not in shapes]
     if problems:
-        raise UserError(refusal(cause or wrong_depth(tensors, config), problems))
+        causes = [cause or wrong_depth(tensors, config), listed(problems, "; ")]
+        raise UserError("the weights do not fit: " + "; ".join(filter(None, causes)))
 
     state = {ours: tensors[name].to(torch.float32, copy=True) for ours, name in table.items()}
     return {name: tensor.contiguous() for name, tensor in state.items()}, has_head, notes
@@ -151,37 +145,33 @@ def current_names(tensors, config):
         today = re.sub(r"LayerNorm\.gamma$", "LayerNorm.weight", today)  # TensorFlow's names
         today = re.sub(r"LayerNorm\.beta$", "LayerNorm.bias", today)
         if today in renamed:
-            problems.append(f"{short(today)} is there twice")
+            problems.append(f"{today!r:.60} is there twice")
         elif today.startswith(own):
             renamed[today] = tensor
         else:  # beside the encoder: a head of some task, which reads the encoder's output
             module = today.rpartition(".")[0] or today
-            dropped.add(HEADS.get(module, short(module)))
+            dropped.add(HEADS.get(module, f"{module!r:.60}"))
     for name in BUFFERS:
         renamed.pop(name, None)
     notes = []
     if wrappers:
-        notes.append(f"removed {listed(wrappers)} from the names of the tensors")
+        notes.append(f"removed {listed(sorted(wrappers))} from the names of the tensors")
     if dropped:
-        notes.append(f"dropped {listed(dropped)}, which no method here uses")
+        notes.append(f"dropped {listed(sorted(dropped))}, which no method here uses")
     return renamed, problems, notes
 
 
-def separate_decoder(tensors, head):
-    """Take the decoder, a copy that some files hold, out of `tensors`; return {original: copy}."""
-    weight = tensors.pop(f"{head}.decoder.weight", None)
-    bias = tensors.pop(f"{head}.decoder.bias", None)
-    if bias is not None:
-        tensors.setdefault(f"{head}.bias", bias)  # some files hold it only there
-    return {"embeddings.word_embeddings.weight": weight, f"{head}.bias": bias}
+def untied(tensors, head) -> str | None:
+    """Take the decoder, a copy that some files hold, out; name the original that it differs from.
 
-
-def untied(decoder, tensors, shapes) -> str | None:
-    """Return the name of the tensor that the decoder should equal and does not."""
-    for name, copy in decoder.items():
+    A bias that stands only at the decoder becomes the original.
+    """
+    for name, copied in (("embeddings.word_embeddings.weight", "weight"), (f"{head}.bias", "bias")):
+        copy = tensors.pop(f"{head}.decoder.{copied}", None)
+        if copied == "bias" and copy is not None:
+            tensors.setdefault(name, copy)
         original = tensors.get(name)
-        # An original of another shape is refused anyway: it may claim to hold 10**15 numbers.
-        if copy is None or original is None or original.shape != shapes.get(name):
+        if copy is None or original is None:
             continue
         if not plain(copy) or not plain(original) or not torch.equal(copy, original):
             return name
@@ -189,13 +179,11 @@ def untied(decoder, tensors, shapes) -> str | None:
 
 
 def plain(tensor: Tensor) -> bool:
-    """Numbers in memory: a pickle can also hold sparse, quantised, integer or meta tensors."""
-    floats = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-    in_memory = tensor.layout == torch.strided and tensor.device.type == "cpu"
-    return in_memory and tensor.dtype in floats
+    """Return whether these are floating-point numbers; a pickle can hold integer or sparse ones."""
+    return tensor.is_floating_point() and tensor.layout == torch.strided
 
 
-# ---- messages: a file may hold thousands of names, of thousands of characters --------------------
+# ---- messages ------------------------------------------------------------------------------------
 
 
 def wrong_family(tensors, config) -> str:
@@ -208,7 +196,7 @@ def wrong_family(tensors, config) -> str:
         start, end, _ = name.partition("embeddings.word_embeddings.weight")
         start = ".".join(part for part in start.split(".") if part not in WRAPPERS)
         if end and start not in ("", prefix):
-            return f"the names begin with {short(start)}, not with {prefix!r}"
+            return f"the names begin with {start!r:.60}, not with {prefix!r}"
     return ""
 
 
@@ -220,27 +208,7 @@ def wrong_depth(tensors, config) -> str:
     return f"config.json says {config.num_hidden_layers} layers, the file holds {len(layers)}"
 
 
-def refusal(cause: str, problems: list[str]) -> str:
-    """Return the one line: the cause, three problems at most, and how many more there are."""
-    said = [cause] if cause else []
-    shown = 0
-    for problem in problems[:3]:
-        if len("; ".join([*said, problem])) < 250:
-            said.append(problem)
-            shown += 1
-    if shown < len(problems):
-        said.append(f"and {len(problems) - shown} more")
-    return "the weights do not fit: " + "; ".join(said)
-
-
-def listed(names: set[str]) -> str:
-    """Return "a, b, c and 4 more"."""
-    names = sorted(names)
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return ", ".join(names[:3]) + more
-
-
-def short(value: object) -> str:
-    """Return the value in one line of at most 60 characters."""
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+def listed(texts: list[str], separator: str = ", ") -> str:
+    """Return "a, b, c, and 4 more", in one line whatever a file holds."""
+    more = f"{separator}and {len(texts) - 3} more" if len(texts) > 3 else ""
+    return shortened(separator.join(texts[:3]), 240) + more

@@ -3,6 +3,7 @@
 A config.json may lack its model_type: TinyBERT's does, and that of the first BERT.
 """
 
+import re
 from collections.abc import Iterable
 
 from minitransformer.errors import UserError
@@ -40,26 +41,20 @@ def families(tensor_names: Iterable[str]) -> dict[str, str]:
 def infer_model_type(values: dict, tensor_names: Iterable[str]) -> str:
     """Return the model type that tensor names, class name or sizes show; refuse if they do not."""
     architecture = str(values.get("architectures")).strip("[]'")
-    named = None
-    for model_type, stem in MODEL_TYPES.items():
-        if architecture.startswith((f"{stem}Model", f"{stem}For")):
-            named = model_type
+    named = [t for t, stem in MODEL_TYPES.items() if re.match(f"{stem}(Model|For)", architecture)]
     found = list(families(tensor_names))
-    if found == ["bert"]:
-        return "bert"
-    if found == ["roberta"]:
-        return "roberta" if named in (None, "bert") else named
-    if not found and named:
-        return named
+    if found == ["roberta"] and named != ["bert"]:
+        found = named or found
     if not found:  # a bare encoder: its names have no prefix
+        found = named
+    if not found:
         pad, types = values.get("pad_token_id"), values.get("type_vocab_size")
-        positions = values.get("max_position_embeddings")
-        # RoBERTa's tables have two rows more than tokens fit: 514 for 512.
-        remainder = positions % 8 if type(positions) is int else None
-        if pad in (0, None) and types in (2, None) and remainder == 0:
-            return "bert"
-        if (pad, types, remainder) == (1, 1, 2):
-            return "roberta"
+        if pad in (0, None) and types in (2, None):
+            found = ["bert"]
+        elif pad == types == 1:
+            found = ["roberta"]
+    if len(found) == 1:
+        return found[0]
     raise UserError(
         "config.json has no model_type, and the names of the tensors do not show which it is;"
         f' add "model_type": one of {", ".join(MODEL_TYPES)}'

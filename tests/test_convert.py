@@ -8,7 +8,7 @@ import torch
 import transformers
 from conftest import tiny_config, tiny_encoder
 
-from minitransformer import Encoder, EncoderConfig, UserError
+from minitransformer import Encoder, UserError
 from minitransformer.convert import family, from_hugging_face, to_hugging_face
 from minitransformer.model_types import MODEL_TYPES
 
@@ -48,10 +48,6 @@ LAYOUTS = {
     "gamma and beta": (
         lambda name: name.replace("Norm.weight", "Norm.gamma").replace("Norm.bias", "Norm.beta"),
         None,
-    ),
-    "data parallel": (
-        lambda name: f"module.{name}",
-        "removed module from the names of the tensors",
     ),
     "compiled inside": (
         lambda name: "_orig_mod.module." + name.replace("layer.", "layer._orig_mod."),
@@ -130,7 +126,7 @@ def test_heads_of_tasks_are_dropped_and_named(tensors):
     again, has_head, notes = from_hugging_face(tensors, tiny_config())
     assert not has_head
     assert notes == [
-        "dropped 'classifier', 'fit_dense', 'qa_outputs' and 3 more, which no method here uses"
+        "dropped 'classifier', 'fit_dense', 'qa_outputs', and 3 more, which no method here uses"
     ]
     assert all(torch.equal(again[name], encoder[name]) for name in encoder)
 
@@ -144,13 +140,6 @@ def test_the_head_is_dropped_when_its_decoder_is_not_tied(part, tensors):
     original = {"weight": WORDS, "bias": "cls.predictions.bias"}[part]
     note = f"dropped the MLM head: its decoder is not tied, it differs from {original}"
     assert notes == [HEADS, note]
-
-
-def test_an_inferred_model_type_is_noted(tensors):
-    values = tiny_config().to_dict("X") | {"model_type": None}
-    config = EncoderConfig.from_dict(values, tensors)
-    notes = from_hugging_face(tensors, config)[2]
-    assert notes == [HEADS, "config.json has no model_type, read as bert"]
 
 
 # ---- what is refused -----------------------------------------------------------------------------
@@ -185,18 +174,13 @@ def test_a_layer_more_and_a_layer_less(tensors):
 
 
 NAME = "bert.encoder.layer.0.attention.self.key.weight"
-ENDLESS = torch.zeros(1).expand(10**9, 10**6)
 FAULTS = [  # what is changed: what the line must say
     ({NAME: torch.zeros(48, 32)}, f"{NAME[5:]} has shape [48, 32], config.json says [32, 32]"),
     ({NAME: torch.zeros(32, 32).long()}, f"{NAME[5:]} holds torch.int64, not plain floating"),
-    ({NAME: torch.zeros(32, 32, dtype=torch.complex64)}, f"{NAME[5:]} holds torch.complex64"),
     ({NAME: torch.zeros(32, 32).to_sparse()}, f"{NAME[5:]} holds"),
-    ({NAME: torch.zeros(32, 32, device="meta")}, f"{NAME[5:]} holds"),
     ({NAME[5:]: torch.zeros(32, 32)}, f"'{NAME[5:]}' is there twice"),
     ({"bert.adapter.bias": torch.zeros(3)}, "unknown 'bert.adapter.bias'"),
     ({f"bert.encoder.{'x' * 3000}": torch.zeros(3)}, "unknown 'encoder.xxxx"),
-    # compared number by number, these two would keep a processor busy for days
-    (dict.fromkeys((f"bert.{WORDS}", "cls.predictions.decoder.weight"), ENDLESS), "[1000000000, 1"),
     ({"cls.predictions.transform.dense.bias": None}, "missing cls.predictions.transform.dense.b"),
 ]
 
@@ -212,9 +196,7 @@ def test_what_does_not_fit_is_named(change, message, tensors):
 def test_three_faults_are_named_and_the_others_counted(tensors):
     broken = {name: torch.zeros(3) for name in tensors if "output.dense.weight" in name}
     assert len(broken) == 6
-    message = refusal(tensors | broken)
-    assert message.count("has shape [3]") in (2, 3)
-    assert message.endswith(f"; and {6 - message.count('has shape')} more")
+    assert refusal(tensors | broken).endswith("; and 3 more")
 
 
 def test_nothing_at_all_is_refused():
