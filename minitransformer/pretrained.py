@@ -7,7 +7,6 @@ load_pretrained("runs/my-student")                  a folder
 
 import hashlib
 import json
-import pickle
 import re
 import shutil
 from contextlib import ExitStack
@@ -27,6 +26,11 @@ from minitransformer.files import atomic, flush
 from minitransformer.model import Encoder
 from minitransformer.tokenizer import Tokenizer, load_tokenizer
 from minitransformer.tokenizer_files import FILES as TOKENIZER_FILES
+
+# Patterns of weight files, in the order in which they are looked for.
+WEIGHTS = ("model.safetensors", "model-*-of-*.safetensors")
+WEIGHTS += ("pytorch_model.bin", "pytorch_model-*-of-*.bin")
+INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 
 # ---- reading -------------------------------------------------------------------------------------
 
@@ -75,12 +79,10 @@ def find_folder(name: str, revision: str | None = None) -> Path:
         return transformer_folder(folder)
     if folder.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise UserError(f"{name}: no such folder")
-    wanted = [*TOKENIZER_FILES, "model.safetensors*", "model-*.safetensors"]
-    pickles = ["pytorch_model.bin*", "pytorch_model-*.bin"]
     try:
-        folder = download(name, revision, ["modules.json", *wanted])
+        folder = download(name, revision, [*TOKENIZER_FILES, *WEIGHTS[:2]])
         if not any(folder.rglob("model*.safetensors")):
-            folder = download(name, revision, pickles)
+            folder = download(name, revision, list(WEIGHTS[2:]))
     except Exception as error:  # offline, unknown, private, cut off: many kinds, one line
         reason = first_line(error)
         if isinstance(error, LocalEntryNotFoundError):
@@ -99,14 +101,8 @@ def download(name: str, revision: str | None, patterns: list[str]) -> Path:
 
 def transformer_folder(folder: Path) -> Path:
     """Return the sub-folder that holds the encoder, as old sentence-transformers saved it."""
-    inside = folder / "0_Transformer"
-    if (folder / "modules.json").is_file():
-        modules = read_json(folder / "modules.json")
-        first = modules[0] if isinstance(modules, list) and modules else None
-        if isinstance(first, dict) and isinstance(first.get("path"), str):
-            # A name with a path in it could point at any folder of the machine.
-            inside = folder / Path(first["path"]).name
-    return inside if (inside / "config.json").is_file() else folder
+    inside = sorted(folder.glob("0_*/config.json"))
+    return inside[0].parent if inside else folder
 
 
 def read_json(path: Path):
@@ -121,29 +117,19 @@ def read_json(path: Path):
 
 def read_weights(folder: Path) -> dict[str, torch.Tensor]:
     """Return {name: tensor} of a folder: safetensors before pickles, one file before shards."""
-    for name in ("model.safetensors", "pytorch_model.bin"):
-        if (folder / name).is_file():
-            return read_weight_file(folder / name)
-        if (folder / f"{name}.index.json").is_file():
-            return read_shards(folder, f"{name}.index.json")
+    for pattern in WEIGHTS:
+        files = sorted(folder.glob(pattern))
+        tensors = {}
+        for file in files:
+            count = re.search(r"-of-0*(\d+)\.", file.name)
+            if count and int(count[1]) != len(files):
+                raise UserError(
+                    f"found {len(files)} files {pattern}, but {file.name} is among them"
+                )
+            tensors |= read_weight_file(file)
+        if files:
+            return tensors
     raise UserError("no model.safetensors or pytorch_model.bin")
-
-
-def read_shards(folder: Path, index_name: str) -> dict[str, torch.Tensor]:
-    """Return {name: tensor} of all the files that an index names."""
-    index = read_json(folder / index_name)
-    weight_map = index.get("weight_map") if isinstance(index, dict) else None
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise UserError(f"{index_name} has no weight_map")
-    tensors = {}
-    for shard in sorted(set(map(str, weight_map.values()))):
-        # A name with a path in it could point at any file of the machine.
-        if Path(shard).name != shard or Path(shard).suffix not in (".safetensors", ".bin"):
-            raise UserError(
-                f"{index_name} names {shard!r:.80}, which is not a weight file of its folder"
-            )
-        tensors.update(read_weight_file(folder / shard))
-    return tensors
 
 
 def read_weight_file(path: Path) -> dict[str, torch.Tensor]:
@@ -152,30 +138,22 @@ def read_weight_file(path: Path) -> dict[str, torch.Tensor]:
         if path.suffix == ".safetensors":
             return load_file(path)
         tensors = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise UserError(f"no {path.name}") from error
-    except pickle.UnpicklingError as error:  # torch would explain how to run the code in it
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"cannot read {path.name}: {first_line(error)}") from error
+    except Exception as error:  # whatever the bytes are; torch would explain how to run code in it
         raise UserError(
             f"cannot read {path.name}: it is damaged, or holds more than tensors"
         ) from error
-    except Exception as error:  # whatever the bytes are: one line
-        raise UserError(f"cannot read {path.name}: {first_line(error)}") from error
-    if not isinstance(tensors, dict):
-        raise UserError(f"{path.name} holds a {type(tensors).__name__}, not named tensors")
-    for name, tensor in tensors.items():
-        if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
-            raise UserError(f"{path.name} holds more than named tensors: {name!r:.80}")
-    return dict(tensors)
+    items = tensors.items() if isinstance(tensors, dict) else [(None, tensors)]
+    if not all(isinstance(name, str) and isinstance(t, torch.Tensor) for name, t in items):
+        raise UserError(f"{path.name} holds more than named tensors")
+    return dict(items)
 
 
 # ---- writing -------------------------------------------------------------------------------------
 
 
 EXPORT = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
-# What another export, also one by transformers, may have left: it would be read first, or mixed in.
-OTHER_EXPORTS = {*TOKENIZER_FILES, "pytorch_model.bin"}
-OTHER_EXPORTS |= {"model.safetensors.index.json", "pytorch_model.bin.index.json"}
-OTHER_SHARDS = re.compile(r"(model-\d+-of-\d+\.safetensors|pytorch_model-\d+-of-\d+\.bin)")
 
 
 def save_pretrained(folder, encoder: Encoder, tokenizer: Tokenizer) -> None:
@@ -198,17 +176,14 @@ def save_pretrained(folder, encoder: Encoder, tokenizer: Tokenizer) -> None:
             save_file(to_hugging_face(encoder), paths[1], metadata={"format": "pt"})
             shutil.copymode(paths[0], paths[1])  # safetensors writes for the owner alone
             tokenizer.save(*paths[2:], encoder.config)
-            remove_other_exports(folder)
+            # What another export left, also one by transformers, would be read first or mixed in;
+            # its config.json goes first, so that what is left of it is never opened.
+            for pattern in (*TOKENIZER_FILES, *WEIGHTS, *INDEXES):
+                for path in folder.glob(pattern):
+                    path.unlink()
         flush(folder)
     except (OSError, SafetensorError) as error:
         raise UserError(f"cannot write {folder}: {first_line(error)}") from error
-
-
-def remove_other_exports(folder: Path) -> None:
-    """Remove the weight and tokenizer files of another export, its config.json first."""
-    for path in sorted(folder.iterdir(), key=lambda path: path.name != "config.json"):
-        if path.name in OTHER_EXPORTS or OTHER_SHARDS.fullmatch(path.name):
-            path.unlink()
 
 
 def weights_hash(source) -> str:

@@ -251,8 +251,4 @@ def test_a_folder_of_old_sentence_transformers(source):
     assert load_pretrained(source)[1].hash == expected
     (source / "config.json").write_text('{"__version__": "0.2.5"}')
     inside.rename(source / "0_BERT")
-    modules = [
-        {"idx": 0, "name": "0", "path": "0_BERT", "type": "sentence_transformers.models.BERT"}
-    ]
-    (source / "modules.json").write_text(json.dumps(modules))
     assert load_pretrained(source)[1].hash == expected
