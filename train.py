@@ -28,6 +28,7 @@ from distill.method import Batch, Method
 from distill.program import cli
 from distill.program.cli import setting
 from distill.program.machine import autocast, can_compile, choose_device, choose_precision, machine
+from distill.program.progress import progress_bar
 from distill.training.held_out import held_out_loss
 from distill.training.models import freeze_unreached, load_models
 from distill.training.optimizer import learning_rate, make_optimizer, set_learning_rate
@@ -40,7 +41,6 @@ from distill.training.processes import (
     sums_over_ranks,
     world,
 )
-from distill.training.progress import StepProgress
 from distill.training.report import describe_encoder, describe_size, describe_start, finish
 from distill.training.resume import begin, is_finished, resume, resumed_settings, start_record
 from distill.training.run import Run
@@ -236,7 +236,7 @@ def distil(config: TrainConfig, run: Run) -> int:
     # ---- the loop: one turn more than steps, so that the last evaluation is like the others ----
     signals, stop = Signals(), False
     step_tokens = config.batch_size * config.accumulate * world() * config.seq_len
-    progress = StepProgress(first, config.steps, step_tokens, shown=rank() == 0)
+    bar = progress_bar("steps", config.steps, "step", done=first)
     for step in range(first, config.steps + 1):
         last = step == config.steps
         # do not overwrite good checkpoints while steps are skipped; the last step is saved in any
@@ -249,7 +249,7 @@ def distil(config: TrainConfig, run: Run) -> int:
         if step % config.eval_every == 0 or last:
             loss = held_out_loss(transfer, teacher, held_out, products)
             run.log("eval", step=step, loss=loss if math.isfinite(loss) else None)
-            progress.evaluated(step, loss)
+            bar.write(f"step {step:>6}/{config.steps}  held-out loss {loss:.4f}", sys.stdout)
         if last:
             break
 
@@ -283,13 +283,14 @@ def distil(config: TrainConfig, run: Run) -> int:
         run.log(
             "step", step=step + 1, loss=loss if finite else None, lr=lr, tokens_per_s=round(speed)
         )
-        progress.stepped(step + 1, loss, lr, speed)
+        bar.set_postfix_str(f"loss {loss:.4f}, {speed:,.0f} tokens/s", refresh=False)
+        bar.update()
         if reason := skipped.note(step + 1, finite, count, save):
-            progress.say(f"step {step + 1} is skipped: {reason}")
-    progress.close()
+            bar.write(f"step {step + 1} is skipped: {reason}", sys.stdout)
+    bar.close()
     if stop and not last:
         print(
-            f"stopped after step {step}; to go on: {launcher()} train.py --out {run.folder}"
+            f"stopped after step {step}; to go on: {launcher(world())} train.py --out {run.folder}"
             " --resume",
             flush=True,
         )

@@ -388,7 +388,7 @@ def test_too_many_steps_that_are_not_finite_stop_the_run(flags, new, monkeypatch
     """
     with monkeypatch.context() as patch:
         spoil(patch, range(5, 30), "loss")
-        with pytest.raises(UserError, match=r"10 steps in a row .* step 14; .* lower --lr"):
+        with pytest.raises(UserError, match=r"10 steps in a row .* step 14: .* lower --lr"):
             main(*flags, "--steps", "30", "--out", new)
     assert [path.name for path in Run(new).checkpoints()] == ["checkpoint-000000003"]
     main("--out", new, "--resume")
@@ -399,9 +399,7 @@ def test_too_many_steps_that_are_not_finite_stop_the_run(flags, new, monkeypatch
 def test_a_resume_goes_past_steps_with_nothing_to_count(flags, new, monkeypatch):
     with monkeypatch.context() as patch:
         spoil(patch, range(5, 30), "count")
-        with pytest.raises(
-            UserError, match=r"10 steps in a row had nothing .* step 14: .*--resume"
-        ):
+        with pytest.raises(UserError, match=r"10 steps in a row .* step 14: it has nothing"):
             main(*flags, "--steps", "30", "--out", new)
     assert Run(new).newest()["step"] == 14
     main("--out", new, "--resume")
@@ -418,7 +416,7 @@ def test_steps_in_a_row_are_counted_across_an_interruption(flags, new):
     assert Run(new).newest()["skipped"] == {"in_a_row": 6}
     with pytest.MonkeyPatch.context() as patch:
         spoil(patch, range(1, 30), "loss")
-        with pytest.raises(UserError, match=r"10 steps in a row .* step 13;"):
+        with pytest.raises(UserError, match=r"10 steps in a row .* step 13:"):
             main("--out", new, "--resume")
 
 

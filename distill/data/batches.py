@@ -60,8 +60,7 @@ class Text:
                 f"--seq-len {length} leaves no room between [CLS] and [SEP]; give at least 3"
             )
         self.tokenizer, self.length, self.seed = tokenizer, length, seed
-        self.corpora: list[TokenFile | TokenStream] = []
-        weights = []
+        self.corpora, weights = [], []
         for source in sources:
             kind = TokenStream if source.kind == "hub" else TokenFile
             corpus = kind(source, tokenizer, length, seed)
@@ -138,22 +137,19 @@ class Text:
 
         For streams, `documents`, `unknown_share` and `skipped` count what was read so far.
         """
-        rows = []
-        for corpus, share, drawn in zip(self.corpora, self.shares, self.counts, strict=True):
-            statistics = corpus.statistics
-            rows.append(
-                {
-                    "name": corpus.name,
-                    "tokens": corpus.tokens,
-                    "hash": corpus.hash,
-                    "documents": statistics.documents,
-                    "unknown_share": statistics.unknown_share,
-                    "skipped": dict(statistics.skipped),
-                    "share": float(share),
-                    "sequences_drawn": int(drawn),
-                }
-            )
-        return rows
+        return [
+            {
+                "name": corpus.name,
+                "tokens": corpus.tokens,
+                "hash": corpus.hash,
+                "documents": corpus.statistics.documents,
+                "unknown_share": corpus.statistics.unknown_share,
+                "skipped": dict(corpus.statistics.skipped),
+                "share": float(share),
+                "sequences_drawn": int(drawn),
+            }
+            for corpus, share, drawn in zip(self.corpora, self.shares, self.counts, strict=True)
+        ]
 
     def state_dict(self) -> dict:
         return {

@@ -25,7 +25,7 @@ import torch
 from filelock import FileLock
 
 from distill.data.sources import NoColumn, Source, cut, documents, identity, text_of
-from distill.program.progress import Progress
+from distill.program.progress import progress_bar
 from minitransformer.errors import UserError, first_line
 from minitransformer.files import atomic, cache_folder
 from minitransformer.tokenizer import Tokenizer
@@ -72,8 +72,13 @@ class Statistics:
         parts = [f"{count:,} {reason}" for reason, count in sorted(self.skipped.items())]
         return "; skipped: " + ", ".join(parts) if parts else ""
 
-    def check_unknown(self, name: str, tokenizer: Tokenizer) -> None:
-        """Warn or refuse where much of the text is unknown to the tokenizer."""
+    def report(self, name: str, tokenizer: Tokenizer, note: str = "") -> None:
+        """Print what was read; warn or refuse where much of it is unknown to the tokenizer."""
+        print(
+            f"corpus {name}{note}: {self.documents:,} documents, {self.tokens:,} tokens,"
+            f" {self.unknown_share:.1%} of them unknown to the tokenizer{self.reasons()}",
+            flush=True,
+        )
         problem = (
             f"{self.unknown_share:.1%} of the tokens are unknown to the teacher's tokenizer (a"
             f" vocabulary of {tokenizer.vocab_size:,}); give a teacher whose tokenizer knows this"
@@ -83,13 +88,6 @@ class Statistics:
             raise UserError(f"--data {name}: {problem}")
         if self.unknown_share > WARN_UNKNOWN:
             print(f"warning: corpus {name}: {problem}", flush=True)
-
-    def report(self, what: str) -> None:
-        print(
-            f"{what}: {self.documents:,} documents, {self.tokens:,} tokens,"
-            f" {self.unknown_share:.1%} of them unknown to the tokenizer{self.reasons()}",
-            flush=True,
-        )
 
 
 def fingerprint(tokens: np.ndarray) -> int:
@@ -122,8 +120,7 @@ class TokenFile:
         file, sidecar = tokenise(source, tokenizer)
         self.statistics, self.hash = Statistics(**sidecar["statistics"]), sidecar["hash"]
         self.tokens = self.statistics.tokens
-        self.statistics.report(f"corpus {self.name}")
-        self.statistics.check_unknown(self.name, tokenizer)
+        self.statistics.report(self.name, tokenizer)
         self.memory = np.memmap(file, dtype=sidecar["dtype"], mode="r")
         wanted = max(self.body, min(self.tokens // 50, HELD_OUT * self.body))
         self._hold_out(smallest(dict(enumerate(sidecar["held_out"])), wanted))
@@ -255,7 +252,7 @@ def _write_tokens(source: Source, tokenizer: Tokenizer, file: Path) -> dict:
     statistics, digest, groups = Statistics(), hashlib.sha256(), defaultdict(list)
     plain = all(Path(name).suffix in (".txt", ".jsonl") for name in source.files)
     size = sum(os.path.getsize(name) for name in source.files) if plain else 0
-    bar = Progress(f"tokenising {source.name}", size or None)
+    bar = progress_bar(f"tokenising {source.name}", size or None, "B")
     with open(file, "wb") as out:
         for texts in chunks(documents(source, statistics.skipped)):
             start = statistics.tokens
@@ -310,9 +307,8 @@ class TokenStream:
         self.source, self.tokenizer = source, tokenizer
         self.dataset = self._open()
         self.tokens = source.tokens or self._declared_tokens()
-        self.hash = hashlib.sha256(
-            f"{source.dataset} {source.config} {source.split}".encode()
-        ).hexdigest()
+        facts = f"{source.dataset} {source.config} {source.split}"
+        self.hash = hashlib.sha256(facts.encode()).hexdigest()
         self.rng = np.random.default_rng([seed, *source.name.encode()])
         self.statistics, self.passes, self.fresh, self.buffer = Statistics(), 0, 0, None
         self.rest = np.empty(0, dtype=np.int64)  # tokens that are in no row yet
@@ -322,8 +318,7 @@ class TokenStream:
         self.documents = iter(self.dataset)
         while len(self.held) < HELD_OUT * self.body or len(self.rest) < self.body:
             self._read_document()
-        self.statistics.report(f"corpus {self.name} (its beginning)")
-        self.statistics.check_unknown(self.name, tokenizer)
+        self.statistics.report(self.name, tokenizer, " (its beginning)")
 
     def _open(self):
         import datasets  # here, because its two seconds of import are owed by streams alone
@@ -348,9 +343,8 @@ class TokenStream:
         return dataset.select_columns([source.column])
 
     def _declared_tokens(self) -> int | None:
-        splits = self.dataset.info.splits or {}
-        known = self.source.split in splits
-        return splits[self.source.split].num_bytes // 4 if known else None
+        split = (self.dataset.info.splits or {}).get(self.source.split)
+        return split and split.num_bytes // 4
 
     def _read_document(self) -> None:
         """Append the tokens of the stream's next document to those held out or to `rest`."""
@@ -366,7 +360,7 @@ class TokenStream:
             self._start_again()
             return
         column = self.source.column
-        value = row.get(column, NoColumn(list(row)))
+        value = row.get(column, NoColumn(row))
         statistics = self.statistics if self.passes == 0 else Statistics()
         text = text_of(value, f"--data {self.name}: column {column!r}", statistics.skipped)
         new = [self.rest]
@@ -404,7 +398,7 @@ class TokenStream:
     def sequence(self, draw: int, read: bool) -> np.ndarray:
         if self.buffer is None:
             self.buffer = np.stack([self._next_row() for _ in range(BUFFER)])  # (BUFFER, N-2)
-            self.statistics.check_unknown(self.name, self.tokenizer)
+            self.statistics.report(self.name, self.tokenizer, " (so far)")
         slot = int(self.rng.integers(BUFFER))
         sequence = self.buffer[slot].copy()
         self.buffer[slot] = self._next_row()
@@ -413,8 +407,7 @@ class TokenStream:
         return sequence
 
     def held_out(self, sequences: int) -> list[np.ndarray]:
-        rows = self.held[: HELD_OUT * self.body].reshape(HELD_OUT, self.body)
-        return list(rows[:sequences])
+        return list(self.held[: HELD_OUT * self.body].reshape(HELD_OUT, self.body)[:sequences])
 
     def state_dict(self) -> dict:
         return {

@@ -62,7 +62,12 @@ def parse_source(spec: str) -> Source:
     tokens = None
     if re.search(r"@[^/@]*$", where):
         where, _, size = where.rpartition("@")
-        tokens = _parse_size(spec, size)
+        if re.fullmatch(r"\d+(\.\d*)?([eE]\d\d?)?", size):
+            tokens = int(float(size))
+        if not tokens:
+            raise UserError(
+                f"--data {spec}: @{size} is not a number of tokens; write for example @1.2e9"
+            )
     if where.startswith("hub:"):
         parts = where.removeprefix("hub:").split(":")
         if len(parts) > 4 or not parts[0]:
@@ -79,18 +84,6 @@ def parse_source(spec: str) -> Source:
         if _reader(file) is None:
             raise UserError(f"--data {spec}: {file} is none of {', '.join(READERS)}")
     return Source(name, "files", tuple(files), column=column, tokens=tokens)
-
-
-def _parse_size(spec: str, size: str) -> int:
-    try:
-        tokens = int(float(size))
-    except (ValueError, OverflowError):
-        tokens = 0
-    if tokens <= 0:
-        raise UserError(
-            f"--data {spec}: @{size} is not a number of tokens; write for example @1.2e9"
-        )
-    return tokens
 
 
 def identity(source: Source) -> str:
@@ -125,11 +118,8 @@ def identity(source: Source) -> str:
 # --------------------------------------------------------------------------------------------------
 
 
-class NoColumn:
-    """What a reader yields for a row that lacks the column; `columns` are those it has."""
-
-    def __init__(self, columns: list[str]):
-        self.columns = columns
+class NoColumn(list):
+    """What a reader yields for a row that lacks the column: the names of those it has."""
 
 
 def documents(source: Source, skipped: Counter) -> Iterator[str]:
@@ -146,7 +136,7 @@ def documents(source: Source, skipped: Counter) -> Iterator[str]:
         for place, value in _reader(file)(file, source.column):
             rows += 1
             if columns is None and isinstance(value, NoColumn):
-                columns = ", ".join(value.columns[:10])
+                columns = ", ".join(value[:10])
             text = text_of(value, f"{file}, {place}: column {source.column!r}", skipped)
             if text is not None:
                 yield from cut(text)
@@ -179,11 +169,8 @@ def cut(text: str) -> Iterator[str]:
     while len(text) - start > LONGEST_DOCUMENT:
         end = start + LONGEST_DOCUMENT
         place = text.rfind("\n", start + LONGEST_DOCUMENT // 2, end) + 1
-        if place == 0:
-            place = end
-            while place > start and not text[place].isspace():
-                place -= 1
-        if place == start:  # one word of that length
+        place = place or text.rfind(" ", start, end + 1)
+        if place <= start:  # one word of that length
             place = end
         yield text[start:place]
         start = place
@@ -297,7 +284,5 @@ def _lines(file: str, limit: int = -1) -> Iterator[tuple[int, str]]:
     except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
         if getattr(error, "strerror", None):
             raise UserError(f"{file}: cannot be read ({error.strerror})") from None
-        raise UserError(
-            f"{file}: damaged or cut short behind line {number} ({first_line(error)}); fetch or"
-            " compress it again"
-        ) from None
+        problem = f"damaged or cut short behind line {number} ({first_line(error)})"
+        raise UserError(f"{file}: {problem}; fetch or compress it again") from None

@@ -1,29 +1,28 @@
 """Progress of long work: a bar on a terminal, a plain line every ten seconds elsewhere."""
 
-import time
+import sys
 
 from tqdm import tqdm
 
 
-class Progress:
-    """Show how many bytes are done and, where `total` is known, the time that is left."""
+class Lines:
+    """A file for a bar where no terminal is: each state of the bar becomes a printed line."""
 
-    def __init__(self, what: str, total: int | None):
-        self.what, self.total, self.done = what, total, 0
-        self.start = self.last = time.monotonic()
-        self.bar = tqdm(total=total, desc=what, unit="B", unit_scale=True, disable=None)
+    def write(self, text: str) -> None:
+        if text.strip():
+            print(text.strip(), flush=True)
 
-    def update(self, amount: int) -> None:
-        self.done += amount
-        self.bar.update(amount)
-        now = time.monotonic()
-        if self.bar.disable and now - self.last >= 10:
-            self.last = now
-            line = f"{self.what}: {self.done / 1e6:.0f} MB"
-            if self.total:
-                seconds_left = (self.total - self.done) * (now - self.start) / self.done
-                line += f" of {self.total / 1e6:.0f} MB, {seconds_left:.0f} s left"
-            print(line, flush=True)
+    def flush(self) -> None:
+        pass
 
-    def close(self) -> None:
-        self.bar.close()
+
+def progress_bar(what: str, total: int | None, unit: str, done: int = 0) -> tqdm:
+    """Return a bar of `total` units, of which `done` are done; None where it is unknown."""
+    settings = {"desc": what, "total": total, "unit": unit, "initial": done}
+    settings["unit_scale"] = unit == "B"
+    # both: a rank above 0 has no stdout, and must not draw over the bar of rank 0
+    if sys.stdout.isatty() and sys.stderr.isatty():
+        return tqdm(**settings)
+    line = "{desc}: {n_fmt} of {total_fmt}, {remaining} left" if total else "{desc}: {n_fmt}"
+    line += "{postfix}"
+    return tqdm(**settings, file=Lines(), delay=10, mininterval=10, bar_format=line)

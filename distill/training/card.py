@@ -3,6 +3,7 @@
 import shlex
 from pathlib import Path
 
+from distill.training.processes import launcher
 from minitransformer.embedded import EMBEDDED_TEACHER
 from minitransformer.files import atomic
 from minitransformer.model import Encoder
@@ -43,7 +44,7 @@ vectors = SentenceTransformer("{name}").encode(["a sentence"])
 ## Reproduce
 
 ```bash
-{command}
+{launcher} train.py {arguments}
 ```
 """
 
@@ -73,7 +74,8 @@ def write_card(
         steps=settings["steps"],
         text="\n".join(corpora),
         fine_tune=FINE_TUNE if settings["method"] in ("mha", "direct-minilm") else "",
-        command=command(record),
+        launcher=launcher(record["processes"]),
+        arguments=shlex.join(record["argv"][1:]),
         **descriptions,
     )
     with atomic(folder / "README.md") as temporary:
@@ -102,11 +104,3 @@ def hub_id(name: str) -> str | None:
     if name == EMBEDDED_TEACHER:
         return EMBEDDED_ID
     return None if Path(name).exists() else name
-
-
-def command(record: dict) -> str:
-    """Return the command line that began the run."""
-    program = "python train.py"
-    if record["processes"] > 1:
-        program = f"torchrun --nproc-per-node {record['processes']} train.py"
-    return f"{program} {shlex.join(record['argv'][1:])}".rstrip()

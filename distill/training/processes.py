@@ -68,8 +68,6 @@ def leave_together() -> None:
         dist.destroy_process_group()
 
 
-def launcher() -> str:
-    """Return how this program was started: python, or torchrun with as many processes."""
-    if "LOCAL_WORLD_SIZE" not in os.environ:
-        return "python"
-    return f"torchrun --nproc-per-node {os.environ['LOCAL_WORLD_SIZE']}"
+def launcher(processes: int) -> str:
+    """Return the command that starts a program in so many processes."""
+    return "python" if processes == 1 else f"torchrun --nproc-per-node {processes}"

@@ -4,11 +4,13 @@ import math
 import statistics
 from pathlib import Path
 
+import safetensors.torch
+
 from distill.program import cost
 from distill.program.table import columns
 from distill.training.card import write_card
 from distill.training.models import Models
-from distill.training.run import Run, write_tensors
+from distill.training.run import Run
 from minitransformer.files import atomic
 from minitransformer.model import Encoder
 from minitransformer.pretrained import save_pretrained
@@ -43,7 +45,9 @@ def finish(config, run: Run, models: Models, text) -> None:
     """
     teacher, student = models.teacher, models.student.eval()
     if maps := dict(models.method.named_parameters()):
-        write_tensors(run.folder / "projections.safetensors", maps)
+        maps = {name: parameter.detach().cpu() for name, parameter in maps.items()}
+        with atomic(run.folder / "projections.safetensors") as temporary:
+            temporary.write_bytes(safetensors.torch.save(maps))
     save_pretrained(run.folder, student, models.tokenizer)
     records = run.records()
     steps = [r for r in records if r["event"] == "step"]

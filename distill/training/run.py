@@ -20,12 +20,10 @@ from pathlib import Path
 
 import torch
 from filelock import FileLock, Timeout
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 
 from distill.training.processes import same_on_all_ranks
 from minitransformer.errors import UserError, first_line
-from minitransformer.files import atomic, flush
+from minitransformer.files import flush
 
 
 class Run:
@@ -59,17 +57,13 @@ class Run:
         All ranks return the folder of rank 0.
         """
         if self.writes:
-            names = [self.folder] if self.folder else (f"{stem}-{n}" for n in itertools.count(1))
-            for name in map(Path, names):
-                try:
-                    name.mkdir(parents=True)
-                    self.folder = name
-                    break
-                except OSError as error:
-                    if self.folder or not isinstance(error, FileExistsError):
-                        raise UserError(
-                            f"--out {name}: cannot be made ({error.strerror})"
-                        ) from None
+            if self.folder is None:
+                names = (Path(f"{stem}-{n}") for n in itertools.count(1))
+                self.folder = next(name for name in names if not name.exists())
+            try:
+                self.folder.mkdir(parents=True)
+            except OSError as error:
+                raise UserError(f"--out {self.folder}: cannot be made ({error.strerror})") from None
             self.lock()
         self.folder = same_on_all_ranks(self.folder)
         return self.folder
@@ -235,12 +229,3 @@ def _inputs(record: dict) -> dict[str, str | None]:
 def _digest(file: Path) -> str:
     with open(file, "rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def write_tensors(file: Path, tensors: dict) -> None:
-    """Write a safetensors file that is either whole or absent."""
-    try:
-        with atomic(file) as temporary:
-            save_file({n: t.detach().cpu().contiguous() for n, t in tensors.items()}, temporary)
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{file}: cannot be written ({first_line(error)})") from None

@@ -20,26 +20,20 @@ class SkippedSteps:
         before, so that --resume goes past it; if its loss was not finite, the run resumes from
         where it was still finite.
         """
+        self.in_a_row = 0 if taken else self.in_a_row + 1
         if taken:
-            self.in_a_row = 0
             return ""
-        self.in_a_row += 1
-        enough = self.in_a_row >= LONGEST
-        if count == 0:
-            if enough:
+        reason = "its loss or gradient is not finite" if count else "it has nothing to learn from"
+        if self.in_a_row == LONGEST:
+            remedy = "go on with --resume and a lower --lr"
+            if count == 0:
+                remedy = "all its tokens are special; go past them with --resume"
                 self.in_a_row = 0
                 save(step)
-                raise UserError(
-                    f"{LONGEST} steps in a row had nothing to learn from, up to step {step}: their"
-                    " tokens are all special; go past them with --resume, or train on other text"
-                )
-            return "it has nothing to learn from"
-        if enough:
             raise UserError(
-                f"{LONGEST} steps in a row had no finite loss or gradient, up to step {step}; go on"
-                " with --resume and a lower --lr"
+                f"{LONGEST} steps in a row were skipped, up to step {step}: {reason}; {remedy}"
             )
-        return "its loss or gradient is not finite"
+        return reason
 
     def state_dict(self) -> dict:
         return {"in_a_row": self.in_a_row}
