@@ -164,7 +164,7 @@ def read_tokenizer(files: dict[str, bytes], config: EncoderConfig) -> Tokenizer:
     settings = json_object(files, "tokenizer_config.json")
     named = settings | json_object(files, "special_tokens_map.json")
     declared = json_object(files, "config.json").get("tokenizer_class")
-    settings = {"tokenizer_class": declared} | settings | {"model_type": config.model_type}
+    settings = {"tokenizer_class": declared} | settings
     names = {k: text_of(named[k]) for k in (*KINDS, "bos_token", "eos_token") if named.get(k)}
     notes = []
     pipeline = read_pipeline(files, settings, names, notes)

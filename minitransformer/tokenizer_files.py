@@ -1,17 +1,15 @@
 """Build a tokenizer's pipeline from the files that checkpoints come with.
 
-Read is, in this order: tokenizer.json; BERT's vocab.txt; RoBERTa's vocab.json with merges.txt;
-sentencepiece.bpe.model of XLM-R and CamemBERT. For each, the pipeline is the one that transformers
-builds from the same file (models/*/tokenization_*.py, convert_slow_tokenizer.py). A file that some
-other class reads in another way is refused: its ids would be wrong without a sign of it.
+Read is, in this order: tokenizer.json; BERT's vocab.txt; RoBERTa's vocab.json with merges.txt. For
+each, the pipeline is the one that transformers builds from the same file
+(models/*/tokenization_*.py). A file that some other class reads in another way, or that is not read
+here, is refused: its ids would be wrong without a sign of it.
 """
 
 import json
-import struct
-from collections.abc import Iterator
 
-from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors
 from tokenizers import Tokenizer as Pipeline
+from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from minitransformer.errors import UserError
 
@@ -40,7 +38,6 @@ READERS = {
     | {"Bert", "DistilBert", "Electra", "MobileBert", "ConvBert", "SqueezeBert", "LayoutLM"}
     | {"Roberta", "RetriBert", "DPRContextEncoder", "DPRQuestionEncoder", "DPRReader"},
     "vocab.json": ANY | {"Roberta", "GPT2", "Longformer", "Bart", "LED", "MVP"},
-    "sentencepiece.bpe.model": ANY | {"XLMRoberta", "Camembert"},
 }
 REMEDY = "a tokenizer.json that gives the model's ids would be read"
 
@@ -73,13 +70,13 @@ def read_pipeline(files: dict[str, bytes], settings: dict, names: dict, notes: l
             raise UserError(f"vocab.json has no byte-level pieces (none holds 'Ġ'); {REMEDY}")
         names |= ROBERTA_NAMES | names
         return roberta_pipeline(vocab, files["merges.txt"].decode(), settings, names)
-    if "sentencepiece.bpe.model" in files:
-        check_reader("sentencepiece.bpe.model", settings, files)
-        names |= ROBERTA_NAMES | names
-        camembert = "camembert" in (settings.get("model_type"), reader_of(settings).lower())
-        return unigram_pipeline(files["sentencepiece.bpe.model"], camembert, names)
-    if "spiece.model" in files:
-        raise UserError(f"spiece.model alone: only sentencepiece.bpe.model is supported; {REMEDY}")
+    for name in ("sentencepiece.bpe.model", "spiece.model"):
+        if name in files:
+            raise UserError(
+                f"{name} alone cannot be read; {REMEDY}, and with sentencepiece and protobuf"
+                " installed, transformers writes it: "
+                "XLMRobertaTokenizerFast.from_pretrained(FOLDER).save_pretrained(FOLDER)"
+            )
     raise UserError("no tokenizer.json, nor vocab.txt, nor vocab.json with merges.txt")
 
 
@@ -152,93 +149,9 @@ def roberta_pipeline(vocab: dict, merges_txt: str, settings: dict, names: dict) 
     return pipeline
 
 
-def unigram_pipeline(model: bytes, camembert: bool, names: dict) -> Pipeline:
-    """XLM-R and CamemBERT: SentencePiece's unigrams, behind special tokens in fairseq's order."""
-    pieces, charsmap, algorithm = read_sentencepiece(model)
-    if algorithm != 1 or [piece for piece, _, _ in pieces[:3]] != ["<unk>", "<s>", "</s>"]:
-        raise UserError(
-            "sentencepiece.bpe.model is not a unigram model that begins with <unk>, <s> and </s>,"
-            f" as XLM-R's and CamemBERT's are; {REMEDY}"
-        )
-    scored = [(piece, score) for piece, score, _ in pieces]
-    if camembert:
-        start = ["<s>NOTUSED", names["pad_token"], "</s>NOTUSED", names["unk_token"]]
-        vocab = [(piece, 0.0) for piece in start] + [("<unk>NOTUSED", -100.0)] + scored[1:]
-    else:
-        start = [names[kind] for kind in ("cls_token", "pad_token", "sep_token", "unk_token")]
-        vocab = [(piece, 0.0) for piece in start] + scored[3:]
-    vocab.append((names["mask_token"], 0.0))
-    pipeline = Pipeline(models.Unigram(vocab, unk_id=3))
-    if charsmap:
-        pipeline.normalizer = normalizers.Precompiled(charsmap)
-    words = [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace()]
-    pipeline.pre_tokenizer = pre_tokenizers.Sequence(words)
-    pipeline.decoder = decoders.Metaspace()
-    cls, sep = names["cls_token"], names["sep_token"]
-    pipeline.post_processor = processors.TemplateProcessing(
-        single=[cls, "$A", sep],
-        pair=[cls, "$A", sep, sep, "$B", sep],
-        special_tokens=[(name, pipeline.token_to_id(name)) for name in (cls, sep)],
-    )
-    own = [piece for piece, _, kind in pieces if kind == 4]  # USER_DEFINED: never split
-    pipeline.add_tokens([AddedToken(piece, normalized=False) for piece in own])
-    return pipeline
-
-
 def ends(names: dict, vocab: dict[str, int]) -> list[tuple[str, int]]:
     """Return (text, id) of the tokens after and before a text."""
     lacking = [names[kind] for kind in ("cls_token", "sep_token") if names[kind] not in vocab]
     if lacking:
         raise UserError(f"the tokenizer's vocabulary lacks {', '.join(map(repr, lacking))}")
     return [(names[kind], vocab[names[kind]]) for kind in ("sep_token", "cls_token")]
-
-
-# ---- SentencePiece's own format ------------------------------------------------------------------
-
-
-def read_sentencepiece(data: bytes) -> tuple[list[tuple[str, float, int]], bytes, int]:
-    """Return (pieces as (text, score, type), normalisation table, algorithm) of a model file.
-
-    Source   sentencepiece_model.proto: ModelProto 1 pieces, 2 trainer_spec, 3 normalizer_spec;
-             SentencePiece 1 piece, 2 score, 3 type; TrainerSpec 3 model_type, 1 = unigram;
-             NormalizerSpec 2 precompiled_charsmap
-    """
-    pieces, charsmap, algorithm = [], b"", 1
-    for number, value in protobuf_fields(data):
-        if number == 1:
-            piece = dict(protobuf_fields(value))
-            [score] = struct.unpack("<f", piece.get(2, bytes(4)))
-            pieces.append((piece[1].decode(), score, piece.get(3, 1)))
-        elif number == 2:
-            algorithm = dict(protobuf_fields(value)).get(3, 1)
-        elif number == 3:
-            charsmap = dict(protobuf_fields(value)).get(2, b"")
-    return pieces, charsmap, algorithm
-
-
-def protobuf_fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
-    """Yield (field number, value) of a protobuf message: an int, or the bytes of anything else."""
-    position = 0
-
-    def varint() -> int:
-        nonlocal position
-        value, shift = 0, 0
-        while True:
-            byte = data[position]
-            position += 1
-            value |= (byte & 127) << shift
-            shift += 7
-            if byte < 128:
-                return value
-
-    while position < len(data):
-        key = varint()
-        wire_type = key & 7
-        if wire_type == 0:
-            yield key >> 3, varint()
-            continue
-        size = {1: 8, 5: 4}.get(wire_type) or varint()
-        if position + size > len(data):
-            raise ValueError("sentencepiece.bpe.model is damaged")
-        yield key >> 3, data[position : position + size]
-        position += size

@@ -2,12 +2,11 @@
 
 checkpoint(folder, model_type, files, config, settings, tensors, **sizes)   2 layers x 32
 word_pieces(...)  byte_level(...)  unigrams(...)        pipelines for tokenizer.json
-vocab_txt(...)  byte_files()  sentencepiece(...)        other files' contents
+vocab_txt(...)  byte_files()                            other files' contents
 """
 
 import json
 import string
-import struct
 
 import tokenizers
 from conftest import tiny_config, tiny_encoder
@@ -87,29 +86,6 @@ def unigrams(start=START, prepend="always", split=True):
     )
     pipeline.add_special_tokens([*START, AddedToken("<mask>", lstrip=True)])
     return pipeline
-
-
-def sentencepiece(algorithm=1):
-    """A SentencePiece model: pieces (text, score, type), then what trained it."""
-
-    def message(number, content):
-        return bytes([number << 3 | 2, len(content)]) + content
-
-    pieces = [
-        ("<unk>", 0.0, 2),
-        ("<s>", 0.0, 3),
-        ("</s>", 0.0, 3),
-        ("▁", -5.0, 1),
-        ("<ent>", 0.0, 4),
-    ]
-    pieces += [(piece, -float(i % 20 + 1), 1) for i, piece in enumerate(PIECES)]
-    parts = []
-    for text, score, kind in pieces:
-        piece = (
-            message(1, text.encode()) + b"\x15" + struct.pack("<f", score) + bytes([3 << 3, kind])
-        )
-        parts.append(message(1, piece))
-    return b"".join(parts) + message(2, bytes([3 << 3, algorithm]))
 
 
 def vocab_txt(words=BERT_WORDS):

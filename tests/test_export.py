@@ -18,7 +18,6 @@ from checkpoints import (
     byte_files,
     byte_level,
     checkpoint,
-    sentencepiece,
     unigrams,
     vocab_txt,
     word_pieces,
@@ -106,9 +105,8 @@ def roberta(pipeline=None, name="Roberta", **settings):
     return {"model_type": "roberta", "files": files, "settings": declared(name) | settings}
 
 
-def xlm_r(pipeline=None, name="XLMRoberta", model_type="xlm-roberta", **settings):
-    files = {"sentencepiece.bpe.model": sentencepiece()}
-    files = files if pipeline is None else {"tokenizer.json": pipeline}
+def xlm_r(pipeline, name="XLMRoberta", model_type="xlm-roberta", **settings):
+    files = {"tokenizer.json": pipeline}
     return {"model_type": model_type, "files": files, "settings": declared(name) | settings}
 
 
@@ -161,10 +159,7 @@ KINDS = {
     "unigrams without space": xlm_r(unigrams(prepend="never", split=False), add_prefix_space=True),
     "unigrams, space but first": xlm_r(unigrams(prepend="first", split=False), ""),
     "unigrams in BERT": xlm_r(unigrams(), "Bert", "bert", do_lower_case=True),
-    "sentencepiece": xlm_r(name=""),
-    "sentencepiece in BERT": xlm_r(model_type="bert"),
     "CamemBERT": xlm_r(unigrams(CAMEMBERT_START), "Camembert", "camembert"),
-    "CamemBERT's sentencepiece": xlm_r(name="Camembert", model_type="camembert"),
 }
 # One of each family in every run, the others among the slow tests.
 FAST = ["vocab.txt alone", "word pieces in RoBERTa", "unigrams in BERT"]
