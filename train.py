@@ -27,7 +27,7 @@ from distill.hs import STRATEGIES
 from distill.method import Batch, Method
 from distill.program import cli
 from distill.program.cli import setting
-from distill.program.machine import autocast, can_compile, choose_device, choose_precision, machine
+from distill.program.machine import autocast, can_compile, choose_device, choose_precision
 from distill.program.progress import progress_bar
 from distill.training.held_out import held_out_loss
 from distill.training.models import freeze_unreached, load_models
@@ -41,7 +41,7 @@ from distill.training.processes import (
     sums_over_ranks,
     world,
 )
-from distill.training.report import describe_encoder, describe_size, describe_start, finish
+from distill.training.report import announce, finish
 from distill.training.resume import begin, is_finished, resume, resumed_settings, start_record
 from distill.training.run import Run
 from distill.training.signals import Signals
@@ -208,15 +208,7 @@ def distil(config: TrainConfig, run: Run) -> int:
     parts = {"student": student, "method": method, "optimizer": optimizer, "skipped": skipped}
     record = start_record(config, models, text)
     first = resume(run, record, {**parts, "text": text}) if config.resume else begin(run, record)
-    print(
-        f"student: {describe_encoder(student)};"
-        f" {describe_start(config.init, models.start['layers'])}"
-    )
-    print(f"{config.method}: {method.describe()}")
-    if frozen:
-        print(frozen)
-    size = describe_size(text.describe())
-    print(f"text: {size}; {config.precision} on {machine()}; {run.folder}", flush=True)
+    announce(config, run, models, text, frozen)
 
     batches = Prefetcher(
         text,
@@ -256,7 +248,7 @@ def distil(config: TrainConfig, run: Run) -> int:
         began = time.perf_counter()
         lr = learning_rate(step, config.steps, config.lr, config.warmup)
         set_learning_rate(optimizer, lr)
-        totals, counts = [], []
+        sums = []  # (sum of the loss, its count) of each micro-batch
         micro_batches = [batch.to(device) for batch in batches.next()]  # ids and mask (B, N)
         for turn, batch in enumerate(micro_batches, 1):
             with average_gradients(wrapped, now=turn == len(micro_batches)):
@@ -264,10 +256,9 @@ def distil(config: TrainConfig, run: Run) -> int:
                     # the method runs teacher and student, as far up as it reads them
                     total, count = wrapped(teacher, batch)
                 total.backward()  # of the sum: gradients of micro-batches add up
-            totals.append(total.detach())
-            counts.append(count)
+            sums.append((total.detach(), count))
         # loss = sum over micro-batches and ranks / their count: how a step is cut changes nothing
-        total, count, votes = sums_over_ranks(totals, counts, [signals.vote(device)])
+        total, count, votes = sums_over_ranks(*zip(*sums, strict=True), [signals.vote(device)])
         loss = total / count if count else math.nan
         # DistributedDataParallel left the mean over ranks of the gradient of their sums
         scale = world() / count if count else 0.0

@@ -113,7 +113,12 @@ def build_start(settings: dict, teacher: Encoder | None) -> Start:
     if is_folder(init):
         student, tokenizer = load_pretrained(init)
         config = student.config
-        check_sizes(settings, config)
+        for name, size in sizes(config).items():
+            if settings[name] not in (None, size):
+                flag = "--" + name.replace("_", "-")
+                raise UserError(
+                    f"{flag} {settings[name]}, but --init {init} has {size}; leave {flag} out"
+                )
         if not kind.needs_teacher:
             teacher = None
     else:
@@ -128,24 +133,15 @@ def build_start(settings: dict, teacher: Encoder | None) -> Start:
     )
     if is_folder(init):
         if kind.masked_text and student.mlm_head is None:
-            add_mlm_head(student, teacher, settings["seed"])
+            fresh = start_student("random", config, None, settings["seed"], mlm_head=True)
+            student.mlm_head = fresh.mlm_head
+            _copy_mlm_head(student, teacher)
         return Start(student, method, init, tokenizer=tokenizer)
     top = getattr(method, "teacher_layer", None) or teacher.config.num_hidden_layers
     student = start_student(
         init, config, teacher, settings["seed"], mlm_head=kind.masked_text, top=top
     )
     return Start(student, method, init, copied_layers(init, config, teacher.config, top))
-
-
-def check_sizes(settings: dict, config: EncoderConfig) -> None:
-    """Refuse `--student-*` that contradict the folder of `--init`."""
-    for name, size in sizes(config).items():
-        if settings[name] not in (None, size):
-            flag = "--" + name.replace("_", "-")
-            raise UserError(
-                f"{flag} {settings[name]}, but --init {settings['init']} has {size};"
-                f" leave {flag} out"
-            )
 
 
 def default_init(student: EncoderConfig, teacher: EncoderConfig) -> str:
@@ -157,7 +153,7 @@ def default_init(student: EncoderConfig, teacher: EncoderConfig) -> str:
 def start_student(
     init: str,
     config: EncoderConfig,
-    teacher: Encoder,
+    teacher: Encoder | None,
     seed: int,
     *,
     mlm_head: bool,
@@ -165,6 +161,7 @@ def start_student(
 ) -> Encoder:
     """Return a student of `config` that starts as `init` says (any but FOLDER).
 
+    teacher    may be None for `random`
     mlm_head   give it one: the teacher's where the widths agree, else a random one
     top        the highest teacher layer that the method reads; None: the teacher's last
     """
@@ -252,14 +249,6 @@ def _copy_embeddings(student: Encoder, teacher: Encoder) -> None:
     for name, table in student.embeddings.named_parameters():
         if table.dim() == 2:
             table.copy_(teacher.embeddings.get_parameter(name).double() @ directions)
-
-
-def add_mlm_head(student: Encoder, teacher: Encoder | None, seed: int) -> None:
-    """Give the student an MLM head: the teacher's where the widths agree, else a random one."""
-    fresh = Encoder(student.config, mlm_head=True)
-    fresh.reset_parameters(torch.Generator().manual_seed(seed))
-    student.mlm_head = fresh.mlm_head
-    _copy_mlm_head(student, teacher)
 
 
 def _copy_mlm_head(student: Encoder, teacher: Encoder | None) -> None:

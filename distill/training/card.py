@@ -1,5 +1,6 @@
 """The model card: RUN/README.md in the form that the Hugging Face hub reads."""
 
+import re
 import shlex
 from pathlib import Path
 
@@ -14,8 +15,10 @@ FINE_TUNE = """
 layer never learned, so its sentence vectors say little before that.
 """
 CARD = """---
-{metadata}
----
+library_name: transformers
+pipeline_tag: {task}
+tags: [distillation, {method}, sentence-transformers]
+{known}---
 
 # {name}
 
@@ -61,12 +64,18 @@ def write_card(
     settings = record["settings"]
     # MLM may have no teacher; then it goes on with the model that --init names
     source = settings["teacher"] if record["teacher"] else settings["init"]
+    known = f"base_model: {hub_id(source)}\n" if hub_id(source) else ""
+    datasets = [re.match("[^=]*=hub:([^:@]+)", spec) for spec in settings["data"]]
+    datasets = [found[1] for found in datasets if found and hub_id(found[1])]
+    if datasets:
+        known += f"datasets: [{', '.join(datasets)}]\n"
     corpora = []
     for corpus in text:
         size = "size unknown" if corpus["tokens"] is None else f"{corpus['tokens']:,} tokens"
         corpora.append(f"- {corpus['name']}: {corpus['share']:.1%} of the sequences, {size}")
     card = CARD.format(
-        metadata=metadata(settings, source, student.mlm_head is not None),
+        task="fill-mask" if student.mlm_head is not None else "feature-extraction",
+        known=known,
         name=folder.name,
         verb="trained further" if settings["method"] == "mlm" else "distilled",
         source=hub_id(source) or source,
@@ -80,23 +89,6 @@ def write_card(
     )
     with atomic(folder / "README.md") as temporary:
         temporary.write_text(card, "utf-8")
-
-
-def metadata(settings: dict, source: str, mlm_head: bool) -> str:
-    """Return the YAML that the hub indexes; what is not known is left out."""
-    lines = ["library_name: transformers"]
-    lines.append(f"pipeline_tag: {'fill-mask' if mlm_head else 'feature-extraction'}")
-    lines += ["tags:", "- distillation", f"- {settings['method']}", "- sentence-transformers"]
-    if hub_id(source):
-        lines.append(f"base_model: {hub_id(source)}")
-    datasets = []
-    for spec in settings["data"]:
-        dataset = spec.partition("=hub:")[2].split(":")[0].split("@")[0]
-        if dataset and hub_id(dataset):
-            datasets.append(f"- {dataset}")
-    if datasets:
-        lines += ["datasets:", *datasets]
-    return "\n".join(lines)
 
 
 def hub_id(name: str) -> str | None:

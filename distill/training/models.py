@@ -37,8 +37,12 @@ def load_models(config) -> tuple[Models, object]:
     start = build_start(asdict(config), teacher)
     student, method = start.student, start.method
     if start.tokenizer is not None:
-        if tokenizer is not None:
-            check_tokenizers(config, start.tokenizer, tokenizer)
+        if tokenizer is not None and tokenizer.hash != start.tokenizer.hash:
+            raise UserError(
+                f"the tokenizers differ: --init {config.init} has {start.tokenizer.vocab_size}"
+                f" tokens, --teacher {config.teacher} has {tokenizer.vocab_size} (or the same in"
+                " another way); a student reads with its teacher's"
+            )
         tokenizer = start.tokenizer
     method.check_models(student, teacher)
     for name, model in (("student", student), ("teacher", teacher)):
@@ -54,16 +58,6 @@ def load_models(config) -> tuple[Models, object]:
     start_record = {"hash": weights_hash(student), "layers": start.layers}
     models = Models(teacher, student, method, tokenizer, teacher_record, start_record)
     return models, replace(config, **chosen)
-
-
-def check_tokenizers(config, student: Tokenizer, teacher: Tokenizer) -> None:
-    """Refuse a student that reads another way than its teacher."""
-    if student.hash != teacher.hash:
-        raise UserError(
-            f"the tokenizers differ: --init {config.init} has {student.vocab_size} tokens"
-            f" ({student.hash[:8]}), --teacher {config.teacher} {teacher.vocab_size}"
-            f" ({teacher.hash[:8]}); a student reads with its teacher's"
-        )
 
 
 def freeze_unreached(

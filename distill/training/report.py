@@ -7,6 +7,7 @@ from pathlib import Path
 import safetensors.torch
 
 from distill.program import cost
+from distill.program.machine import machine
 from distill.program.table import columns
 from distill.training.card import write_card
 from distill.training.models import Models
@@ -14,6 +15,17 @@ from distill.training.run import Run
 from minitransformer.files import atomic
 from minitransformer.model import Encoder
 from minitransformer.pretrained import save_pretrained
+
+
+def announce(config, run: Run, models: Models, text, frozen: str) -> None:
+    """Print what is about to be trained, on what."""
+    start = describe_start(config.init, models.start["layers"])
+    print(f"student: {describe_encoder(models.student)}; {start}")
+    print(f"{config.method}: {models.method.describe()}")
+    if frozen:
+        print(frozen)
+    size = describe_size(text.describe())
+    print(f"text: {size}; {config.precision} on {machine()}; {run.folder}", flush=True)
 
 
 def describe_encoder(encoder: Encoder) -> str:
