@@ -91,10 +91,10 @@ def to_hugging_face(encoder: Encoder) -> dict[str, Tensor]:
 
 def from_hugging_face(
     tensors: dict[str, Tensor], config: EncoderConfig
-) -> tuple[dict[str, Tensor], bool, list[str]]:
-    """Convert Hugging Face's tensors: return (our state dict, has an MLM head, notes).
+) -> tuple[Encoder, list[str]]:
+    """Return (Encoder, notes) of Hugging Face's tensors.
 
-    The state dict is float32 in memory of its own, whatever the file held or shared. The notes say
+    Its weights are float32 in memory of their own, whatever the file held or shared. The notes say
     what was dropped or removed from names.
     Errors   UserError: tensors that are missing, unknown, twice there, of another shape or kind;
              all together, the cause first, three by name.
@@ -107,7 +107,7 @@ def from_hugging_face(
         notes.append(f"dropped the MLM head: its decoder is not tied, it differs from {difference}")
         tensors = {name: t for name, t in tensors.items() if not name.startswith(f"{head}.")}
     has_head = any(name.startswith(f"{head}.") for name in tensors)
-    with torch.device("meta"):
+    with torch.device("meta"):  # no time spent on a random start that is thrown away
         encoder = Encoder(config, mlm_head=has_head)
     table = name_table(encoder)
     shapes = {table[ours]: tensor.shape for ours, tensor in encoder.state_dict().items()}
@@ -126,8 +126,11 @@ def from_hugging_face(
         causes = [cause or wrong_depth(tensors, config), listed(problems, "; ")]
         raise UserError("the weights do not fit: " + "; ".join(filter(None, causes)))
 
-    state = {ours: tensors[name].to(torch.float32, copy=True) for ours, name in table.items()}
-    return {name: tensor.contiguous() for name, tensor in state.items()}, has_head, notes
+    state = {}
+    for ours, name in table.items():
+        state[ours] = tensors[name].to(torch.float32, copy=True).contiguous()
+    encoder.load_state_dict(state, assign=True)
+    return encoder, notes
 
 
 def current_names(tensors, config):

@@ -59,12 +59,9 @@ def read_encoder(folder: Path) -> tuple[Encoder, list[str]]:
     """Return (Encoder, notes on what was dropped) of a folder with config.json and weights."""
     values, tensors = read_json(folder / "config.json"), read_weights(folder)
     config = EncoderConfig.from_dict(values, tensors)
-    state, has_head, notes = from_hugging_face(tensors, config)
+    encoder, notes = from_hugging_face(tensors, config)
     if not values.get("model_type"):
         notes.append(f"config.json has no model_type, read as {config.model_type}")
-    with torch.device("meta"):  # no time spent on a random start that is thrown away
-        encoder = Encoder(config, mlm_head=has_head)
-    encoder.load_state_dict(state, assign=True)
     return encoder.eval(), notes
 
 

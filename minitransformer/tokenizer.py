@@ -45,7 +45,6 @@ class Tokenizer:
     """
 
     def __init__(self, pipeline: Pipeline, names: dict[str, str], pair_types: bool, notes=()):
-        self.stored = pipeline.truncation, pipeline.padding  # only for the export
         pipeline.no_truncation()
         pipeline.no_padding()
         self.pipeline = pipeline
@@ -106,16 +105,8 @@ class Tokenizer:
 
     def save(self, tokenizer_json: Path, tokenizer_config: Path, config: EncoderConfig) -> None:
         """Write the two files of an export with an encoder of these sizes."""
-        truncation, padding = self.stored
-        if truncation:
-            self.pipeline.enable_truncation(**truncation)
-        if padding:
-            self.pipeline.enable_padding(**padding)
         text = self.pipeline.to_str()
-        self.pipeline.no_truncation()
-        self.pipeline.no_padding()
         tokenizer_json.write_bytes(text.encode())
-
         inputs = ["input_ids", "token_type_ids", "attention_mask"]
         if not self.pair_types or config.type_vocab_size < 2:
             inputs.remove("token_type_ids")

@@ -6,9 +6,9 @@ That the name table is right, test_parity.py shows.
 import pytest
 import torch
 import transformers
-from conftest import tiny_config, tiny_encoder
+from conftest import same, tiny_config, tiny_encoder
 
-from minitransformer import Encoder, UserError
+from minitransformer import UserError
 from minitransformer.convert import family, from_hugging_face, to_hugging_face
 from minitransformer.model_types import MODEL_TYPES
 
@@ -61,11 +61,8 @@ def test_every_layout_gives_the_same_encoder_and_comes_back_bit_equal(layout, te
     rename, note = LAYOUTS[layout]
     renamed = {rename(name): tensor for name, tensor in tensors.items()}
     assert len(renamed) == len(tensors)
-    state, has_head, notes = from_hugging_face(renamed, tiny_config())
-    assert has_head
+    encoder, notes = from_hugging_face(renamed, tiny_config())
     assert notes == [*([note] if note else []), HEADS]
-    encoder = Encoder(tiny_config())
-    encoder.load_state_dict(state)
     back = to_hugging_face(encoder)
     left_out = ("pooler", "seq_relationship", "decoder", "position_ids")
     wanted = {n: t for n, t in tensors.items() if not any(part in n for part in left_out)}
@@ -80,33 +77,31 @@ def test_export_then_import_is_the_same_encoder(model_type, mlm_head):
     exported = to_hugging_face(encoder)
     prefix = family(encoder.config)[0]
     assert all(name.startswith((prefix, "cls.", "lm_head.")) for name in exported) == mlm_head
-    state, has_head, notes = from_hugging_face(exported, encoder.config)
-    assert (has_head, notes) == (mlm_head, [])
-    assert state.keys() == encoder.state_dict().keys()
-    assert all(torch.equal(state[name], t) for name, t in encoder.state_dict().items())
+    again, notes = from_hugging_face(exported, encoder.config)
+    assert notes == []
+    assert same(again, encoder)
 
 
 def test_a_bias_that_stands_only_at_the_decoder_is_found(tensors):
     bias = tensors.pop("cls.predictions.bias")
-    state, _, _ = from_hugging_face(tensors, tiny_config())
-    assert torch.equal(state["mlm_head.bias"], bias)
+    encoder, _ = from_hugging_face(tensors, tiny_config())
+    assert torch.equal(encoder.mlm_head.bias, bias)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_other_precisions_become_float32_of_the_same_value(dtype, tensors):
     tensors = {n: t.to(dtype) if t.is_floating_point() else t for n, t in tensors.items()}
-    state, has_head, _ = from_hugging_face(tensors, tiny_config())
-    assert has_head
-    assert {tensor.dtype for tensor in state.values()} == {torch.float32}
+    encoder, _ = from_hugging_face(tensors, tiny_config())
+    assert {tensor.dtype for tensor in encoder.parameters()} == {torch.float32}
     expected = tensors["bert.encoder.layer.2.output.dense.weight"].float()
-    assert torch.equal(state["blocks.2.contract.weight"], expected)
+    assert torch.equal(encoder.blocks[2].contract.weight, expected)
 
 
 def test_the_state_has_memory_of_its_own(tensors):
     """A pickle may store one tensor under two names, transposed: training must not couple them."""
     query, key = (f"bert.encoder.layer.0.attention.self.{x}.weight" for x in ("query", "key"))
     tensors[key] = tensors[query].t()
-    state, _, _ = from_hugging_face(tensors, tiny_config())
+    state = from_hugging_face(tensors, tiny_config())[0].state_dict()
     state["blocks.0.query.weight"].zero_()
     assert (state["blocks.0.key.weight"] != 0).any()
     assert (tensors[query] != 0).any()
@@ -118,25 +113,24 @@ def test_the_state_has_memory_of_its_own(tensors):
 
 def test_heads_of_tasks_are_dropped_and_named(tensors):
     tensors = {name: t for name, t in tensors.items() if not name.startswith("cls.")}
-    encoder, _, notes = from_hugging_face(tensors, tiny_config())
+    encoder, notes = from_hugging_face(tensors, tiny_config())
     assert notes == ["dropped the pooler, which no method here uses"]
     for name in ("classifier.weight", "classifier.bias", "qa_outputs.bias", "score.weight"):
         tensors[name] = torch.zeros(2)
     tensors |= {"fit_dense.bias": torch.zeros(2), "x" * 3000 + "\n": torch.zeros(2)}
-    again, has_head, notes = from_hugging_face(tensors, tiny_config())
-    assert not has_head
+    again, notes = from_hugging_face(tensors, tiny_config())
+    assert again.mlm_head is None
     assert notes == [
         "dropped 'classifier', 'fit_dense', 'qa_outputs', and 3 more, which no method here uses"
     ]
-    assert all(torch.equal(again[name], encoder[name]) for name in encoder)
+    assert same(again, encoder)
 
 
 @pytest.mark.parametrize("part", ["weight", "bias"])
 def test_the_head_is_dropped_when_its_decoder_is_not_tied(part, tensors):
     tensors[f"cls.predictions.decoder.{part}"][-1] += 1e-3
-    state, has_head, notes = from_hugging_face(tensors, tiny_config())
-    assert not has_head
-    assert not any(name.startswith("mlm_head") for name in state)
+    encoder, notes = from_hugging_face(tensors, tiny_config())
+    assert encoder.mlm_head is None
     original = {"weight": WORDS, "bias": "cls.predictions.bias"}[part]
     note = f"dropped the MLM head: its decoder is not tied, it differs from {original}"
     assert notes == [HEADS, note]

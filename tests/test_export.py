@@ -193,8 +193,6 @@ def test_every_reader_of_the_export_gives_the_ids_of_training(kind, tmp_path):
     assert ids == (tokenizer.cls_id, tokenizer.sep_id, tokenizer.pad_id, tokenizer.mask_id)
 
     raw = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
-    raw.no_truncation()
-    raw.no_padding()
     assert [row.ids for row in raw.encode_batch(LINES, add_special_tokens=False)] == corpus
 
     sentences = sentence_transformers.SentenceTransformer(str(folder), device="cpu")
