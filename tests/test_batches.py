@@ -1,7 +1,5 @@
 """The order of the text, its shares, its masks: functions of (seed, draw) and of nothing else."""
 
-from collections import Counter
-
 import numpy as np
 import pytest
 import torch
@@ -20,19 +18,6 @@ def folder(tmp_path, monkeypatch):
 
 
 # ---- order ---------------------------------------------------------------------------------------
-
-
-def test_held_out_rows_are_never_drawn_over_several_passes(folder):
-    specs = [numbers(folder, "a", 4000), numbers(folder, "b", 900, first=20000)]
-    text = Text(specs, CountingTokenizer(), 10, seed=1)
-    held = {tuple(row.tolist()) for batch in text.held_out(16, masked=False) for row in batch.ids}
-    assert {row[1] >= 20000 for row in held} == {True, False}  # of both corpora
-    drawn = Counter()
-    for _ in range(100):
-        (batch,) = text.step(32, 1, masked=False)
-        drawn.update(tuple(row.tolist()) for row in batch.ids)
-    assert max(drawn.values()) > 3  # so there were several passes
-    assert not held & drawn.keys()
 
 
 def rows_of(steps):

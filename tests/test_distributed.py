@@ -23,7 +23,6 @@ from helpers import (
 
 import train
 from distill import METHODS
-from distill.training.processes import average_gradients
 from distill.training.run import Run
 
 pytestmark = pytest.mark.slow
@@ -238,18 +237,3 @@ def test_a_step_not_finite_on_one_rank_is_skipped_on_all(two_ranks):
     assert spoiled[:3] == pytest.approx(whole[:3].tolist(), rel=1e-6)
     assert spoiled[4] != pytest.approx(whole[4].item(), rel=1e-6)  # step 4 changed nothing here
     assert records(two_ranks["spoiled"])[-1]["skipped_steps"] == 1
-
-
-def test_gradients_are_averaged_once_in_a_step(monkeypatch):
-    """With the last micro-batch: the others are summed up on their own rank."""
-    entered = []
-
-    class Wrapped:
-        def no_sync(self):
-            entered.append("no_sync")
-            return "held back"
-
-    monkeypatch.setattr("distill.training.processes.DistributedDataParallel", Wrapped)
-    assert average_gradients(Wrapped(), now=False) == "held back"
-    with average_gradients(Wrapped(), now=True):
-        assert entered == ["no_sync"]

@@ -4,7 +4,6 @@ Most tests stop train.main in this process, by an exception that none of its cod
 ones use processes and real signals. tests/torture/torture.py is the long form of these.
 """
 
-import errno
 import json
 import os
 import random
@@ -33,6 +32,7 @@ from distill import METHODS
 from distill.data import corpus
 from distill.training.run import Run
 from distill.training.signals import Signals
+from distill.training.skipped import SkippedSteps
 from minitransformer import save_pretrained
 from minitransformer.errors import UserError
 
@@ -141,16 +141,18 @@ FAST_AND_SLOW = [
 def test_killed_three_times_each_method_ends_as_if_nothing_had_happened(
     method, flags, unbroken, new, capsys
 ):
-    """Before the first checkpoint, between two, and again before the next: torn lines each time."""
+    """Before the first checkpoint, between two, and later, when the newest is damaged as well."""
     resume = ["--out", new, "--resume"]
     killed_at(2, *flags, "--method", method, *METHOD_FLAGS[method], "--out", new)
     killed_at(5, *resume)
     assert f"resuming {new} at step 0 (0 sequences read)" in capsys.readouterr().out
     killed_at(9, *resume)
+    assert "at step 3" in capsys.readouterr().out
+    os.truncate(new / "checkpoint-000000006" / "state.pt", 5000)
     main(*resume)
     printed = capsys.readouterr().out
-    assert "at step 3" in printed
-    assert "at step 6" in printed
+    assert "checkpoint-000000006 is damaged, trying the one before" in printed
+    assert "at step 3 (" in printed
     assert differences(new, unbroken(method)) == []
     assert steps_once(new)
     assert [r["step"] for r in records(new) if r["event"] == "eval"] == [0, 4, 8, 12]
@@ -180,7 +182,8 @@ def test_real_kills_in_real_processes(folder, flags, new):
 
 @pytest.mark.slow
 def test_signals_finish_the_step_save_and_say_how_to_go_on(folder, flags):
-    runs = {n: folder / f"told-{n.name}" for n in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)}
+    # SIGTERM is that of test_distributed.py
+    runs = {n: folder / f"told-{n.name}" for n in (signal.SIGHUP, signal.SIGINT, signal.SIGUSR1)}
     flags = [*flags, "--accumulate", "32", "--save-every", "1000"]
     whole = folder / "not-told"
     processes = {number: start(folder, *flags, "--out", run) for number, run in runs.items()}
@@ -203,15 +206,6 @@ def test_signals_finish_the_step_save_and_say_how_to_go_on(folder, flags):
         assert left == [f"checkpoint-{steps:09d}", "log.jsonl"]
         main("--out", run, "--resume")
         assert differences(run, whole) == []
-
-
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1"])
-def test_signals_that_stop_a_run(name):
-    number = getattr(signal, name)
-    signal.signal(number, signal.SIG_DFL)
-    signals = Signals()
-    signal.raise_signal(number)
-    assert (signals.vote(torch.device("cpu")), signals.status) == (1, 128 + number)
 
 
 def test_signals_end_at_once_only_when_they_come_again_later(monkeypatch):
@@ -276,38 +270,6 @@ def test_a_run_that_another_program_trains_is_refused(flags, unbroken, new):
         assert (new / "log.jsonl").read_bytes() == before
     main("--out", new, "--resume")
     assert differences(new, unbroken()) == []
-
-
-@pytest.mark.slow
-def test_a_full_disk_stops_the_run_with_the_last_good_checkpoint(flags, unbroken, new, monkeypatch):
-    whole, saves = torch.save, []
-
-    def save(state, file):
-        saves.append(file)
-        if len(saves) == 2:
-            file.write(b"half")
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        whole(state, file)
-
-    monkeypatch.setattr(torch, "save", save)
-    with pytest.raises(UserError, match=r"step 6 cannot be .*No space left.*000003 is kept"):
-        main(*flags, "--plain", "--out", new)
-    main("--out", new, "--resume")
-    assert differences(new, unbroken()) == []
-
-
-@pytest.mark.slow
-def test_a_damaged_checkpoint_costs_three_steps_and_nothing_else(flags, unbroken, new, capsys):
-    killed_at(8, *flags, "--plain", "--out", new)
-    newest = Run(new).checkpoints()[-1]
-    assert newest.name == "checkpoint-000000006"
-    os.truncate(newest / "state.pt", 5000)
-    main("--out", new, "--resume")
-    printed = capsys.readouterr().out
-    assert "checkpoint-000000006 is damaged, trying the one before" in printed
-    assert "at step 3 (12 sequences read)" in printed
-    assert differences(new, unbroken()) == []
-    assert steps_once(new)
 
 
 @pytest.mark.slow
@@ -381,6 +343,20 @@ def test_a_step_that_teaches_nothing_is_skipped_and_counted(how, flags, new, mon
     assert all(tensor.isfinite().all() for tensor in weights.values())
 
 
+def test_ten_skipped_steps_in_a_row_stop_the_run():
+    """The streak is part of the state; where nothing could be counted, a resume goes past it."""
+    skipped, saves = SkippedSteps(), []
+    for step in range(1, 10):
+        assert skipped.note(step, False, 5.0, saves.append) == "its loss or gradient is not finite"
+    resumed = SkippedSteps()
+    resumed.load_state_dict(skipped.state_dict())
+    assert skipped.note(10, True, 5.0, saves.append) == ""
+    assert skipped.note(11, False, 5.0, saves.append)
+    with pytest.raises(UserError, match=r"10 steps in a row .* step 10: it has nothing .*--resume"):
+        resumed.note(10, False, 0.0, saves.append)
+    assert (saves, resumed.in_a_row) == ([10], 0)
+
+
 @pytest.mark.slow
 def test_too_many_steps_that_are_not_finite_stop_the_run(flags, new, monkeypatch):
     """Its checkpoints are those from before; when the cause is gone it goes on as if it never was:
@@ -393,31 +369,6 @@ def test_too_many_steps_that_are_not_finite_stop_the_run(flags, new, monkeypatch
     assert [path.name for path in Run(new).checkpoints()] == ["checkpoint-000000003"]
     main("--out", new, "--resume")
     assert records(new)[-1]["skipped_steps"] == 0
-
-
-@pytest.mark.slow
-def test_a_resume_goes_past_steps_with_nothing_to_count(flags, new, monkeypatch):
-    with monkeypatch.context() as patch:
-        spoil(patch, range(5, 30), "count")
-        with pytest.raises(UserError, match=r"10 steps in a row .* step 14: it has nothing"):
-            main(*flags, "--steps", "30", "--out", new)
-    assert Run(new).newest()["step"] == 14
-    main("--out", new, "--resume")
-    assert records(new)[-1]["skipped_steps"] == 10
-
-
-@pytest.mark.slow
-def test_steps_in_a_row_are_counted_across_an_interruption(flags, new):
-    """Six, a signal, four more: the streak is part of the state, so the end is the same."""
-    with pytest.MonkeyPatch.context() as patch:
-        spoil(patch, range(4, 30), "loss")
-        at_step(patch, 8, lambda: signal.raise_signal(signal.SIGTERM))
-        main(*flags, "--steps", "30", "--out", new, status=143)
-    assert Run(new).newest()["skipped"] == {"in_a_row": 6}
-    with pytest.MonkeyPatch.context() as patch:
-        spoil(patch, range(1, 30), "loss")
-        with pytest.raises(UserError, match=r"10 steps in a row .* step 13:"):
-            main("--out", new, "--resume")
 
 
 # ---- streams -------------------------------------------------------------------------------------

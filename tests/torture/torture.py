@@ -3,8 +3,6 @@
     python tests/torture/torture.py               20 SIGKILLs, during a save and at random moments:
                                                   the result equals that of an unbroken run
     python tests/torture/torture.py --pairs 200   two-rank runs in a row: all of them must end
-    python tests/torture/torture.py --gigabytes 2 a text larger than memory: time to the first
-                                                  step, and anonymous memory later
 
 tests/test_resume.py and tests/test_distributed.py are the short form; tests/helpers.py is shared.
 """
@@ -22,7 +20,6 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 import pytest  # noqa: E402
-from conftest import WORDS  # noqa: E402
 from helpers import (  # noqa: E402
     amid_a_save,
     differences,
@@ -118,56 +115,15 @@ def pairs(folder: Path, count: int) -> bool:
     return failed == 0
 
 
-def rss_anon(process_id: int) -> int:
-    """Return a process' anonymous memory in MB, without the files mapped into it."""
-    lines = Path(f"/proc/{process_id}/status").read_text().splitlines()
-    return int(next(line.split()[1] for line in lines if line.startswith("RssAnon"))) // 1024
-
-
-def large_text(folder: Path, gigabytes: float, minutes: float) -> bool:
-    """Train on a text of that size and print the memory it takes."""
-    os.environ["TOKENIZERS_PARALLELISM"] = "true"  # as it is for a user
-    flags = make_inputs(folder)
-    chance = random.Random(0)
-    page = "\n\n".join(" ".join(chance.choices(WORDS, k=120)) for _ in range(2000))
-    with open(folder / "text.txt", "w") as text:
-        while text.tell() < gigabytes * 1e9:
-            text.write(page + "\n\n")
-    flags += "--steps 100000000 --save-every 1000 --eval-every 1000 --out run".split()
-    process = start(folder, *flags)
-    began, sizes, printed_at = time.time(), [], -60.0
-    while process.poll() is None and time.time() < began + 60 * minutes:
-        time.sleep(1)
-        seconds, size = time.time() - began, rss_anon(process.pid)
-        if seconds >= 60:
-            sizes.append(size)
-        if seconds >= printed_at + 60:
-            printed_at = seconds
-            print(f"{seconds:>6.0f} s  {steps_of(folder / 'run'):>7} steps  {size} MB", flush=True)
-    process.terminate()
-    printed, complaint = process.communicate()
-    print("\n".join([*printed.splitlines()[:8], "...", *printed.splitlines()[-2:]]), complaint)
-    growth = 100 * (max(sizes) / min(sizes) - 1)
-    print(f"anonymous memory from minute 1 on: {min(sizes)} to {max(sizes)} MB, {growth:.1f} %")
-    return True
-
-
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     parser.add_argument("--pairs", type=int, help="run so many two-rank runs instead")
-    parser.add_argument("--gigabytes", type=float, help="measure a run over so much text instead")
-    parser.add_argument("--minutes", type=float, default=10, help="how long that run is watched")
     given = parser.parse_args()
     here, owner = Path(tempfile.mkdtemp(prefix="torture-")), os.getpid()
     try:
-        if given.pairs:
-            good = pairs(here, given.pairs)
-        elif given.gigabytes:
-            good = large_text(here, given.gigabytes, given.minutes)
-        else:
-            good = torture(here, given.kills, given.seed)
+        good = pairs(here, given.pairs) if given.pairs else torture(here, given.kills, given.seed)
     finally:
         if os.getpid() == owner:  # not in a forked rank
             shutil.rmtree(here)
