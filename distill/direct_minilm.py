@@ -81,10 +81,8 @@ class DirectMiniLM(QKVMethod):
         super().__init__(student, teacher, teacher_layer, relation_heads)
         R = self.relation_heads
         maps = initial_maps(3 * R, student.hidden_size // R, teacher.hidden_size // R)
-        query, key, value = maps.split(R)  # (R, D_s/R, D_t/R) each
-        self.query = nn.Parameter(query.clone())
-        self.key = nn.Parameter(key.clone())
-        self.value = nn.Parameter(value.clone())
+        # (R, D_s/R, D_t/R) each
+        self.query, self.key, self.value = (nn.Parameter(W.clone()) for W in maps.split(R))
 
     def compare(self, name, student, teacher, mask):
         return direct_loss(student, teacher, mask, weight=getattr(self, name))

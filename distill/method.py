@@ -177,12 +177,11 @@ def choose_heads(student_width, teacher_width, relation_heads=None):
 
 def check_heads(relation_heads, student_width, teacher_width):
     """Refuse relation heads that do not divide both widths."""
-    widths = {student_width: None, teacher_width: None}  # without repetition, in this order
-    if relation_heads < 1 or any(width % relation_heads for width in widths):
+    common = divisors(student_width, teacher_width)
+    if relation_heads not in common:
         raise UserError(
-            f"{relation_heads} relation heads do not divide the width"
-            f" {' and '.join(map(str, widths))}; these do:"
-            f" {', '.join(map(str, divisors(*widths)))}"
+            f"{relation_heads} relation heads do not divide the widths {student_width} and"
+            f" {teacher_width}; these do: {', '.join(map(str, common))}"
         )
 
 

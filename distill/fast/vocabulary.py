@@ -86,8 +86,7 @@ class _ChunkedLoss(torch.autograd.Function):
         row_size, word_size = max(1, ROWS.get(device, CHUNK) // V), WORDS.get(device, V)
         product = product_dtype(features)
         d_features, d_weight, d_bias = (
-            in_float32(torch.zeros_like(x)) if needed else None
-            for x, needed in zip((features, weight, bias), ctx.needs_input_grad, strict=False)
+            in_float32(torch.zeros_like(x)) for x in (features, weight, bias)
         )
         total = in_float32(features.new_zeros(()))
         with no_autocast(features):
@@ -108,14 +107,11 @@ class _ChunkedLoss(torch.autograd.Function):
                     loss, slope = loss_and_slope(rows, *scores)
                     total += loss
                     logits[0][here] = slope
-                    if d_bias is not None:
-                        d_bias += slope.sum(0)
+                    d_bias += slope.sum(0)
                 for words in slices(0, V, word_size):
                     slope = logits[0][:, words]  # (chunk, words)
-                    if d_features is not None:
-                        d_features[chunk] += slope @ student_W[words]
-                    if d_weight is not None:
-                        d_weight[words] += slope.T @ student_x[chunk]
+                    d_features[chunk] += slope @ student_W[words]
+                    d_weight[words] += slope.T @ student_x[chunk]
         ctx.save_for_backward(d_features, d_weight, d_bias)
         return total
 
@@ -126,7 +122,7 @@ class _ChunkedLoss(torch.autograd.Function):
         # train.py backpropagates raw sums, that is with factor 1: save a pass over (V, D) then. A
         # GPU is not asked for the factor, since it would have to finish all its work to answer.
         if upstream.device.type != "cpu" or upstream.item() != 1:
-            gradients = [None if g is None else g * upstream for g in gradients]
+            gradients = [g * upstream for g in gradients]
         return *gradients, None, None
 
 
