@@ -45,8 +45,7 @@ ROBERTA_HEAD = {
     "mlm_head.norm": "lm_head.layer_norm",
     "mlm_head": "lm_head",
 }
-# Ignored on import. The texts are printed once; buffers say nothing that the sizes do not.
-BUFFERS = ("embeddings.position_ids", "embeddings.token_type_ids")
+# Ignored on import, and named in a note.
 HEADS = {"pooler.dense": "the pooler", "cls.seq_relationship": "the next-sentence head"}
 # Parts that DataParallel, torch.compile, FSDP, Lightning and sentence-transformers put into names
 WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "model", "auto_model"}
@@ -147,6 +146,8 @@ def current_names(tensors, config):
             today = today.removeprefix(prefix)
         today = re.sub(r"LayerNorm\.gamma$", "LayerNorm.weight", today)  # TensorFlow's names
         today = re.sub(r"LayerNorm\.beta$", "LayerNorm.bias", today)
+        if today in ("embeddings.position_ids", "embeddings.token_type_ids"):
+            continue  # buffers
         if today in renamed:
             problems.append(f"{today!r:.60} is there twice")
         elif today.startswith(own):
@@ -154,8 +155,6 @@ def current_names(tensors, config):
         else:  # beside the encoder: a head of some task, which reads the encoder's output
             module = today.rpartition(".")[0] or today
             dropped.add(HEADS.get(module, f"{module!r:.60}"))
-    for name in BUFFERS:
-        renamed.pop(name, None)
     notes = []
     if wrappers:
         notes.append(f"removed {listed(sorted(wrappers))} from the names of the tensors")

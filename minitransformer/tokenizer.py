@@ -17,7 +17,7 @@ from tokenizers import Tokenizer as Pipeline
 
 from minitransformer.config import EncoderConfig
 from minitransformer.errors import UserError, first_line
-from minitransformer.tokenizer_files import FILES, KINDS, read_pipeline
+from minitransformer.tokenizer_files import FILES, KINDS, read_pipeline, read_vocab
 
 # Lines on which tokenizers of the same vocabulary differ.
 PROBES = (
@@ -143,11 +143,11 @@ def load_tokenizer(folder: Path, config: EncoderConfig) -> Tokenizer:
     try:
         tokenizer = read_tokenizer(files, config)
         check_fit(tokenizer, files, config)
+        return tokenizer
     except UserError:
         raise
     except Exception as error:  # the library raises bare Exceptions, and JSON may hold anything
         raise UserError(f"cannot read the tokenizer: {first_line(error)}") from error
-    return tokenizer
 
 
 def read_tokenizer(files: dict[str, bytes], config: EncoderConfig) -> Tokenizer:
@@ -156,10 +156,14 @@ def read_tokenizer(files: dict[str, bytes], config: EncoderConfig) -> Tokenizer:
     named = settings | json_object(files, "special_tokens_map.json")
     declared = json_object(files, "config.json").get("tokenizer_class")
     settings = {"tokenizer_class": declared} | settings
-    names = {k: text_of(named[k]) for k in (*KINDS, "bos_token", "eos_token") if named.get(k)}
+    names = {}
+    for kind in (*KINDS, "bos_token", "eos_token"):
+        token = named.get(kind)  # plain, or {"content": text, ...}
+        if token:
+            names[kind] = str(token["content"] if isinstance(token, dict) else token)
     notes = []
     pipeline = read_pipeline(files, settings, names, notes)
-    add_tokens(pipeline, names, files, named, config)
+    add_tokens(pipeline, names, files, named)
     pipeline.encode("\u2603", add_special_tokens=False)  # needs an unknown token: fail now
     added = pipeline.num_special_tokens_to_add(False)
     if added != 2:
@@ -184,14 +188,7 @@ def json_object(files: dict[str, bytes], name: str) -> dict:
     return values
 
 
-def text_of(token) -> str:
-    """Return a special token's text; the files store it plain or as {"content": text, ...}."""
-    return str(token["content"] if isinstance(token, dict) else token)
-
-
-def add_tokens(
-    pipeline: Pipeline, names: dict[str, str], files: dict, named: dict, config: EncoderConfig
-) -> None:
+def add_tokens(pipeline: Pipeline, names: dict[str, str], files: dict, named: dict) -> None:
     """Add what transformers adds to a pipeline: tokens of other files, and the special tokens.
 
     Text that spells such a token is one token then.
@@ -209,14 +206,7 @@ def add_tokens(
             wanted.append((pipeline.token_to_id(name), token))
 
     known = {token.content for token in pipeline.get_added_tokens_decoder().values()}
-    wanted.sort(key=itemgetter(0))
-    if wanted and wanted[-1][0] >= config.vocab_size:
-        number, token = wanted[-1]
-        raise UserError(
-            f"the added token {token.content!r:.40} has id {number}, but the encoder has"
-            f" {config.vocab_size} rows (vocab_size)"
-        )
-    for number, token in wanted:
+    for number, token in sorted(wanted, key=itemgetter(0)):
         if token.content not in known:
             pipeline.add_tokens([token])
             known.add(token.content)
@@ -232,18 +222,20 @@ def check_fit(tokenizer: Tokenizer, files: dict[str, bytes], config: EncoderConf
     """Refuse a vocabulary that cannot be the one that the encoder was trained with."""
     rows, entries = config.vocab_size, tokenizer.pipeline.get_vocab_size()
     if tokenizer.vocab_size > rows:
+        last = tokenizer.vocab_size - 1
         raise UserError(
-            f"the tokenizer has ids up to {tokenizer.vocab_size - 1}, but the encoder's vocab_size"
-            f" is {rows}"
+            f"the token {tokenizer.pipeline.id_to_token(last)!r:.40} has id {last}, but the encoder"
+            f" has {rows} rows (vocab_size)"
         )
     # Rows without a token are common: padding to a multiple of 64, words kept for later.
-    if entries < 0.9 * rows:
-        name, others = entries_beside(files)
-        if entries < others <= rows:
-            raise UserError(
-                f"tokenizer.json has {entries} entries, but {name} has {others} and the encoder"
-                f" {rows} rows; remove tokenizer.json if {name} is right"
-            )
+    for name in ("vocab.txt", "vocab.json"):
+        if "tokenizer.json" in files and name in files and entries < 0.9 * rows:
+            others = len(read_vocab(name, files))
+            if entries < others <= rows:
+                raise UserError(
+                    f"tokenizer.json has {entries} entries, but {name} has {others} and the"
+                    f" encoder {rows} rows; remove tokenizer.json if {name} is right"
+                )
     if entries < 0.5 * rows and rows - entries > 256:
         raise UserError(
             f"the tokenizer has {entries} entries, but the encoder has {rows} rows (vocab_size):"
@@ -255,12 +247,3 @@ def check_fit(tokenizer: Tokenizer, files: dict[str, bytes], config: EncoderConf
             f" pad_token_id is {config.pad_token_id} in config.json, and positions depend on it;"
             " correct the one that is wrong"
         )
-
-
-def entries_beside(files: dict[str, bytes]) -> tuple[str, int]:
-    """Return (name, entries) of a vocabulary that stands beside tokenizer.json and is not read."""
-    if "tokenizer.json" in files and "vocab.txt" in files:
-        return "vocab.txt", len(files["vocab.txt"].rstrip(b"\n").split(b"\n"))
-    if "tokenizer.json" in files and "vocab.json" in files:
-        return "vocab.json", len(json_object(files, "vocab.json"))
-    return "", 0

@@ -57,14 +57,13 @@ def read_pipeline(files: dict[str, bytes], settings: dict, names: dict, notes: l
                 names[kind] = name
         return pipeline
     if "vocab.txt" in files:
-        lines = files["vocab.txt"].decode().rstrip("\n").split("\n")
-        vocab = {line.rstrip("\r"): i for i, line in enumerate(lines)}
+        vocab = read_vocab("vocab.txt", files)
         check_reader("vocab.txt", settings, files)
         check_word_pieces(vocab)
         names |= BERT_NAMES | names
         return bert_pipeline(vocab, settings, names, notes)
     if "vocab.json" in files and "merges.txt" in files:
-        vocab = json.loads(files["vocab.json"])
+        vocab = read_vocab("vocab.json", files)
         check_reader("vocab.json", settings, files)
         if vocab and not any("Ġ" in piece for piece in vocab):
             raise UserError(f"vocab.json has no byte-level pieces (none holds 'Ġ'); {REMEDY}")
@@ -78,6 +77,14 @@ def read_pipeline(files: dict[str, bytes], settings: dict, names: dict, notes: l
                 "XLMRobertaTokenizerFast.from_pretrained(FOLDER).save_pretrained(FOLDER)"
             )
     raise UserError("no tokenizer.json, nor vocab.txt, nor vocab.json with merges.txt")
+
+
+def read_vocab(name: str, files: dict[str, bytes]) -> dict[str, int]:
+    """Return {token: id} of a vocab.txt or vocab.json."""
+    if name == "vocab.json":
+        return json.loads(files[name])
+    lines = files[name].decode().rstrip("\n").split("\n")
+    return {line.rstrip("\r"): i for i, line in enumerate(lines)}
 
 
 # ---- what is read in another way elsewhere -------------------------------------------------------

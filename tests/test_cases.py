@@ -112,7 +112,7 @@ def test_a20_added_tokens_beyond_the_table(source):
     rows = len(BERT_WORDS)
     checkpoint(source)
     (source / "added_tokens.json").write_text(json.dumps({"<ent>": rows, "<rel>": rows + 1}))
-    assert f"'<rel>' has id {rows + 1}, but the encoder has {rows} rows" in refusal(source)
+    assert f"token '<rel>' has id {rows + 1}, but the encoder has {rows} rows" in refusal(source)
     (source / "added_tokens.json").write_text(json.dumps({"the": 3}))
     assert "'the' has id 3 in one file" in refusal(source)
 

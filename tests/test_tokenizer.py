@@ -159,13 +159,6 @@ def test_no_tokenizer_at_all(tmp_path):
     assert "no tokenizer.json, nor vocab.txt, nor vocab.json with merges.txt" in refusal(tmp_path)
 
 
-def test_an_id_that_the_encoder_has_no_row_for(tmp_path):
-    write_tokenizer(tmp_path, "bert")
-    message = refusal(tmp_path, tiny_config(vocab_size=100))
-    assert "ids up to 120, but the encoder's vocab_size is 100" in message
-    load_tokenizer(tmp_path, tiny_config(vocab_size=121))
-
-
 def test_special_tokens_that_the_vocabulary_lacks(tmp_path):
     tokenizer = load(tmp_path, {"vocab.txt": vocab_txt().replace("[MASK]\n", "")})
     assert tokenizer.mask_id is None
