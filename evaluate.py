@@ -11,7 +11,7 @@ RUN is a run folder of train.py, or any folder or hub id with an encoder. One ta
                there are MLM heads; sentence vectors beside the teacher's, without fine-tuning
     tasks      fine-tuned by one recipe (distill/evaluation/finetune.py) over a grid of learning
                rates and epochs with K seeds; the best cell's mean ± standard deviation
-    cost       parameters, megabytes, arithmetic, latency, inputs/s, all models in turns
+    cost       parameters, megabytes, arithmetic, latency, all models in turns
 
 and then, in words, how far each student came from its untrained start to its teacher. The start is
 rebuilt from the run's settings and checked by the hash in its log.
@@ -36,30 +36,19 @@ from distill.evaluation.costs import measure_costs
 from distill.evaluation.docs_tasks import DOCS
 from distill.evaluation.finetune import Grid, Recipe
 from distill.evaluation.glue import GLUE, LANGUAGES, glue_task, xnli_task
-from distill.evaluation.held_out import (
-    SENTENCES,
-    compare_vectors,
-    held_out_batches,
-    on_held_out_text,
-    sentence_vectors,
-)
+from distill.evaluation.held_out import held_out_batches, on_held_out_text, on_sentences
 from distill.evaluation.models import Model, load_models
-from distill.evaluation.table import (
-    cell_records,
-    closing_lines,
-    markdown,
-    plain,
-    result_records,
-    table,
-)
+from distill.evaluation.table import cell_records, closing_lines, markdown, result_records, table
 from distill.evaluation.tasks import Task, folder_task
 from distill.program import cli
 from distill.program.machine import autocast, choose_device, choose_precision, provenance
+from distill.program.table import columns
 from distill.training.processes import world
 from minitransformer.errors import UserError
 from minitransformer.files import atomic, cache_folder
 
 RATES, EPOCHS, BATCH_SIZE = [3e-5, 1e-4, 3e-4], [3], 16  # docs tasks have their own
+KNOWN = ("docs", *DOCS, "glue", *GLUE, "xnli")
 SENTENCE = "The bank refused the loan because it had lent too much money already."
 
 
@@ -69,12 +58,7 @@ SENTENCE = "The bank refused the loan because it had lent too much money already
 def parse_config(argv: list[str] | None = None) -> argparse.Namespace:
     parser = cli.Parser(description=__doc__.splitlines()[0])
     add = parser.add_argument
-    known = ", ".join(("docs", *DOCS, "glue", *GLUE, "xnli"))
-    task_help = f"{known}, a folder with train.* and dev.*, or none (default: docs)"
-    rate_help = f"learning rates of the grid (default: {docs_tasks.RATE:g} for docs, else"
-    rate_help += f" {' '.join(f'{rate:g}' for rate in RATES)})"
-    epoch_help = f"epochs of the grid (default: {docs_tasks.EPOCHS} for docs, else {EPOCHS[0]})"
-    batch_help = f"of fine-tuning (default: {docs_tasks.BATCH_SIZE} for docs, else {BATCH_SIZE})"
+    task_help = f"{', '.join(KNOWN)}, a folder with train.* and dev.*, or none (default: docs)"
     precision_help = "of all but latencies; auto: bf16 where the hardware multiplies it, else fp32"
     add("runs", nargs="+", metavar="RUN", help="run folders, other folders, or hub ids")
     add("--teacher", help="what to compare with (default: each run's own teacher)")
@@ -84,9 +68,23 @@ def parse_config(argv: list[str] | None = None) -> argparse.Namespace:
     add("--languages", nargs="+", choices=LANGUAGES, metavar="L", help="of xnli (default: all)")
     add("--regression", action="store_true", help="own tasks: integers are numbers, not classes")
     add("--seeds", type=int, default=2, help="fine-tuned models a cell of the grid (default: 2)")
-    add("--lrs", type=float, nargs="+", default=[], metavar="LR", help=rate_help)
-    add("--epochs", type=int, nargs="+", default=[], metavar="N", help=epoch_help)
-    add("--batch-size", type=int, default=0, help=batch_help)
+    add(
+        "--lrs",
+        type=float,
+        nargs="+",
+        default=[],
+        metavar="LR",
+        help="learning rates of the grid (default: the task's)",
+    )
+    add(
+        "--epochs",
+        type=int,
+        nargs="+",
+        default=[],
+        metavar="N",
+        help="epochs of the grid (default: the task's)",
+    )
+    add("--batch-size", type=int, default=0, help="of fine-tuning (default: the task's)")
     add("--max-tokens", type=int, default=128, help="longer inputs are cut (default: 128)")
     add("--sentence", default=SENTENCE, help="whose relation maps are drawn")
     add("--precision", choices=["auto", "fp32", "bf16"], default="auto", help=precision_help)
@@ -94,21 +92,19 @@ def parse_config(argv: list[str] | None = None) -> argparse.Namespace:
     add("--threads", type=int, default=0, help="CPU threads (default: PyTorch's choice)")
     add("--out", type=Path, help="folder for results.json, results.md and pictures")
     config = parser.parse_args(argv)
-    for name, least in (("seeds", 1), ("batch_size", 0), ("max_tokens", 8), ("threads", 0)):
-        at_least(name, getattr(config, name), least)
-    for epochs in config.epochs:
-        at_least("epochs", epochs, 1)
+    least = {"seeds": 1, "batch_size": 0, "max_tokens": 8, "threads": 0, "epochs": 1}
+    for name, bound in least.items():
+        values = getattr(config, name)
+        for value in values if isinstance(values, list) else [values]:
+            if value < bound:
+                flag = "--" + name.replace("_", "-")
+                raise UserError(f"{flag} is {value}, must be at least {bound}")
     for lr in config.lrs:
         if not 0 < lr < math.inf:
             raise UserError(f"--lrs {lr} must be above 0 and finite")
     for name in ("runs", "tasks", "lrs", "epochs"):
         setattr(config, name, list(dict.fromkeys(getattr(config, name))))
     return config
-
-
-def at_least(name: str, value: int, least: int) -> None:
-    if value < least:
-        raise UserError(f"--{name.replace('_', '-')} is {value}, must be at least {least}")
 
 
 def check_folder(folder: Path) -> None:
@@ -126,8 +122,8 @@ def load_tasks(config: argparse.Namespace) -> list[Task]:
     names = [name for given in config.tasks for name in groups.get(given, [given])]
     for name in names:  # all names before any file
         if name not in (*DOCS, *GLUE, "xnli") and not Path(name).is_dir():
-            known = ", ".join(("docs", *DOCS, "glue", *GLUE, "xnli", "none"))
-            raise UserError(f"--tasks {name}: neither a folder nor one of {known}")
+            known = ", ".join(KNOWN)
+            raise UserError(f"--tasks {name}: neither a folder nor one of {known}, none")
     if config.data_dir and not Path(config.data_dir).is_dir():
         raise UserError(f"--data-dir {config.data_dir}: no such folder")
     tasks = {}
@@ -187,19 +183,18 @@ def notes_on(grids: dict[tuple[str, str], Grid], config: argparse.Namespace) -> 
     """Return what a reader of the scores must know: the grid, and the inputs that were cut."""
     points, cut = {}, []
     for (model, task), grid in grids.items():
-        lrs = ", ".join(dict.fromkeys(f"{lr:g}" for lr, _ in grid.points))
-        epochs = ", ".join(dict.fromkeys(str(n) for _, n in grid.points))
-        point = f"learning rates {lrs} x epochs {epochs}, batches of {grid.recipe.batch_size}"
+        point = ", ".join(f"{lr:g} x {epochs}" for lr, epochs in grid.points)
+        point = f"learning rate x epochs {point}; batches of {grid.recipe.batch_size}"
         points.setdefault(point, {})[task] = True
         if grid.cut():
             splits = [grid.task.train, *grid.task.scored.values()]
             inputs = sum(len(split.texts) for split in splits)
             cut.append(f"{task}: {grid.cut()} of {inputs} inputs are too long for {model}, cut")
-    lines = [f"grid of {', '.join(tasks)}: {point}" for point, tasks in points.items()]
+    lines = []
     if grids:
-        spread = f"scores: mean ± standard deviation over {config.seeds} seeds, best cell of a grid"
-        lines.insert(0, spread)
-    return lines + cut
+        seeds = config.seeds
+        lines = [f"scores: mean ± standard deviation over {seeds} seeds, best cell of a grid"]
+    return lines + [f"grid of {', '.join(tasks)}: {point}" for point, tasks in points.items()] + cut
 
 
 # ---- all of it -----------------------------------------------------------------------------------
@@ -238,11 +233,8 @@ def main(argv: list[str] | None = None) -> int:
     # ---- sentence vectors
     if tasks:
         split = next(iter(tasks[0].scored.values()))
-        sentences = list(dict.fromkeys(split.texts))[:SENTENCES]
-        vectors = {n: sentence_vectors(m, sentences, device) for n, m in models.items()}
-        for name, model in models.items():
-            if model.teacher:
-                facts[name] |= compare_vectors(vectors[name], vectors[model.teacher.name])
+        for name, found in on_sentences(models, split.texts, device).items():
+            facts[name] |= found
 
     # ---- fine-tuning
     recipe = Recipe(max_tokens=config.max_tokens, precision=precision, device=str(device))
@@ -251,7 +243,7 @@ def main(argv: list[str] | None = None) -> int:
     records = result_records(grids, tasks, models)
 
     # ---- cost
-    for name, costs in measure_costs(models, tasks, device).items():
+    for name, costs in measure_costs(models).items():
         facts[name] |= costs
 
     # ---- table
@@ -262,7 +254,7 @@ def main(argv: list[str] | None = None) -> int:
     lines = table(rows, records, headlines)
     closing = closing_lines(models, records, headlines)
     notes = [f"measured on {where}", *notes_on(grids, config)]
-    print("", plain(lines), "", *notes, *([""] if closing else []), *closing, sep="\n")
+    print("", columns(lines), "", *notes, *([""] if closing else []), *closing, sep="\n")
 
     # ---- files and pictures
     if config.out:
@@ -273,7 +265,7 @@ def main(argv: list[str] | None = None) -> int:
             **measured_by,
             "settings": {"seeds": config.seeds, "recipes": recipes},
             "models": rows,
-            "rows": records + shared_starts(models, records),
+            "rows": records,
             "cells": cell_records(grids),
             "notes": [*(note for task in tasks for note in task.notes), *notes, *closing],
         }
@@ -284,16 +276,6 @@ def main(argv: list[str] | None = None) -> int:
         files = draw(models, rows, batches, records, headlines, config)
         print("written:", config.out / "results.json", config.out / "results.md", *files)
     return 0
-
-
-def shared_starts(models: dict[str, Model], records: list[dict]) -> list[dict]:
-    """Return the rows of a start that several runs share once more, for each further run."""
-    rows = []
-    for run in models.values():
-        if run.start and run.start.name != f"{run.name} (start)":
-            own = [record for record in records if record["model"] == run.start.name]
-            rows += [{**record, "model": f"{run.name} (start)"} for record in own]
-    return rows
 
 
 def draw(models, rows, batches, records, headlines, config) -> list[Path]:
@@ -307,11 +289,8 @@ def draw(models, rows, batches, records, headlines, config) -> list[Path]:
 
 
 def write(file: Path, text: str) -> None:
-    try:
-        with atomic(file) as temporary:
-            temporary.write_text(text, "utf-8")
-    except OSError as error:
-        raise UserError(f"{file}: cannot be written ({error.strerror})") from None
+    with atomic(file) as temporary:
+        temporary.write_text(text, "utf-8")
 
 
 if __name__ == "__main__":

@@ -90,7 +90,6 @@ def test_held_out_losses_are_those_of_the_logs(here, run):
     assert 0 <= rows["od"]["agreement"] <= 1
     assert "agreement" not in rows["mha"]  # has no head
     assert rows["hs"]["start"] == "hs (start)"
-    assert rows["mlm"]["start"] == rows["od"]["start"] == "od (start)"  # equal, so there is one
 
 
 def test_the_start_is_rebuilt_bit_for_bit(here, run, capsys, monkeypatch):
@@ -100,7 +99,7 @@ def test_the_start_is_rebuilt_bit_for_bit(here, run, capsys, monkeypatch):
         assert weights_hash(rebuild_start(record["settings"], teacher)) == record["start"]["hash"]
     for change, note in (
         ({"start": {"hash": "0" * 64}}, "rebuilt from its settings it is"),
-        ({"start": {}}, "its log, an older one, has no hash"),
+        ({"start": {}}, "rebuilt from its settings it is"),
     ):
         record = models.start_record(here / "mha") | change
         monkeypatch.setattr(models, "start_record", lambda name, record=record: record)
@@ -137,15 +136,6 @@ def test_the_whole_of_it(here, run, capsys, monkeypatch):
     for shown in (printed, text):
         assert mean in shown
         assert "mine: mha " in shown or "mine: no way to recover" in shown
-
-
-@pytest.mark.slow
-def test_starts_that_are_equal_are_one_column_but_each_run_has_its_rows(run):
-    results = run("od", "mlm", *QUICK, "--out", "shared")
-    names = [model["model"] for model in results["models"]]
-    assert names[1:] == ["od (start)", "od", "mlm"]
-    values = {r["model"]: r["values"] for r in results["rows"] if r["metric"] == "accuracy"}
-    assert values["mlm (start)"] == values["od (start)"]
 
 
 @pytest.mark.slow
@@ -240,7 +230,7 @@ def test_a_model_that_reads_otherwise_has_scores_but_no_agreement(here, run, tmp
 def test_maps_that_do_not_fit_are_one_line(here, run, tmp_path):
     shutil.copytree(here / "direct", tmp_path / "direct")
     shutil.copy(here / "direct" / "model.safetensors", tmp_path / "direct/projections.safetensors")
-    with pytest.raises(UserError, match=r"direct: its maps do not fit this teacher \(.*"):
+    with pytest.raises(UserError, match="direct: its maps do not fit this teacher: "):
         run(tmp_path / "direct", "--tasks", "none")
 
 

@@ -26,7 +26,7 @@ from minitransformer.errors import UserError
 from minitransformer.model import Encoder
 from minitransformer.pretrained import read_weight_file
 
-SENTENCES, SENTENCE_TOKENS = 1000, 128
+SENTENCES, SENTENCE_TOKENS = 1000, 128  # at most
 
 
 def held_out_batches(
@@ -35,17 +35,17 @@ def held_out_batches(
     """Return for each model the text that its run kept from training, or that of `data`. Models
     that no run made use the first run's text.
     """
-    made = [model.settings for model in models.values() if model.settings]
-    usual = made[0] if made else {"data": ["docs"], "seq_len": 128, "alpha": 0.3}
+    usual = {"data": ["docs"], "seq_len": 128, "alpha": 0.3}
+    usual = next((model.settings for model in models.values() if model.settings), usual)
     texts, batches = {}, {}
     for model in models.values():
-        settings = model.settings or usual
+        settings, tokenizer = model.settings or usual, model.tokenizer
         names, alpha = tuple(data or settings["data"]), settings["alpha"]
         length = min(settings["seq_len"], model.encoder.config.max_tokens)
-        key = (names, length, alpha, model.tokenizer.hash)
+        key = (names, length, alpha, tokenizer.hash)
         if key not in texts:
-            text = Text(list(names), model.tokenizer, length, alpha=alpha)
-            masked = model.tokenizer.mask_id is not None
+            text = Text(list(names), tokenizer, length, alpha=alpha)
+            masked = tokenizer.mask_id is not None
             texts[key] = [batch.to(device) for batch in text.held_out(16, masked=masked)]
         batches[model.name] = texts[key]
     return batches
@@ -55,52 +55,43 @@ def on_held_out_text(
     model: Model, batches: list[Batch], autocast: AbstractContextManager, device: torch.device
 ) -> dict:
     """Return what can be said of this model: its own losses, perplexity, agreement."""
-    teacher = model.teacher if model.reads_like_teacher else None
-    teacher_encoder = teacher and teacher.encoder
+    teacher = model.teacher.encoder if model.reads_like_teacher else None
     facts = {}
+
+    def loss(method: Method, student: Encoder) -> float:
+        def compute(teacher: Encoder | None, batch: Batch) -> tuple[Tensor, Tensor]:
+            return method(student, teacher, batch)
+
+        return held_out_loss(compute, teacher, batches, autocast)
+
     if model.trained and (teacher or model.settings["method"] == "mlm"):
         facts["method"] = model.settings["method"]
-        maps = Path(model.name, "projections.safetensors")
-        losses = {"loss": (model.encoder, maps if maps.exists() else None)}
+        facts["loss"] = loss(own_method(model, teacher, learned=True).to(device), model.encoder)
         if model.start:
-            losses["start_loss"] = (model.start.encoder, None)  # the maps' own first values
-        for name, (student, file) in losses.items():
-            method = own_method(model, student, file).to(device)
-            facts[name] = loss_of(method, student, teacher_encoder, batches, autocast)
+            method = own_method(model, teacher, learned=False).to(device)
+            facts["start_loss"] = loss(method, model.start.encoder)
     if model.encoder.mlm_head is not None and batches[0].masked_ids is not None:
         mlm = build_method("mlm", model.encoder.config, None)
-        facts["perplexity"] = math.exp(loss_of(mlm, model.encoder, None, batches, autocast))
-        if teacher_encoder and teacher_encoder.mlm_head is not None:
-            facts["agreement"] = agreement(model.encoder, teacher_encoder, batches, autocast)
+        facts["perplexity"] = math.exp(loss(mlm, model.encoder))
+        if teacher and teacher.mlm_head is not None:
+            facts["agreement"] = agreement(model.encoder, teacher, batches, autocast)
     return facts
 
 
-def loss_of(
-    method: Method,
-    student: Encoder,
-    teacher: Encoder | None,
-    batches: list[Batch],
-    autocast: AbstractContextManager,
-) -> float:
-    def compute(teacher: Encoder | None, batch: Batch) -> tuple[Tensor, Tensor]:
-        return method(student, teacher, batch)
-
-    return held_out_loss(compute, teacher, batches, autocast)
-
-
-def own_method(run: Model, student: Encoder, maps: Path | None) -> Method:
-    """Return the method of the run; `maps` is the file of the maps that it learned."""
-    settings, teacher = run.settings, run.teacher and run.teacher.encoder
+def own_method(run: Model, teacher: Encoder | None, learned: bool) -> Method:
+    """Return the method of the run, with its maps as they were `learned` or as they began."""
+    settings, maps = run.settings, Path(run.name, "projections.safetensors")
     names = ("mapping", "teacher_layer", "relation_heads", "temperature", "positions")
     chosen = {name: settings[name] for name in names}
-    method = build_method(settings["method"], student.config, teacher and teacher.config, **chosen)
-    method.check_models(student, teacher)
-    if maps:
+    teacher_config = teacher and teacher.config
+    method = build_method(settings["method"], run.encoder.config, teacher_config, **chosen)
+    method.check_models(run.encoder, teacher)
+    if learned and maps.exists():
         try:
             method.load_state_dict(read_weight_file(maps))
         except RuntimeError as error:
-            reason = " ".join(str(error).split())[:200]
-            raise UserError(f"{run.name}: its maps do not fit this teacher ({reason})") from None
+            reason = " ".join(str(error).split())
+            raise UserError(f"{run.name}: its maps do not fit this teacher: {reason}") from None
     return method
 
 
@@ -120,6 +111,19 @@ def agreement(
         same += int((guesses[0] == guesses[1]).sum())
         count += len(guesses[0])
     return same / count
+
+
+def on_sentences(
+    models: dict[str, Model], texts: list[str], device: torch.device
+) -> dict[str, dict]:
+    """Return for each model that has a teacher how far its sentence vectors are the teacher's."""
+    sentences = list(dict.fromkeys(texts))[:SENTENCES]
+    vectors = {name: sentence_vectors(model, sentences, device) for name, model in models.items()}
+    return {
+        name: compare_vectors(vectors[name], vectors[model.teacher.name])
+        for name, model in models.items()
+        if model.teacher
+    }
 
 
 @torch.inference_mode()

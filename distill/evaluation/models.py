@@ -1,6 +1,5 @@
 """The models of a table: runs, their untrained starts, their teachers."""
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,7 +18,7 @@ class Model:
 
     settings   of the run of train.py that made it, or that begins with it; None where none did
     trained    whether it is such a run's student, and not its start or a model from elsewhere
-    start      a run's untrained start, where it could be rebuilt; runs may share one
+    start      a run's untrained start, where it could be rebuilt
     """
 
     name: str
@@ -50,30 +49,28 @@ def load_models(runs: list[str], teacher: str | None = None) -> dict[str, Model]
         own = record["teacher"]["name"] if record and record["teacher"] else None
         teachers[name] = teacher or own
     models = {}
-    for name in dict.fromkeys([*teachers.values(), *runs]):
-        if name is not None:
-            models[name] = load_model(name, records.get(name), name in runs or teacher is not None)
-
-    starts = {}
-    ordered = {name: models[name] for name in teachers.values() if name is not None}
+    for name in teachers.values():
+        if name is not None and name not in models:
+            asked_for = name in runs or teacher is not None
+            models[name] = load_model(name, records.get(name), asked_for)
     for name, record in records.items():
-        model = models[name]
+        model = models.get(name) or load_model(name, record)
         if teachers[name] not in (None, name):
             model.teacher = models[teachers[name]]
         if record:
             check_teacher(model, record)
-            model.start = find_start(model, record, starts)
+            model.start = find_start(model, record)
         if model.start:
-            ordered[model.start.name] = model.start
-        ordered[name] = model
-    return ordered
+            models[model.start.name] = model.start
+        models[name] = model
+    return models
 
 
 def start_record(name: str) -> dict | None:
     return Run(name).records()[0] if Path(name, "log.jsonl").exists() else None
 
 
-def load_model(name: str, record: dict | None, asked_for: bool) -> Model:
+def load_model(name: str, record: dict | None, asked_for: bool = True) -> Model:
     try:
         encoder, tokenizer = load_pretrained(name)
     except UserError as error:
@@ -97,28 +94,21 @@ def check_teacher(run: Model, record: dict) -> None:
         print(f"note: {run.name} learned from a teacher with other weights than {run.teacher.name}")
 
 
-def find_start(run: Model, record: dict, starts: dict[str, Model]) -> Model | None:
+def find_start(run: Model, record: dict) -> Model | None:
     """Return the run's untrained start, rebuilt from its settings and checked by the logged hash.
 
-    Runs with equal starts share one, which has the first run's name. Where the start cannot be
-    vouched for, a note says why and there is none.
-
-    starts   those made so far, by fingerprint
+    Where the start cannot be vouched for, a note says why and there is none.
     """
-    logged = record.get("start", {}).get("hash")
-    if logged is None:
-        print(f"note: no column for the start of {run.name}: its log, an older one, has no hash")
-        return None
     try:
         encoder = rebuild_start(run.settings, run.teacher and run.teacher.encoder).eval()
     except UserError as error:
-        print(f"note: no column for the start of {run.name}: {error}")
-        return None
-    start = Model(f"{run.name} (start)", encoder, run.tokenizer, run.settings, teacher=run.teacher)
-    if start.fingerprint["weights"] != logged:
-        print(
-            f"note: no column for the start of {run.name}: rebuilt from its settings it is"
-            f" {start.fingerprint['weights']:.8}, the log says {logged:.8}"
-        )
-        return None
-    return starts.setdefault(json.dumps(start.fingerprint, sort_keys=True), start)
+        problem = str(error)
+    else:
+        name, settings = f"{run.name} (start)", run.settings
+        start = Model(name, encoder, run.tokenizer, settings, teacher=run.teacher)
+        logged, rebuilt = record.get("start", {}).get("hash"), start.fingerprint["weights"]
+        if rebuilt == logged:
+            return start
+        problem = f"rebuilt from its settings it is {rebuilt:.8}, the log says {logged!s:.8}"
+    print(f"note: no column for the start of {run.name}: {problem}")
+    return None

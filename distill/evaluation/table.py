@@ -11,13 +11,13 @@ Shares are counted on the way between two scores, never from 0:
 """
 
 import statistics
+from collections.abc import Callable
 
-from distill.evaluation.finetune import Cell, Grid
+from distill.evaluation.finetune import Grid
 from distill.evaluation.glue import GLUE
 from distill.evaluation.metrics import chance
 from distill.evaluation.models import Model
 from distill.evaluation.tasks import Task
-from distill.program.table import columns
 
 WIDEST = 6  # up to so many models: one a column; more: one a row
 
@@ -26,7 +26,7 @@ WIDEST = 6  # up to so many models: one a column; more: one a row
 
 
 def record(
-    model: str, task: str, metric: str, values: list[float | None], by_chance: float, **more
+    model: str, task: str, metric: str, values: list[float | None], by_chance: float
 ) -> dict:
     """The mean of values with an undefined one is None; so is the deviation of a single one."""
     known = None not in values
@@ -39,7 +39,6 @@ def record(
         "seeds": len(values),
         "values": values,
         "chance": by_chance,
-        **more,
     }
 
 
@@ -58,10 +57,16 @@ def result_records(grids: dict[tuple[str, str], Grid], tasks: list[Task], models
                     splits |= {f"{metric} {split}": [split] for split in task.scored}
                 for name, scored in splits.items():
                     parts = [chance(metric, task.scored[split].labels) for split in scored]
-                    facts = doubts(best, best.values(metric, scored), scored)
-                    values, by_chance = best.values(metric, scored), statistics.fmean(parts)
-                    records.append(record(model, task.name, name, values, by_chance, **facts))
-                    headlines.setdefault(task.name, records[-1])
+                    row = record(
+                        model, task.name, name, best.values(metric, scored), statistics.fmean(parts)
+                    )
+                    if row["mean"] is None:
+                        row["undefined"] = "a correlation with constant predictions"
+                    if None in best.scores:
+                        row["undefined"] = "the loss diverged; give a lower --lrs"
+                    row["one_answer"] = best.one_answer(scored)  # for so many seeds
+                    records.append(row)
+                    headlines.setdefault(task.name, row)
         if GLUE.keys() <= headlines.keys():
             parts = [headlines[name] for name in GLUE]
             seeds = zip(*(part["values"] for part in parts), strict=True)
@@ -69,18 +74,6 @@ def result_records(grids: dict[tuple[str, str], Grid], tasks: list[Task], models
             by_chance = statistics.fmean(part["chance"] for part in parts)
             records.append(record(model, "glue", "average", values, by_chance))
     return records
-
-
-def doubts(cell: Cell, values: list[float | None], splits: list[str]) -> dict:
-    """Return what a reader must know of a score: that it is undefined, or of a constant answer."""
-    facts = {}
-    if None in cell.scores:
-        facts["undefined"] = "the loss diverged; give a lower --lrs"
-    elif None in values:
-        facts["undefined"] = "a correlation with constant predictions"
-    if cell.one_answer(splits):
-        facts["one_answer"] = cell.one_answer(splits)  # for so many seeds
-    return facts
 
 
 def cell_records(grids: dict[tuple[str, str], Grid]) -> list[dict]:
@@ -96,36 +89,32 @@ def cell_records(grids: dict[tuple[str, str], Grid]) -> list[dict]:
 # ---- shares --------------------------------------------------------------------------------------
 
 
-def share(parts: list[float], wholes: list[float]) -> tuple[float, float | None] | None:
-    """Return mean(parts) / mean(wholes) and its standard deviation over seeds; pairs by seed.
+def share(student: dict, teacher: dict, base: list[float]) -> str | None:
+    """Return how far the student came on the way from `base` (a score a seed) to the teacher, in
+    percent with its standard deviation over seeds. None where a score is undefined, or where the
+    teacher is not above the base by more than the deviation of the difference.
 
-    The deviation is that of (part - share * whole) / mean(wholes), the ratio's first-order term:
-    what teacher and student have in common in a seed does not count twice. None where the wholes
-    are not above 0 by more than their own deviation: there is no way to be a share of.
+    The deviation is that of (part - share * way) / mean(way), the ratio's first-order term: what
+    teacher and student have in common in a seed does not count twice.
     """
-    whole = statistics.fmean(wholes)
-    if whole <= (statistics.stdev(wholes) if len(wholes) > 1 else 0.0):
+    if None in (*base, *student["values"], *teacher["values"]):
         return None
-    ratio = statistics.fmean(parts) / whole
-    rest = [(part - ratio * own) / whole for part, own in zip(parts, wholes, strict=True)]
-    return ratio, statistics.stdev(rest) if len(rest) > 1 else None
-
-
-def differences(values: list[float], base: list[float]) -> list[float]:
-    return [value - other for value, other in zip(values, base, strict=True)]
+    parts = [score - start for score, start in zip(student["values"], base, strict=True)]
+    ways = [score - start for score, start in zip(teacher["values"], base, strict=True)]
+    way = statistics.fmean(ways)
+    if way <= (statistics.stdev(ways) if len(ways) > 1 else 0.0):
+        return None
+    ratio = statistics.fmean(parts) / way
+    text = f"{100 * ratio:.0f} %"
+    if len(ways) > 1:
+        rest = [(part - ratio * own) / way for part, own in zip(parts, ways, strict=True)]
+        text += f" ± {100 * statistics.stdev(rest):.0f}"
+    return text
 
 
 def kept(score: dict, teacher: dict) -> str:
     """Return the share of the teacher's way up from chance; "-" where the teacher has none."""
-    if score["mean"] is None or teacher["mean"] is None:
-        return "-"
-    base = [score["chance"]] * score["seeds"]
-    result = share(differences(score["values"], base), differences(teacher["values"], base))
-    return "-" if result is None else percent(*result)
-
-
-def percent(ratio: float, spread: float | None) -> str:
-    return f"{100 * ratio:.0f} %" + ("" if spread is None else f" ± {100 * spread:.0f}")
+    return share(score, teacher, [score["chance"]] * score["seeds"]) or "-"
 
 
 def recovered(task: str, who: str, start: dict, student: dict, teacher: dict) -> str:
@@ -134,17 +123,12 @@ def recovered(task: str, who: str, start: dict, student: dict, teacher: dict) ->
         return f"{task}: {who} cannot be compared with its start, a score is undefined"
     scores = f"start {start['mean']:.3f}, student {student['mean']:.3f}"
     scores += f", teacher {teacher['mean']:.3f}"
-    gain = differences(student["values"], start["values"])
-    way = share(gain, differences(teacher["values"], start["values"]))
+    way = share(student, teacher, start["values"])
     if way is None:
         return f"{task}: no way to recover, the teacher is not clearly above the start ({scores})"
-    if way[0] < 0:
+    if student["mean"] < start["mean"]:
         return f"{task}: {who} is not above its start ({scores})"
-    spread = "" if way[1] is None else f" (± {100 * way[1]:.0f})"
-    return (
-        f"{task}: {who} recovered {100 * way[0]:.0f} %{spread} of the way"
-        f" from its start to its teacher ({scores})"
-    )
+    return f"{task}: {who} recovered {way} of the way from its start to its teacher ({scores})"
 
 
 def closing_lines(models: dict[str, Model], records: list[dict], headlines: dict) -> list[str]:
@@ -174,32 +158,30 @@ def table(facts: list[dict], records: list[dict], headlines: dict[str, str]) -> 
     names = [model["model"] for model in facts]
     lines = [["", *names]]
 
-    def add(name: str, form: str, key: str, scale: float = 1) -> None:
-        cells = []
-        for model in facts:
-            value = model.get(key)
-            value = value * scale if isinstance(value, (int, float)) else value
-            cells.append("" if value is None else form.format(value))
-        if any(cells):
-            lines.append([name, *cells])
+    def add(name: str, show: Callable[..., str], key: str) -> None:
+        values = [model.get(key) for model in facts]
+        if any(value is not None for value in values):
+            lines.append([name, *("" if value is None else show(value) for value in values)])
+
+    def millions(number: int) -> str:
+        return f"{number / 1e6:.1f} M"
 
     lines.append(["layers x width", *(f"{m['layers']} x {m['hidden']}" for m in facts)])
-    add("parameters", "{:.1f} M", "parameters", 1e-6)
-    add("without embeddings", "{:.1f} M", "parameters_without_embeddings", 1e-6)
-    add("size, float32", "{:.0f} MB", "megabytes")
-    add("FLOPs a token", "{:.1f} M", "flops_per_token", 1e-6)
+    add("parameters", millions, "parameters")
+    add("without embeddings", millions, "parameters_without_embeddings")
+    add("size, float32", "{:.0f} MB".format, "megabytes")
+    add("FLOPs a token", millions, "flops_per_token")
     for shape in facts[0]["latency_ms"]:
         times = [model["latency_ms"][shape] for model in facts]
         cells = [f"{time['median']:.1f} ({time['p95']:.1f})" for time in times]
         lines.append([f"latency {shape}, ms (p95)", *cells])
-    add(f"inputs/s, {next(iter(headlines), None)}", "{:.0f}", "inputs_per_s")
-    add("method", "{}", "method")
-    add("held-out loss of its start", "{:.4f}", "start_loss")
-    add("held-out loss", "{:.4f}", "loss")
-    add("MLM perplexity", "{:.1f}", "perplexity")
-    add("top-1 agreement", "{:.1f} %", "agreement", 100)
-    add("sentence vectors: cosine", "{:.3f}", "sentence_cosine")
-    add("nearest neighbour kept", "{:.1f} %", "neighbour_kept", 100)
+    add("method", str, "method")
+    add("held-out loss of its start", "{:.4f}".format, "start_loss")
+    add("held-out loss", "{:.4f}".format, "loss")
+    add("MLM perplexity", "{:.1f}".format, "perplexity")
+    add("top-1 agreement", "{:.1%}".format, "agreement")
+    add("sentence vectors: cosine", "{:.3f}".format, "sentence_cosine")
+    add("nearest neighbour kept", "{:.1%}".format, "neighbour_kept")
     for task, metric in dict.fromkeys((r["task"], r["metric"]) for r in records):
         if metric.split()[0] != headlines[task]:
             continue
@@ -223,17 +205,9 @@ def score(record: dict) -> str:
     text = f"{record['mean']:.3f}"
     if record["sd"] is not None:
         text += f" ± {record['sd']:.3f}"
-    answers = record.get("one_answer", 0)
-    if answers:
-        text += ", one class"
-        if answers < record["seeds"]:
-            text += f" ({answers} of {record['seeds']} seeds)"
+    if record.get("one_answer"):
+        text += f", one class ({record['one_answer']} of {record['seeds']} seeds)"
     return text
-
-
-def plain(lines: list[list[str]]) -> str:
-    """Return the table for a terminal."""
-    return columns(lines)
 
 
 def markdown(lines: list[list[str]]) -> str:

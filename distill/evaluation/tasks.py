@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 from minitransformer.errors import UserError, first_line
 
 CLASS_METRICS, NUMBER_METRICS = ("accuracy", "macro-f1", "matthews"), ("pearson", "spearman")
+OWN_COLUMNS = ("text", "text_pair", "label")  # text_pair may be missing
 SUFFIXES = (".parquet", ".jsonl", ".csv", ".tsv")
 
 
@@ -70,44 +71,34 @@ class Row(NamedTuple):
 
 def find_split(folder: Path, name: str) -> list[Path]:
     """Return the file of a split, or its shards (`train-00000-of-00002.parquet`)."""
-    candidates = [folder / f"{name}{suffix}" for suffix in SUFFIXES]
-    files = [file for file in candidates if file.is_file()]
-    if len(files) > 1:
-        raise UserError(f"{folder} has {' and '.join(f.name for f in files)}: keep one of them")
+    files = [folder / f"{name}{suffix}" for suffix in SUFFIXES]
+    files = [file for file in files if file.is_file()]
     files = files or sorted(folder.glob(f"{name}-*-of-*.parquet"))
+    if len({file.suffix for file in files}) > 1:
+        raise UserError(f"{folder} has {' and '.join(f.name for f in files)}: keep one of them")
     if not files:
-        there = sorted(f.name for f in folder.iterdir())[:8] if folder.is_dir() else []
-        holds = f"it holds {', '.join(there)}" if there else "no such folder or nothing in it"
-        raise UserError(f"{folder}: no {name} with one of {', '.join(SUFFIXES)}; {holds}")
+        raise UserError(f"{folder}: no {name} with one of {', '.join(SUFFIXES)}")
     return files
 
 
-def read_split(
-    folder: Path, name: str, columns: tuple[str, ...], may_lack_pair: bool = False
-) -> list[Row]:
-    """Return the rows of a split; `columns` are those of the text, of the pair or None, of the
-    label.
+def read_split(folder: Path, name: str, columns: tuple[str | None, ...]) -> list[Row]:
+    """Return the rows of a split; `columns` name the text, the pair (or None) and the label.
 
     Errors   UserError naming file and line for whatever cannot be read.
     """
     rows = []
     for file in find_split(folder, name):
-        try:
-            there, records = READERS[file.suffix](file)
-        except OSError as error:
-            raise UserError(f"{file}: cannot be read ({error.strerror or error})") from None
+        there, records = READERS[file.suffix](file)
         if not records:
             raise UserError(f"{file}: no rows in it")
-        text, pair, label = columns
-        if may_lack_pair and pair not in there:
-            pair = None
-        missing = [repr(column) for column in (text, pair, label) if column not in (None, *there)]
+        wanted = columns
+        if columns == OWN_COLUMNS and "text_pair" not in there:
+            wanted = ("text", None, "label")
+        missing = [repr(column) for column in wanted if column not in (None, *there)]
         if missing:
             known = ", ".join(map(repr, there))
             raise UserError(f"{file}: no column {' or '.join(missing)}; it has {known:.200}")
-        rows += [make_row(place, record, (text, pair, label)) for place, record in records]
-    if len({row.pair is None for row in rows}) > 1:
-        raise UserError(f"{folder}: some files of {name} have a column {columns[1]!r}, some do not")
+        rows += [make_row(place, record, wanted) for place, record in records]
     return rows
 
 
@@ -157,29 +148,21 @@ def read_cells(file: Path) -> tuple[list[str], list[tuple[str, dict]]]:
 
     Not pandas: it fills the missing cell of a short line with "" and says nothing.
     """
-    text = decode(file)
-    if file.suffix == ".tsv":
-        numbered = enumerate(text.split("\n"), 1)
-        lines = [
-            (number, line.rstrip("\r").split("\t")) for number, line in numbered if line.strip()
-        ]
-    else:
-        csv.field_size_limit(2**30)
-        reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-        try:
-            lines = [(reader.line_num, cells) for cells in reader if cells]
-        except csv.Error as error:
-            raise UserError(f"{file}, line {reader.line_num}: {error}") from None
-    if not lines:
-        return [], []
-    columns, records = lines[0][1], []
-    for number, cells in lines[1:]:
-        place = f"{file}, line {number}"
-        if len(cells) != len(columns):
-            raise UserError(
-                f"{place}: {len(cells)} cells, but the header has {len(columns)} columns"
-            )
-        records.append((place, dict(zip(columns, cells, strict=True))))
+    form = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if file.suffix == ".tsv" else {}
+    csv.field_size_limit(2**30)
+    reader = csv.reader(io.StringIO(decode(file), newline=""), strict=True, **form)
+    columns, records = [], []
+    try:
+        for cells in reader:
+            place = f"{file}, line {reader.line_num}"
+            if cells and not columns:
+                columns = cells
+            elif cells and len(cells) != len(columns):
+                raise UserError(f"{place}: {len(cells)} cells, the header has {len(columns)}")
+            elif cells:
+                records.append((place, dict(zip(columns, cells, strict=True))))
+    except csv.Error as error:
+        raise UserError(f"{file}, line {reader.line_num}: {error}") from None
     return columns, records
 
 
@@ -199,9 +182,8 @@ READERS = {".parquet": read_parquet, ".jsonl": read_jsonl, ".csv": read_cells, "
 
 
 def drop_unlabelled(rows: list[Row], what: str, notes: list[str], minus_one: bool) -> list[Row]:
-    """Return the rows that have a label; a note counts the others.
-
-    minus_one   whether -1 is a label; as a rule it says that there is none
+    """Return the rows that have a label; a note counts the others, of which -1 is one unless it
+    is a label here (`minus_one`).
     """
     labelled = []
     for row in rows:
@@ -212,10 +194,8 @@ def drop_unlabelled(rows: list[Row], what: str, notes: list[str], minus_one: boo
         raise UserError(f"{rows[0].place}: none of the {len(rows)} rows of {what} has a label")
     if len(labelled) < len(rows):
         missing = len(rows) - len(labelled)
-        reasons = "empty, null or '-'" if minus_one else "empty, null, '-' or -1"
-        notes.append(
-            f"{what}: {missing} of {len(rows)} rows are left out, their label is {reasons}"
-        )
+        left_out = f"{missing} of {len(rows)} rows are left out"
+        notes.append(f"{what}: {left_out}, their label is empty, null, '-' or -1")
     return labelled
 
 
@@ -227,18 +207,13 @@ def make_split(rows: list[Row], classes: tuple[str, ...]) -> Split:
 
 def label_number(row: Row, classes: tuple[str, ...]) -> int | float:
     """Return the class number, or for a regression (no classes) the number itself."""
-    if not classes:
-        value = number(row.label)
-        if value is None:
-            raise UserError(
-                f"{row.place}: label {row.label!r:.40} is not a number, which a regression needs"
-            )
-        return value
-    name = class_name(row)
-    if name not in classes:
+    name, value = class_name(row), number(row.label)
+    if classes and name not in classes:
         known = ", ".join(classes)
         raise UserError(f"{row.place}: label {name!r:.40} is none of the classes {known:.200}")
-    return classes.index(name)
+    if not classes and value is None:
+        raise UserError(f"{row.place}: label {name!r:.40} is not a number, as those of train are")
+    return classes.index(name) if classes else value
 
 
 def number(label: Any) -> float | None:
@@ -255,8 +230,7 @@ def class_name(row: Row) -> str:
     label, value = row.label, number(row.label)
     if not isinstance(label, (str, int)) and value is None:
         raise UserError(f"{row.place}: label {label!r:.40} is neither text nor a finite number")
-    has_point = isinstance(label, float) or (isinstance(label, str) and "." in label)
-    if has_point and value is not None and value == int(value):
+    if "." in str(label) and value is not None and value == int(value):
         return str(int(value))
     return str(label)
 
@@ -268,22 +242,17 @@ def folder_task(folder: str | Path, regression: bool = False) -> Task:
     """Return the task in FOLDER. Labels that are strings or integers are classes; if they are
     numbers and one of train has a fraction, or with `regression`, they are numbers to predict.
     """
-    folder, notes, tables = Path(folder), [], {}
-    for split in ("train", "dev"):
-        tables[split] = read_split(folder, split, ("text", "text_pair", "label"), True)
-    if (tables["train"][0].pair is None) != (tables["dev"][0].pair is None):
-        raise UserError(f"{folder}: only one of train and dev has a column 'text_pair'")
-
+    folder, notes = Path(folder), []
+    tables = {split: read_split(folder, split, OWN_COLUMNS) for split in ("train", "dev")}
+    if len({row.pair is None for rows in tables.values() for row in rows}) > 1:
+        raise UserError(f"{folder}: only some of its files have a column 'text_pair'")
     name = folder.resolve().name
-    numbers = {number(row.label) for row in [*tables["train"], *tables["dev"]]}
-    fractions = any(n is not None and n != int(n) for n in numbers)
-    pair_of_signs = numbers - {None} == {-1.0, 1.0}
-    other_negatives = any(n is not None and n < 0 and n != -1 for n in numbers)
-    minus_one = regression or fractions or pair_of_signs or other_negatives
+    # -1 is a label, and not the lack of one, where others are negative or all are -1 or 1
+    others = {number(row.label) for rows in tables.values() for row in rows} - {None, -1.0}
+    strange = any(n < 0 or n != int(n) for n in others)
+    minus_one = regression or strange or others == {1.0}
     for split, rows in tables.items():
         tables[split] = drop_unlabelled(rows, f"{name} {split}", notes, minus_one)
-    if pair_of_signs and not regression:
-        notes.append(f"{name}: -1 and 1 are its two classes; no label is missing")
 
     labels = [number(row.label) for row in tables["train"]]
     regression = regression or (None not in labels and any(n != int(n) for n in labels))

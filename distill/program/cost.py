@@ -62,11 +62,6 @@ def latencies(encoders: list[Encoder], batch: int, length: int) -> list[list[flo
     return [sorted(row) for row in seconds]
 
 
-def percentile(ordered: list[float], share: float) -> float:
-    """The value that `share` of the sorted list do not exceed (nearest rank)."""
-    return ordered[min(len(ordered) - 1, round(share * (len(ordered) - 1)))]
-
-
 def _wait(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
