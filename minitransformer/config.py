@@ -76,11 +76,6 @@ class EncoderConfig:
                 f"config: pad_token_id {self.pad_token_id} is outside the vocabulary of"
                 f" {self.vocab_size}"
             )
-        if self.max_tokens < 1:
-            raise UserError(
-                f"config: max_position_embeddings {self.max_position_embeddings} leaves no room for"
-                f" a token after pad_token_id {self.pad_token_id}"
-            )
 
     @property
     def max_tokens(self) -> int:

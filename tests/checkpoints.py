@@ -16,18 +16,7 @@ from tokenizers import AddedToken, models, normalizers, pre_tokenizers, processo
 from minitransformer.convert import to_hugging_face
 
 LETTERS = string.ascii_letters + string.digits + string.punctuation + "éàßñαβдж中文のカ한"
-BERT_WORDS = [
-    "[PAD]",
-    "[UNK]",
-    "[CLS]",
-    "[SEP]",
-    "[MASK]",
-    *LETTERS,
-    "Hello",
-    "hello",
-    "world",
-    "the",
-]
+BERT_WORDS = [*"[PAD] [UNK] [CLS] [SEP] [MASK]".split(), *LETTERS, *"Hello hello world the".split()]
 BERT_WORDS += [f"##{letter}" for letter in LETTERS]
 START = ["<s>", "<pad>", "</s>", "<unk>"]
 CAMEMBERT_START = ["<s>NOTUSED", "<pad>", "</s>NOTUSED", "<unk>", "<unk>NOTUSED", "<s>", "</s>"]

@@ -25,58 +25,20 @@ from checkpoints import (
 
 from minitransformer import load_pretrained, save_pretrained
 
-SCRIPTS = [  # first and last character
-    *(
-        "az",
-        "AZ",
-        "09",
-        "!/",
-        "Àÿ",
-        "Āſ",
-        "Αω",
-        "Ая",
-        "את",
-        "ءي",
-        "अह",
-        "กฮ",
-        "ぁん",
-        "ァン",
-        "一亀",
-    ),
-    *("가겫", "Ḁẁ", "０ｚ", "\U0001f600\U0001f640", "\u0300\u0315", "\x01\x1f", "\u2000\u206f"),
-]
-WORDS = [
-    "Hello",
-    "hello",
-    "world",
-    "été",
-    "Straße",
-    "naïve",
-    "the",
-    "don't",
-    "3.14",
-    "e-mail@x.org",
-]
-SPECIAL = ["[SEP]", "[CLS]", "[MASK]", "[PAD]", "[UNK]", "<s>", "</s>", "<mask>", "<pad>", "<unk>"]
-SPECIAL += ["<ent>", "[sep]", "▁the", "##ing", "Ġ"]
+SCRIPTS = "az AZ 09 !/ Àÿ Āſ Αω Ая את ءي अह กฮ ぁん ァン 一亀 가겫 Ḁẁ ０ｚ".split()  # first, last
+SCRIPTS += ["\U0001f600\U0001f640", "\u0300\u0315", "\x01\x1f", "\u2000\u206f"]
+WORDS = "Hello hello world été Straße naïve the don't 3.14 e-mail@x.org".split()
+SPECIAL = (
+    "[SEP] [CLS] [MASK] [PAD] [UNK] <s> </s> <mask> <pad> <unk> <ent> [sep] ▁the ##ing Ġ".split()
+)
 SPACES = [" ", "  ", "\t", "\n", "\u00a0", "\u3000", ""]
 
 
 def make_lines() -> list[str]:
     """500 lines that mix scripts, words, special tokens' texts and spaces, composed or not."""
     chance = random.Random(0)
-    lines = [
-        "",
-        " ",
-        "   ",
-        "\n",
-        "a" * 150,
-        "word " * 100,
-        "é" * 120,
-        "[SEP]",
-        "<mask>",
-        " <mask>",
-    ]
+    lines = ["", " ", "   ", "\n", "a" * 150, "word " * 100, "é" * 120]
+    lines += ["[SEP]", "<mask>", " <mask>"]
     while len(lines) < 500:
         line = ""
         for _ in range(chance.randint(1, 8)):

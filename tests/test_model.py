@@ -145,12 +145,6 @@ def test_bf16_autocast(training):
         assert encoder.blocks[0].query.weight.grad.isfinite().all()
 
 
-def test_float64_stays_float64():
-    encoder = tiny_encoder().double()
-    ids, mask = padded(encoder.config, "right")
-    assert encoder.mlm_logits(encoder(ids, mask).hidden[-1]).dtype == torch.float64
-
-
 @pytest.mark.parametrize("autocast", [False, True])
 @pytest.mark.parametrize("padding", ["none", "left"])
 @pytest.mark.parametrize("model_type", MODEL_TYPES)
@@ -193,9 +187,3 @@ def test_more_tokens_than_positions(model_type):
     encoder(torch.full((1, 40), 7))  # 40 fit, in every family
     with pytest.raises(UserError, match=r"^41 tokens in a sequence, but .* positions for 40$"):
         encoder(torch.full((1, 41), 7))
-
-
-def test_no_mlm_head_is_said():
-    encoder = tiny_encoder(mlm_head=False)
-    with pytest.raises(UserError, match="this encoder has no MLM head"):
-        encoder.mlm_logits(torch.zeros(2, 32))

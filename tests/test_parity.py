@@ -5,18 +5,16 @@ import torch
 import transformers
 from conftest import PADDINGS, padded, tiny_encoder
 
-from minitransformer.attention import attention_map, split_heads
 from minitransformer.convert import family, to_hugging_face
 from minitransformer.embedded import embedded_teacher_folder
 from minitransformer.model_types import MODEL_TYPES
 
 
-def reference(encoder, attention="sdpa"):
+def reference(encoder):
     """The same weights in transformers' own class; every tensor is given, none left over."""
     config = encoder.config.to_dict(family(encoder.config)[2][encoder.mlm_head is not None])
     architecture = getattr(transformers, config["architectures"][0])
     config = transformers.AutoConfig.for_model(**config)
-    config._attn_implementation = attention
     extra = {} if encoder.mlm_head is not None else {"add_pooling_layer": False}
     model = architecture(config, **extra).eval()
     missing, unexpected = model.load_state_dict(to_hugging_face(encoder), strict=False)
@@ -67,17 +65,15 @@ def test_parity_with_transformers(model_type, padding):
 
 @pytest.mark.parametrize("padding", PADDINGS)
 def test_parity_on_the_embedded_teachers_real_weights(embedded, padding):
-    encoder, tokenizer = embedded
-    model = transformers.AutoModel.from_pretrained(embedded_teacher_folder()).eval()
+    encoder, _ = embedded
+    folder = embedded_teacher_folder()
+    model = transformers.AutoModel.from_pretrained(folder).eval()
     texts = ["A short one.", "Parity is measured on words that the model has seen before, " * 4]
-    rows = [ids for ids, _ in tokenizer.encode_pairs(texts, max_tokens=64)]
-    rows = rows[1:] if padding == "none" else rows
-    width = max(map(len, rows))
-    ids = torch.zeros(len(rows), width, dtype=torch.long)
-    for row, words in zip(ids, rows, strict=True):
-        part = slice(width - len(words), None) if padding == "left" else slice(len(words))
-        row[part] = torch.tensor(words)
-    mask = ids != tokenizer.pad_id
+    texts = texts[1:] if padding == "none" else texts
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    tokenizer.padding_side = "left" if padding == "left" else "right"
+    batch = tokenizer(texts, padding="longest", return_tensors="pt")
+    ids, mask = batch["input_ids"], batch["attention_mask"].bool()
     *theirs, _ = run_reference(model, ids, mask)
     with torch.no_grad():
         ours = encoder(ids, mask)
@@ -102,19 +98,3 @@ def test_gradients_equal_those_of_transformers(model_type):
         if name == "embeddings.word.weight":  # transformers' table gives its padding row none
             difference[encoder.config.pad_token_id] = 0
         assert difference.abs().max() <= 1e-12 + 1e-9 * gradient.abs().max(), name
-
-
-def test_attention_maps_are_those_of_transformers():
-    encoder = tiny_encoder()
-    ids, mask = padded(encoder.config, "right")
-    model = reference(encoder, attention="eager")
-    with torch.no_grad():
-        theirs = model(ids, attention_mask=mask, output_attentions=True).attentions
-    out = encoder(ids, mask)
-    ours = [
-        attention_map(split_heads(query, 4), split_heads(key, 4), mask[:, None, None, :])
-        for query, key in zip(out.queries, out.keys, strict=True)
-    ]
-    for our_map, their_map in zip(ours, theirs, strict=True):
-        torch.testing.assert_close(our_map, their_map, rtol=0, atol=1e-6)
-        assert our_map.masked_select(~mask[:, None, None, :]).max() == 0  # nobody reads padding
