@@ -13,6 +13,7 @@ from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before any import of the hub's library
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # on tensors this small, threads only wait
 
 import pytest
 import safetensors.torch
@@ -65,6 +66,14 @@ def tiny_encoder(config="bert", mlm_head=True, seed=0):
 def states(*shape, seed=0, dtype=torch.float64):
     """Return normally distributed numbers, the same for the same seed."""
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+def value_and_gradient(loss, student, *rest):
+    """Return the loss, its gradient for the student, and the count."""
+    student = student.clone().requires_grad_()
+    total, count = loss(student, *rest)
+    total.backward()
+    return total.item(), student.grad, count.item()
 
 
 def lengths_mask(lengths, tokens, left=False):

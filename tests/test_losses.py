@@ -8,7 +8,7 @@ import doctest
 
 import pytest
 import torch
-from conftest import lengths_mask, states
+from conftest import lengths_mask, states, value_and_gradient
 
 from distill import direct_minilm, hs, mha, mlm, od
 from distill.direct_minilm import direct_loss
@@ -62,13 +62,6 @@ def at(factors, positions):
     return factors[0][positions], *factors[1:]
 
 
-def value_and_gradient(loss, student, *rest):
-    student = student.clone().requires_grad_()
-    total, _ = loss(student, *rest)
-    total.backward()
-    return total.item(), student.grad
-
-
 @pytest.mark.parametrize("page", [mha, direct_minilm, hs, od, mlm], ids=lambda page: page.__name__)
 def test_worked_example_of_the_page(page):
     result = doctest.testmod(page)
@@ -77,9 +70,8 @@ def test_worked_example_of_the_page(page):
 
 
 @ALL
-@pytest.mark.parametrize("lengths", [[6, 4, 1], [0, 6, 3]])
-def test_gradient_is_the_derivative(loss, lengths):
-    (student, teacher), mask = sides(), lengths_mask(lengths, 6)
+def test_gradient_is_the_derivative(loss):
+    (student, teacher), mask = sides(), lengths_mask([0, 6, 3], 6)
     student.requires_grad_()
     assert torch.autograd.gradcheck(lambda x: loss(x, teacher, mask)[0], student)
 
@@ -98,14 +90,14 @@ def test_gradient_of_the_maps_is_the_derivative():
 @ALL
 def test_padding_is_irrelevant_wherever_it_stands(loss):
     (student, teacher), mask = sides(), lengths_mask([4, 6, 2], 6)
-    value, gradient = value_and_gradient(loss, student, teacher, mask)
+    value, gradient, _ = value_and_gradient(loss, student, teacher, mask)
     noise = 1e3 * states(3, 6, D_S, seed=9)
     noisy = [torch.where(mask[..., None], x, noise[..., : x.shape[-1]]) for x in (student, teacher)]
-    noisy_value, noisy_gradient = value_and_gradient(loss, *noisy, mask)
+    noisy_value, noisy_gradient, _ = value_and_gradient(loss, *noisy, mask)
     assert noisy_value == pytest.approx(value, rel=1e-12)
     assert torch.allclose(noisy_gradient, gradient, atol=1e-13)
     assert not gradient[~mask].any()
-    # On the left, where hs, direct and relations of the real tokens are the same.
+    # On the left
     left, _ = loss(student.flip(1), teacher.flip(1), lengths_mask([4, 6, 2], 6, left=True))
     assert left.item() == pytest.approx(value, rel=1e-12)
 
@@ -113,10 +105,10 @@ def test_padding_is_irrelevant_wherever_it_stands(loss):
 @ALL
 def test_bfloat16_states_are_compared_in_float32(loss):
     (student, teacher), mask = sides(torch.bfloat16), lengths_mask([6, 4, 1], 6)
-    expected, slope = value_and_gradient(loss, student.float(), teacher.float(), mask)
+    expected, slope, _ = value_and_gradient(loss, student.float(), teacher.float(), mask)
     with torch.autocast("cpu", torch.bfloat16):
         total, count = loss(student, teacher, mask)
-        value, gradient = value_and_gradient(loss, student, teacher, mask)
+        value, gradient, _ = value_and_gradient(loss, student, teacher, mask)
     assert total.dtype == count.dtype == torch.float32
     assert value == pytest.approx(expected, rel=0.02)  # exact but for the product of hs_loss
     assert gradient.dtype == torch.bfloat16
@@ -126,7 +118,7 @@ def test_bfloat16_states_are_compared_in_float32(loss):
 @ALL
 def test_only_the_student_learns_and_upstream_scales(loss):
     (student, teacher), mask = sides(), lengths_mask([6, 4, 1], 6)
-    _, slope = value_and_gradient(loss, student, teacher, mask)
+    _, slope, _ = value_and_gradient(loss, student, teacher, mask)
     student.requires_grad_()
     teacher.requires_grad_()
     (3 * loss(student, teacher, mask)[0]).backward()

@@ -3,51 +3,31 @@ the plain forms and the lean ones train alike; no method makes a GPU wait.
 """
 
 import re
-from pathlib import Path
 
 import pytest
 import torch
-from conftest import lengths_mask
+from conftest import lengths_mask, tiny_config, tiny_encoder
+from helpers import ROOT
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from distill import METHODS, build_method
+from distill.hs import hs_loss
 from distill.method import Batch, Method
 from distill.mha import relation_loss
 from distill.mlm import mlm_loss
 from distill.od import od_loss
-from minitransformer.config import EncoderConfig
 from minitransformer.errors import UserError
-from minitransformer.model import Encoder
 
-ROOT = Path(__file__).resolve().parents[1]
 ALL = pytest.mark.parametrize("name", ["mha", "hs", "od", "direct-minilm", "mlm"])
 FORMS = pytest.mark.parametrize("plain", [False, True], ids=["lean", "plain"])
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """These models are too small to share: threads would only wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def config(layers, width, vocab=60):
-    return EncoderConfig(
-        vocab_size=vocab,
-        hidden_size=width,
-        num_hidden_layers=layers,
-        num_attention_heads=4,
-        intermediate_size=2 * width,
-        max_position_embeddings=16,
-        initializer_range=0.2,
-    )
+    return tiny_config(vocab_size=vocab, hidden_size=width, num_hidden_layers=layers)
 
 
 def encoder(layers=4, width=24, seed=0, mlm_head=True):
-    model = Encoder(config(layers, width), mlm_head=mlm_head)
-    return model.reset_parameters(torch.Generator().manual_seed(seed))
+    return tiny_encoder(config(layers, width), mlm_head, seed)
 
 
 def make_batch(lengths=(12, 7, 3, 12), tokens=12, seed=0):
@@ -83,10 +63,8 @@ def test_contract(name, width):
     method = build(name, student, teacher)
     assert isinstance(method, Method)
     assert method.teacher_layer == {"mha": 3, "direct-minilm": 3, "mlm": None}.get(name, 4)
-    assert "\n" not in method.describe()
     assert method.masked_text == (name in ("od", "mlm"))
     assert method.needs_teacher == (name != "mlm")
-    method.check_models(student, teacher)
     batch = make_batch()
     total, count = method(student, teacher, batch)
     assert total.dtype == count.dtype == torch.float32
@@ -118,11 +96,9 @@ def test_which_student_parameters_learn(name):
 @pytest.mark.parametrize(
     ("name", "settings", "highest", "whole"),
     [
-        ("mha", {}, 3, False),
         ("mha", {"teacher_layer": 1}, 1, False),
         ("direct-minilm", {"teacher_layer": 2}, 2, False),
         ("hs", {}, 4, True),
-        ("hs", {"mapping": "single"}, 4, True),
         ("od", {}, 4, True),
     ],
 )
@@ -187,10 +163,11 @@ def test_nothing_to_count_adds_nothing(name, plain):
     assert alone[1] == beside[1]
 
 
+@FORMS
 @pytest.mark.parametrize("name", ["mha", "hs", "od", "direct-minilm"])
-def test_zero_when_the_student_is_the_teacher(name):
+def test_zero_when_the_student_is_the_teacher(name, plain):
     teacher = encoder(2)
-    method = build(name, teacher, teacher, teacher_layer=2)
+    method = build(name, teacher, teacher, teacher_layer=2, plain=plain)
     total, _ = method(teacher, teacher, make_batch())
     assert abs(total.item()) < 1e-5
     total.backward()
@@ -201,56 +178,38 @@ def test_forward_is_the_published_formula():
     """The methods, which use lean forms, against the plain ones on whole outputs of both models."""
     student, teacher, batch = encoder(2, 16, seed=1), encoder(), make_batch()
     of_student, of_teacher = student(batch.ids, batch.mask), teacher(batch.ids, batch.mask)
-    total, _ = build("mha", student, teacher, teacher_layer=2)(student, teacher, batch)
-    expected = sum(
+    relations = [
         relation_loss(x_s[1], x_t[1], batch.mask, 8)[0]
         for x_s, x_t in zip(of_student[1:], of_teacher[1:], strict=True)
-    )
-    assert total.item() == pytest.approx(expected.item(), rel=1e-5)
-    method = build("hs", student, teacher)  # layers (1, 2) and (2, 4), each with its own map
-    expected = sum(
-        ((of_student.hidden[i] @ w - of_teacher.hidden[j])[batch.mask] ** 2).sum() / 24
-        for (i, j), w in zip([(1, 2), (2, 4)], method.maps, strict=True)
-    )
-    assert method(student, teacher, batch)[0].item() == pytest.approx(expected.item(), rel=1e-5)
-    logits = [
-        model.mlm_logits(model(batch.masked_ids, batch.mask).hidden[-1])
-        for model in (student, teacher)
     ]
-    for positions, rows in (
-        ("masked", batch.positions),
-        ("all", torch.arange(48)[batch.mask.flatten()]),
+    hs = build("hs", student, teacher)  # layers (1, 2) and (2, 4), each with its own map
+    hidden = [
+        hs_loss(of_student.hidden[i], of_teacher.hidden[j], batch.mask, W)[0]
+        for (i, j), W in zip([(1, 2), (2, 4)], hs.maps, strict=True)
+    ]
+    z_s, z_t = (
+        model.mlm_logits(model(batch.masked_ids, batch.mask).hidden[-1]).flatten(0, 1)
+        for model in (student, teacher)
+    )
+    masked, real = batch.positions, batch.mask.flatten().nonzero().flatten()
+    od = {"positions": "all", "temperature": 2.0}
+    for method, expected in (
+        (build("mha", student, teacher, teacher_layer=2), sum(relations)),
+        (hs, sum(hidden)),
+        (build("od", student, teacher), od_loss(z_s[masked], z_t[masked])[0]),
+        (build("od", student, teacher, **od), od_loss(z_s[real], z_t[real], 2.0)[0]),
+        (build("mlm", student, teacher), mlm_loss(z_s[masked], batch.ids.flatten()[masked])[0]),
     ):
-        method = build("od", student, teacher, positions=positions, temperature=2.0)
-        total, count = method(student, teacher, batch)
-        expected, _ = od_loss(*(z.flatten(0, 1)[rows] for z in logits), 2.0)
+        total, _ = method(student, teacher, batch)
         assert total.item() == pytest.approx(expected.item(), rel=1e-5)
-        assert count.item() == len(rows)
-    total, _ = build("mlm", student, teacher)(student, None, batch)
-    expected, _ = mlm_loss(*(x.flatten(0, 1)[batch.positions] for x in (logits[0], batch.ids)))
-    assert total.item() == pytest.approx(expected.item(), rel=1e-5)
 
 
-@ALL
-def test_sums_are_float32_under_autocast(name):
-    student, teacher, batch = encoder(2, 16, seed=1), encoder(), make_batch()
-    method = build(name, student, teacher)
-    expected, expected_count = method(student, teacher, batch)
-    with torch.autocast("cpu", torch.bfloat16):
-        total, count = method(student, teacher, batch)
-    total.backward()
-    assert total.dtype == count.dtype == torch.float32
-    assert count == expected_count
-    assert total.item() == pytest.approx(expected.item(), rel=0.05)
-    assert all(slope.dtype == torch.float32 for slope in gradients(student, method))
-
-
-def train(method, student, teacher, batch, steps, lr=1e-2):
-    """Return the losses of these steps, all on the same batch."""
+def train(method, student, teacher, batch):
+    """Return the losses of 30 steps on the same batch."""
     parameters = [*student.parameters(), *method.parameters()]
-    optimizer = torch.optim.AdamW(parameters, lr=lr, fused=True)
+    optimizer = torch.optim.AdamW(parameters, lr=1e-2, fused=True)
     losses = []
-    for _ in range(steps):
+    for _ in range(30):
         optimizer.zero_grad()
         total, count = method(student, teacher, batch)
         (total / count).backward()
@@ -260,12 +219,11 @@ def train(method, student, teacher, batch, steps, lr=1e-2):
 
 
 @ALL
-@pytest.mark.parametrize("width", [24, 16], ids=["equal width", "narrower"])
-def test_overfits_one_batch_and_leaves_the_teacher_alone(name, width):
-    student, teacher = encoder(2, width, seed=1), encoder()
+def test_overfits_one_batch_and_leaves_the_teacher_alone(name):
+    student, teacher = encoder(2, 16, seed=1), encoder()
     before = {key: value.clone() for key, value in teacher.state_dict().items()}
-    losses = train(build(name, student, teacher), student, teacher, make_batch(), steps=60)
-    assert losses[-1] < 0.3 * losses[0]
+    losses = train(build(name, student, teacher), student, teacher, make_batch())
+    assert losses[-1] < 0.6 * losses[0]
     after = teacher.state_dict()
     assert all(torch.equal(value, after[key]) for key, value in before.items())
 
@@ -284,6 +242,7 @@ def test_plain_and_lean_train_alike(name, precision):
         for step in range(20):
             with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
                 total, count = method(student, teacher, make_batch(seed=step))
+            assert total.dtype == count.dtype == torch.float32
             (total / count).backward()
             optimizer.step()
             optimizer.zero_grad()
@@ -310,10 +269,9 @@ class OnMeta(TorchDispatchMode):
 @ALL
 def test_no_question_to_a_device_and_nothing_left_on_the_cpu(name, plain):
     student, teacher = encoder(2, 16, seed=1), encoder()
-    settings = {"positions": "all"} if name == "od" else {}
     batch = make_batch().to("meta")
-    for options in (settings, {}):
-        method = build(name, student, teacher, plain=plain, **options).to("meta")
+    for positions in ("masked", "all") if name == "od" else ("masked",):
+        method = build(name, student, teacher, plain=plain, positions=positions).to("meta")
         student, teacher = student.to("meta"), teacher.to("meta")
         with OnMeta():
             total, _ = method(student, teacher, batch)
@@ -322,21 +280,11 @@ def test_no_question_to_a_device_and_nothing_left_on_the_cpu(name, plain):
         assert gradients(student)
 
 
-@pytest.mark.parametrize(
-    "question",
-    [
-        lambda x: x.sum().item(),
-        lambda x: bool((x > 0).all()),
-        lambda x: x[x > 0],
-        lambda x: x.nonzero(),
-        lambda x: x[torch.tensor([0, 2])],
-        lambda x: x + torch.zeros(3),
-    ],
-)
-def test_questions_and_cpu_tensors_are_noticed(question):
-    x = torch.zeros(3, device="meta")
-    with pytest.raises((RuntimeError, NotImplementedError, AssertionError)), OnMeta():
-        question(x)
+def test_questions_and_cpu_tensors_are_noticed():
+    x, on_cpu = torch.zeros(3, device="meta"), torch.tensor([0, 2])
+    for question in (lambda: x.sum().item(), lambda: x[x > 0], lambda: x[on_cpu]):
+        with pytest.raises((RuntimeError, NotImplementedError, AssertionError)), OnMeta():
+            question()
 
 
 def test_the_method_of_the_docs(monkeypatch):
@@ -349,7 +297,7 @@ def test_the_method_of_the_docs(monkeypatch):
     monkeypatch.setitem(METHODS, name, module[kind])
     student, teacher = encoder(2, seed=1), encoder()
     method = build(name, student, teacher)
-    losses = train(method, student, teacher, make_batch(), steps=30)
+    losses = train(method, student, teacher, make_batch())
     assert losses[-1] < 0.5 * losses[0]
     check_micro_batches(method, student, teacher)
 
@@ -383,17 +331,13 @@ def test_settings_reach_the_method():
     assert described["direct-minilm"] == f"Q, K, V directly: {layers}"
     assert described["hs"] == "hidden states, map single: (2,4), each with a learned (16, 24)"
     assert described["od"] == "output distribution: all positions, temperature 2"
-    assert build_method("mlm", student, None).describe()
 
 
 def test_mistakes():
     student, teacher = config(2, 16), config(4, 24)
     for name, settings, message in (
         ("kd", {}, r"unknown method 'kd': choose from mha, hs, od, direct-minilm, mlm"),
-        ("hs", {"mapping": "all"}, r"unknown layer map 'all'"),
-        ("mha", {"teacher_layer": 5}, r"teacher layer 5 is out of range: .* 1 to 4"),
-        ("mha", {"relation_heads": 5}, r"5 relation heads .* 16 and 24; these do: 1, 2, 4, 8"),
-        ("direct-minilm", {"relation_heads": 3}, r"3 relation heads"),
+        ("direct-minilm", {"relation_heads": 3}, r"3 relation heads .* these do: 1, 2, 4, 8"),
         ("od", {"positions": "some"}, r"unknown positions 'some'"),
         ("od", {"temperature": 0}, r"temperature is 0; it must be above 0"),
     ):
@@ -405,13 +349,8 @@ def test_mistakes():
 
 def test_models_without_an_mlm_head():
     student, teacher = encoder(2, seed=1), encoder(mlm_head=False)
-    method = build("od", student, teacher)
-    for call in (
-        lambda: method.check_models(student, teacher),
-        lambda: method(student, teacher, make_batch()),
-    ):
-        with pytest.raises(UserError, match=r"teacher has no MLM head.*mlm --init TEACHER"):
-            call()
+    with pytest.raises(UserError, match=r"teacher has no MLM head.*mlm --init TEACHER"):
+        build("od", student, teacher)(student, teacher, make_batch())
     headless = encoder(2, mlm_head=False)
     for name in ("od", "mlm"):
         with pytest.raises(UserError, match="student has no MLM head"):

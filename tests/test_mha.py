@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import largest_tensor, lengths_mask, states
+from conftest import largest_tensor, lengths_mask, states, value_and_gradient
 
 from distill.fast import relations
 from distill.fast.relations import lean_relation_loss
@@ -52,13 +52,6 @@ def by_loops(student, teacher, mask, relation_heads):
                 for p_s, p_t in zip(*(relation_row(head, n) for head in heads), strict=True):
                     total += p_t * math.log(p_t / p_s) / (relation_heads * len(real))
     return total, count
-
-
-def value_and_gradient(loss, student, teacher, mask, relation_heads):
-    student = student.clone().requires_grad_()
-    total, count = loss(student, teacher, mask, relation_heads)
-    total.backward()
-    return total.item(), student.grad, count.item()
 
 
 @FORMS
