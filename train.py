@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from distill import METHODS
-from distill.data.batches import Prefetcher, Text, parse_sources
+from distill.data.batches import Text, parse_sources, prefetch
 from distill.hs import STRATEGIES
 from distill.method import Batch, Method
 from distill.program import cli
@@ -210,20 +210,13 @@ def distil(config: TrainConfig, run: Run) -> int:
     first = resume(run, record, {**parts, "text": text}) if config.resume else begin(run, record)
     announce(config, run, models, text, frozen)
 
-    batches = Prefetcher(
-        text,
-        config.batch_size,
-        config.accumulate,
-        rank(),
-        world(),
-        masked=method.masked_text,
-        steps=config.steps - first,
-    )
+    share = (config.batch_size, config.accumulate, rank(), world())
+    drawn = prefetch(text, config.steps - first, *share, masked=method.masked_text)
 
     def save(step: int) -> None:
         # no random state: order and masks follow from (seed, draw), and there is no dropout
         state = {name: part.state_dict() for name, part in parts.items()}
-        run.save(step, {**state, "text": batches.state})
+        run.save(step, {**state, "text": text_state})
 
     # ---- the loop: one turn more than steps, so that the last evaluation is like the others ----
     signals, stop = Signals(), False
@@ -249,7 +242,8 @@ def distil(config: TrainConfig, run: Run) -> int:
         lr = learning_rate(step, config.steps, config.lr, config.warmup)
         set_learning_rate(optimizer, lr)
         sums = []  # (sum of the loss, its count) of each micro-batch
-        micro_batches = [batch.to(device) for batch in batches.next()]  # ids and mask (B, N)
+        micro_batches, text_state = next(drawn)
+        micro_batches = [batch.to(device) for batch in micro_batches]  # ids and mask (B, N)
         for turn, batch in enumerate(micro_batches, 1):
             with average_gradients(wrapped, now=turn == len(micro_batches)):
                 with products:

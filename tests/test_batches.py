@@ -5,8 +5,8 @@ import pytest
 import torch
 from conftest import WORDS, CountingTokenizer, numbers, tiny_tokenizer
 
-from distill.data import batches, corpus
-from distill.data.batches import Prefetcher, Text, mask_tokens
+from distill.data import corpus
+from distill.data.batches import Text, mask_tokens, prefetch
 from distill.data.corpus import TokenFile
 from minitransformer.errors import UserError
 
@@ -51,19 +51,18 @@ def test_the_order_depends_on_the_seed_and_on_nothing_else(folder):
     assert all((rank.counts == whole.counts).all() for rank in ranks)
 
 
-def test_the_prefetcher_draws_ahead_and_its_state_does_not(folder):
+def test_prefetching_draws_ahead_and_its_state_does_not(folder):
     spec = numbers(folder, "a", 4000)
     plain, ahead = (Text([spec], CountingTokenizer(), 10) for _ in range(2))
-    prefetcher = Prefetcher(ahead, 3, 2, 1, 2, masked=True, steps=5)
-    assert prefetcher.state["counts"] == [0]
-    for step in range(1, 6):
+    drawn = list(prefetch(ahead, 5, 3, 2, 1, 2, masked=True))
+    for step, (batches, state) in enumerate(drawn, 1):
         expected = rows_of([plain.step(3, 2, 1, 2, masked=True)])
-        assert torch.equal(expected, rows_of([prefetcher.next()]))
-        assert prefetcher.state["counts"] == [12 * step]
+        assert torch.equal(expected, rows_of([batches]))
+        assert state["counts"] == [12 * step]
     assert ahead.counts.tolist() == [60]  # nothing beyond the last step
     ahead._draw = lambda read: 1 / 0
     with pytest.raises(ZeroDivisionError):
-        prefetcher.next()
+        next(prefetch(ahead, 5, 3, 2, 1, 2, masked=True))
 
 
 def test_held_out_text_and_its_masks_do_not_depend_on_the_seed(folder):
@@ -192,7 +191,6 @@ def test_rows_are_framed_by_the_special_tokens(folder):
     special = torch.isin(batch.ids, torch.tensor(tokenizer.special_ids)).flatten()
     assert not special[batch.positions].any()
     assert all(len(batch.sequences(row, row + 1).positions) for row in range(len(batch.ids)))
-    assert batches.MASK_SHARE == 0.15
 
 
 def test_masked_text_needs_a_mask_token_and_words(folder):

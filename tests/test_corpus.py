@@ -5,8 +5,9 @@ import io
 import json
 import os
 import random
-import threading
+import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pyarrow
@@ -230,28 +231,16 @@ def test_a_killed_tokenisation_leaves_no_file_that_is_believed_or_stays(folder, 
 
 def test_several_processes_may_want_the_same_token_file_at_once(folder, monkeypatch):
     """Threads with a lock each behave as processes do: one writes, the others wait."""
-    spec = numbers(folder, "a", 4990)
-    whole, writing, made = corpus._write_tokens, [], []
+    source, whole, made = parse_source(numbers(folder, "a", 4990)), corpus._write_tokens, []
 
     def write(*args):
-        assert not writing
-        writing.append(0)
-        threading.Event().wait(0.05)
-        made.append(whole(*args))
-        writing.clear()
-        return made[-1]
+        made.append(0)
+        time.sleep(0.05)
+        return whole(*args)
 
     monkeypatch.setattr(corpus, "_write_tokens", write)
-    results = []
-
-    def make():
-        results.append(tokenise(parse_source(spec), CountingTokenizer()))
-
-    threads = [threading.Thread(target=make) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(4) as threads:
+        results = list(threads.map(lambda _: tokenise(source, CountingTokenizer()), range(4)))
     assert len(made) == 1
     assert results == [results[0]] * 4
 

@@ -211,9 +211,7 @@ def test_when_one_rank_is_told_all_agree_and_another_number_of_ranks_goes_on(
         f" --out {run} --resume"
     ) in printed
     assert train.main(["--out", str(run), "--resume", "--accumulate", "16"]) == 0
-    printed = capsys.readouterr().out
-    assert f"at step {steps} ({steps * 64} sequences read)\nprocesses: 1, before 2" in printed
-    assert "sequences a step" not in printed
+    assert f"at step {steps} ({steps * 64} sequences read)" in capsys.readouterr().out
     torch.testing.assert_close(losses(run), losses(two_ranks["long"]), rtol=1e-6, atol=1e-7)
     assert records(run)[-1]["text"] == records(two_ranks["long"])[-1]["text"]
 

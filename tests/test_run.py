@@ -166,7 +166,7 @@ def test_a_failed_write_leaves_the_last_good_one(run, monkeypatch):
     for place in ((os, "fsync"), (os, "replace"), (Path, "mkdir"), (torch, "save")):
         with monkeypatch.context() as patch:
             patch.setattr(*place, full)
-            with pytest.raises(UserError, match=r"step 9 .*No space left.*checkpoint-000000005 is"):
+            with pytest.raises(UserError, match=r"step 9 .*No space left.*before are kept"):
                 run.save(9, state(9))
         assert saved(run) == ["checkpoint-000000005"]
         assert run.newest()["step"] == 5

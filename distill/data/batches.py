@@ -11,6 +11,7 @@ Nothing here owns a random state that could be lost: order and masks are functio
 Only the buffer of a stream has a generator, which is saved with its position.
 """
 
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -163,42 +164,28 @@ class Text:
             corpus.load_state_dict(stream)
 
 
-class Prefetcher:
-    """Draw the batches of the next step in a thread while the current step computes.
+def prefetch(
+    text: Text, steps: int, *share: int, masked: bool
+) -> Iterator[tuple[list[Batch], dict]]:
+    """Yield this rank's micro-batches of each step, and the text's state behind that step.
 
-    `steps` is how many steps are still to come; nothing is drawn beyond them. `state` is the text's
-    state as of the batches that `next()` returned last: what a checkpoint must hold, since the text
-    itself is one step ahead.
+    share   what Text.step takes: batch_size, accumulate, rank, world
+
+    A thread draws the next step while the current one computes, so the text itself is ahead of the
+    state, which is what a checkpoint must hold. Nothing is drawn beyond `steps`.
     """
 
-    def __init__(
-        self,
-        text: Text,
-        batch_size: int,
-        accumulate: int,
-        rank: int,
-        world: int,
-        *,
-        masked: bool,
-        steps: int,
-    ):
-        self.text, self.masked, self.steps_left = text, masked, steps
-        self.share = (batch_size, accumulate, rank, world)
-        self.state = text.state_dict()
-        self._thread = ThreadPoolExecutor(1)
-        self._drawn = None  # the first step is drawn by the first next()
+    def draw() -> tuple[list[Batch], dict]:
+        batches = text.step(*share, masked=masked)
+        return batches, text.state_dict()
 
-    def next(self) -> list[Batch]:
-        """Return this rank's micro-batches of the next step; raise here what the thread raised."""
-        drawn = self._drawn or self._thread.submit(self._draw)
-        batches, self.state = drawn.result()
-        self.steps_left -= 1
-        self._drawn = self._thread.submit(self._draw) if self.steps_left > 0 else None
-        return batches
-
-    def _draw(self) -> tuple[list[Batch], dict]:
-        batches = self.text.step(*self.share, masked=self.masked)
-        return batches, self.text.state_dict()
+    with ThreadPoolExecutor(1) as thread:
+        drawn = thread.submit(draw)
+        for step in range(1, steps + 1):
+            result = drawn.result()
+            if step < steps:
+                drawn = thread.submit(draw)
+            yield result
 
 
 def mask_tokens(

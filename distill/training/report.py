@@ -72,12 +72,8 @@ def finish(config, run: Run, models: Models, text) -> None:
         "skipped_steps": sum(r["loss"] is None for r in steps),
     }
     before, after = (show_loss(record) for record in (evals[0], evals[-1]))
-    descriptions = {
-        "before": before,
-        "after": after,
-        "sizes": describe_encoder(student),
-        "start": describe_start(config.init, models.start["layers"]),
-    }
+    sizes, start = describe_encoder(student), describe_start(config.init, models.start["layers"])
+    descriptions = {"before": before, "after": after, "sizes": sizes, "start": start}
     write_card(run.folder, records[0], student, descriptions, text.describe())
     compared = {"student": student} if teacher is None else {"teacher": teacher, "student": student}
     encoders, length = list(compared.values()), min(128, config.seq_len)

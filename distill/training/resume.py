@@ -18,7 +18,8 @@ def resumed_settings(config_class: type, given: dict) -> dict:
     """Return the settings of the run that `--out` names, changed by those given with --resume."""
     if "out" not in given:
         raise UserError("--resume goes on with a run folder: name it with --out")
-    settings = Run(given["out"]).newest_with("settings")["settings"]
+    # the newest: an earlier resume may have changed them
+    settings = [r["settings"] for r in Run(given["out"]).records() if "settings" in r][-1]
     if settings.keys() != {f.name for f in fields(config_class)}:
         raise UserError(
             f"{given['out']} was begun by another version of this program; resume it with that"
@@ -73,7 +74,6 @@ def resume(run: Run, record: dict, parts: dict) -> int:
     """
     run.check_unchanged(record)
     checkpoint = run.newest()
-    before = run.newest_with("processes")
     run.cut_log(checkpoint and checkpoint["log_length"])
     step = 0
     if checkpoint:
@@ -82,8 +82,5 @@ def resume(run: Run, record: dict, parts: dict) -> int:
             part.load_state_dict(checkpoint[name])
     sequences = int(parts["text"].counts.sum())
     print(f"resuming {run.folder} at step {step} ({sequences} sequences read)")
-    for name in ("processes", "sequences_a_step"):
-        if record[name] != before[name]:
-            print(f"{name.replace('_', ' ')}: {record[name]}, before {before[name]}")
     run.log("resume", step=step, **record)
     return step

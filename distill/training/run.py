@@ -104,30 +104,19 @@ class Run:
     def records(self) -> list[dict]:
         """Return the log's complete records, the first one `start`; a torn last line is ignored."""
         if not self.folder.is_dir():
-            raise UserError(
-                f"{self.folder}: no such run folder; pass the --out of its run, or look into runs/"
-            )
+            raise UserError(f"{self.folder}: no such run folder; pass the --out of a run")
         try:
             lines = self.log_file.read_bytes().split(b"\n")[:-1]
             records = [json.loads(line) for line in lines]
-        except FileNotFoundError:
-            records = []
-        except (OSError, ValueError, RecursionError) as error:
+            events = [record["event"] for record in records]
+        except (OSError, ValueError, RecursionError, TypeError, KeyError):
+            events = []
+        if events[:1] != ["start"]:
             raise UserError(
-                f"{self.log_file}: cannot be read ({first_line(error)}); restore it or start a new"
-                " run"
-            ) from None
-        events = [r.get("event") if isinstance(r, dict) else None for r in records]
-        if None in events or events[:1] != ["start"]:
-            raise UserError(
-                f"{self.log_file}: has no start record; nothing was trained here, so start a new"
+                f"{self.log_file}: has no start record or is damaged; restore it, or start a new"
                 " run under another name"
             )
         return records
-
-    def newest_with(self, key: str) -> dict:
-        """Return the newest record that has `key`: resuming may change settings and processes."""
-        return [record for record in self.records() if key in record][-1]
 
     def check_unchanged(self, facts: dict) -> None:
         """Refuse to resume with another teacher, start or text than the run began with."""
@@ -185,11 +174,9 @@ class Run:
             if not isinstance(error, OSError):
                 raise
             shutil.rmtree(unfinished, ignore_errors=True)
-            good = self.checkpoints()
-            kept = f"{good[-1].name} is kept" if good else "there is no earlier one"
             raise UserError(
                 f"checkpoint of step {step} cannot be written to {self.folder}"
-                f" ({first_line(error)}); {kept}"
+                f" ({first_line(error)}); those before are kept, and --resume goes on from them"
             ) from None
 
     def newest(self) -> dict | None:
