@@ -9,9 +9,9 @@ same reason every layer is trained. Cross-entropy, or for numbers the squared er
 brought to mean 0 and deviation 1; AdamW; the rate rises over a tenth of the steps, then falls to 0,
 both in a line; no dropout in any model.
 
-What makes it quick without changing a result: batches of sentences of like length, padded to their
-own longest; of the word embeddings only those rows that the task reads (AdamW would move all of
-XLM-R's 250,002 at every step); a cache of what was computed once, so that a killed grid goes on.
+What makes it quick without changing a result: batches of sentences of like length, and of the word
+embeddings only those rows that the task reads (AdamW would move all of XLM-R's 250,002 at every
+step).
 """
 
 import hashlib
@@ -88,19 +88,12 @@ class Examples:
     """
 
     def __init__(self, split: Split, tokenizer: Tokenizer, config: EncoderConfig, max_tokens: int):
-        limit = min(max_tokens, config.max_tokens)
-        rows = tokenizer.encode_pairs(split.texts, split.text_pairs, max_tokens=limit + 1)
-        long = [number for number, (ids, _) in enumerate(rows) if len(ids) > limit]
-        if long:
-            texts = [split.texts[number] for number in long]
-            pairs = split.text_pairs and [split.text_pairs[number] for number in long]
-            shortened = tokenizer.encode_pairs(texts, pairs, max_tokens=limit)
-            for number, row in zip(long, shortened, strict=True):
-                rows[number] = row
-        highest = config.type_vocab_size - 1
+        limit, highest = min(max_tokens, config.max_tokens), config.type_vocab_size - 1
+        rows = tokenizer.encode_pairs(split.texts, split.text_pairs, max_tokens=limit)
+        whole = tokenizer.encode_pairs(split.texts, split.text_pairs, max_tokens=limit + 1)
+        self.cut = sum(len(ids) > limit for ids, _ in whole)
         self.tokens = [(np.array(ids), np.minimum(types, highest)) for ids, types in rows]
-        self.cut, self.pad = len(long), config.pad_token_id
-        self.labels = np.array(split.labels)
+        self.pad, self.labels = config.pad_token_id, np.array(split.labels)
         self.lengths = np.array([len(ids) for ids, _ in self.tokens])
 
     def batch(self, rows: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
@@ -168,10 +161,9 @@ class Tuner:
         splits = {"train": task.train, **task.scored}
         if task.chosen_on:
             splits[CHOOSE] = task.chosen_on
-        self.splits = {
-            name: Examples(split, tokenizer, encoder.config, recipe.max_tokens)
-            for name, split in splits.items()
-        }
+        self.splits = {}
+        for name, split in splits.items():
+            self.splits[name] = Examples(split, tokenizer, encoder.config, recipe.max_tokens)
         self.cut = sum(examples.cut for examples in self.splits.values())
         self._keep_used_ids()
         labels = self.splits["train"].labels
@@ -179,16 +171,16 @@ class Tuner:
 
     def _keep_used_ids(self) -> None:
         # Ids up to the padding's keep their numbers: RoBERTa counts its positions from that one.
-        tokens = [row for examples in self.splits.values() for row in examples.tokens]
-        reserved = np.arange(self.encoder.config.pad_token_id + 1)
-        self.used_ids = np.unique(np.concatenate([reserved, *(ids for ids, _ in tokens)]))
+        used = [np.arange(self.encoder.config.pad_token_id + 1)]
         for examples in self.splits.values():
-            examples.tokens = [
-                (np.searchsorted(self.used_ids, ids), types) for ids, types in examples.tokens
-            ]
+            used += [ids for ids, _ in examples.tokens]
+        self.used_ids = np.unique(np.concatenate(used))
+        for examples in self.splits.values():
+            rows = examples.tokens
+            examples.tokens = [(np.searchsorted(self.used_ids, ids), types) for ids, types in rows]
 
     def train(
-        self, lr: float, epochs: int, seed: int, after_step: Callable[[], object] = lambda: None
+        self, lr: float, epochs: int, seed: int, after_step: Callable = lambda: None
     ) -> dict | None:
         """Return {split: {metric: score}}; None if the loss or its gradient became NaN or inf.
 
@@ -248,31 +240,30 @@ def fingerprint(encoder: Encoder, tokenizer: Tokenizer) -> dict:
     return {"weights": weights_hash(encoder), "config": sizes, "tokenizer": tokenizer.hash}
 
 
+@dataclass
 class Grid:
     """Learning rates x epochs x seeds for one model on one task, through a cache.
 
     A result is kept in a file named by the hash of all that it depends on, and the file appears
-    only when it is whole: the order of calls is irrelevant, and a second call computes what is new.
+    only when it is whole: a killed grid goes on, and a second call computes what is new.
     """
 
-    def __init__(
-        self,
-        model: dict,
-        task: Task,
-        recipe: Recipe,
-        lrs: Sequence[float],
-        epochs: Sequence[int],
-        seeds: int,
-        cache: Path,
-    ):
-        key = {"format": FORMAT, "model": model, "task": task.hash, "recipe": asdict(recipe)}
-        self.key = {**key, "torch": torch.__version__}
-        self.task, self.recipe, self.cache = task, recipe, cache
-        self.points = [(lr, n) for lr in lrs for n in epochs]
-        self.seeds = range(seeds)
+    model: dict  # its fingerprint
+    task: Task
+    recipe: Recipe
+    lrs: Sequence[float]
+    epochs: Sequence[int]
+    seeds: int
+    cache: Path
+
+    @property
+    def points(self) -> list[tuple[float, int]]:
+        return [(lr, epochs) for lr in self.lrs for epochs in self.epochs]
 
     def file(self, lr: float, epochs: int, seed: int) -> Path:
-        key = {**self.key, "lr": lr, "epochs": epochs, "seed": seed}
+        key = {"format": FORMAT, "model": self.model, "task": self.task.hash}
+        key |= {"recipe": asdict(self.recipe), "torch": torch.__version__}
+        key |= {"lr": lr, "epochs": epochs, "seed": seed}
         digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
         return self.cache / f"{digest}.json"
 
@@ -284,7 +275,8 @@ class Grid:
             return None
 
     def missing(self) -> list[tuple[float, int, int]]:
-        points = [(lr, epochs, seed) for seed in self.seeds for lr, epochs in self.points]
+        seeds = range(self.seeds)
+        points = [(lr, epochs, seed) for seed in seeds for lr, epochs in self.points]
         return [point for point in points if self.read(*point) is None]
 
     def steps(self) -> int:
@@ -293,26 +285,21 @@ class Grid:
         return sum(epochs * batches for _, epochs, _ in self.missing())
 
     def compute(
-        self,
-        encoder: Encoder,
-        tokenizer: Tokenizer,
-        after_step: Callable[[], object] = lambda: None,
+        self, encoder: Encoder, tokenizer: Tokenizer, after_step: Callable = lambda: None
     ) -> None:
         """Train what is missing, one model after the other, and keep each result at once."""
-        missing = self.missing()
-        if not missing:
-            return
         tuner = Tuner(encoder, tokenizer, self.task, self.recipe)
-        for point in missing:
+        for point in self.missing():
             result = {"scores": tuner.train(*point, after_step), "cut": tuner.cut}
             with atomic(self.file(*point)) as temporary:
                 temporary.write_text(json.dumps(result))
 
     def cells(self) -> list[Cell]:
-        return [
-            Cell(lr, epochs, [self.read(lr, epochs, seed)["scores"] for seed in self.seeds])
-            for lr, epochs in self.points
-        ]
+        cells = []
+        for lr, epochs in self.points:
+            scores = [self.read(lr, epochs, seed)["scores"] for seed in range(self.seeds)]
+            cells.append(Cell(lr, epochs, scores))
+        return cells
 
     def cut(self) -> int:
         """Return how many of the task's inputs were too long and were cut."""

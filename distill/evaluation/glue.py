@@ -60,20 +60,14 @@ XNLI = Form(NLI_COLUMNS, NLI)
 
 def glue_task(name: str, data_dir: str | None = None) -> Task:
     """Return one of GLUE's eight tasks; its validation split is scored, both of them for MNLI."""
-    form, notes = GLUE[name], []
-
-    def split(hub_name: str) -> Split:
-        if data_dir:
-            rows = read_split(task_folder(data_dir, name), hub_name, form.columns)
-        else:
-            rows = read_hub(GLUE_HUB, name, hub_name, form)
-        return labelled_split(rows, f"{name} {hub_name}", form, notes)
-
+    folder, form, notes = task_folder(data_dir, name), GLUE[name], []
+    names = {"dev": "validation"}
     if name == "mnli":
-        scored = {kind: split(f"validation_{kind}") for kind in ("matched", "mismatched")}
-    else:
-        scored = {"dev": split("validation")}
-    return Task(name, split("train"), scored, form.classes, form.metrics, notes=tuple(notes))
+        names = {"matched": "validation_matched", "mismatched": "validation_mismatched"}
+    splits = {}
+    for key, split in {"train": "train", **names}.items():
+        splits[key] = read(folder, (GLUE_HUB, name, split), form, notes)
+    return Task(name, splits.pop("train"), splits, form.classes, form.metrics, notes=tuple(notes))
 
 
 def xnli_task(data_dir: str | None = None, languages: list[str] | None = None) -> Task:
@@ -81,51 +75,49 @@ def xnli_task(data_dir: str | None = None, languages: list[str] | None = None) -
 
     languages   those to test (default: all fifteen; of a folder those that it has)
     """
-    notes = []
-
-    def split(language: str, name: str) -> Split:
-        if data_dir:
-            rows = read_split(task_folder(data_dir, "xnli") / language, name, XNLI.columns)
-        else:
-            rows = read_hub(XNLI_HUB, language, name, XNLI)
-        return labelled_split(rows, f"xnli {language} {name}", XNLI, notes)
-
-    chosen = languages or LANGUAGES
-    if data_dir and not languages:
-        folder = task_folder(data_dir, "xnli")
+    folder, notes, chosen = task_folder(data_dir, "xnli"), [], languages or LANGUAGES
+    if folder and not languages:
         chosen = [language for language in LANGUAGES if (folder / language).is_dir()]
         if len(chosen) < len(LANGUAGES):
             notes.append(f"xnli: {folder} has {len(chosen)} of 15 languages: {', '.join(chosen)}")
+
+    def split(language: str, name: str) -> Split:
+        return read(folder and folder / language, (XNLI_HUB, language, name), XNLI, notes)
+
     train, validation = split("en", "train"), split("en", "validation")
     scored = {language: split(language, "test") for language in chosen}
     return Task("xnli", train, scored, NLI, XNLI.metrics, validation, tuple(notes))
 
 
-def task_folder(data_dir: str, name: str) -> Path:
-    folder = Path(data_dir, name)
-    if not folder.is_dir():
+def task_folder(data_dir: str | None, name: str) -> Path | None:
+    folder = Path(data_dir, name) if data_dir else None
+    if folder and not folder.is_dir():
         raise UserError(f"--data-dir {data_dir}: no folder {name} in it")
     return folder
 
 
-def read_hub(dataset: str, config: str, split: str, form: Form) -> list[Row]:
+def read(folder: Path | None, place: tuple[str, str, str], form: Form, notes: list[str]) -> Split:
+    """Return a split, from a folder or else from its place (dataset, configuration, split) on the
+    hub. The hub's class numbers and the classes' names are one.
+    """
+    rows = read_split(folder, place[2], form.columns) if folder else read_hub(place, form)
+    named = []
+    for row in drop_unlabelled(rows, " ".join(place[1:]), notes, minus_one=False):
+        if form.classes and number(row.label) in range(len(form.classes)):
+            row = row._replace(label=form.classes[int(number(row.label))])
+        named.append(row)
+    return make_split(named, form.classes)
+
+
+def read_hub(place: tuple[str, str, str], form: Form) -> list[Row]:
     import datasets  # here, because it takes a second that folders need not pay
 
+    dataset, config, split = place
     try:
         table = datasets.load_dataset(dataset, config, split=split)
     except Exception as error:  # whatever a hub, a network or a cache can do wrong
         raise UserError(
             f"{dataset} {config} could not be downloaded; pass --data-dir ({first_line(error)})"
         ) from None
-    places = (f"{dataset} {config} {split}, row {n}" for n in range(1, len(table) + 1))
-    return [make_row(place, row, form.columns) for place, row in zip(places, table, strict=True)]
-
-
-def labelled_split(rows: list[Row], what: str, form: Form, notes: list[str]) -> Split:
-    """Return the rows that have a label; the hub's class numbers and the classes' names are one."""
-    named = []
-    for row in drop_unlabelled(rows, what, notes, minus_one=False):
-        if form.classes and number(row.label) in range(len(form.classes)):
-            row = row._replace(label=form.classes[int(number(row.label))])
-        named.append(row)
-    return make_split(named, form.classes)
+    what = " ".join(place)
+    return [make_row(f"{what}, row {n}", row, form.columns) for n, row in enumerate(table, 1)]

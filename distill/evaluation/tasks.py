@@ -7,6 +7,7 @@ Own      FOLDER/train.* and FOLDER/dev.* (.parquet, .jsonl, .csv, .tsv) with the
 """
 
 import csv
+import functools
 import hashlib
 import io
 import json
@@ -47,7 +48,7 @@ class Task:
     chosen_on: Split | None = None
     notes: tuple[str, ...] = field(default=(), compare=False)
 
-    @property
+    @functools.cached_property
     def hash(self) -> str:
         """sha256 of all that a score depends on."""
         splits = [["train", self.train], ["chosen_on", self.chosen_on]]
