@@ -213,4 +213,4 @@ def wrong_depth(tensors, config) -> str:
 def listed(texts: list[str], separator: str = ", ") -> str:
     """Return "a, b, c, and 4 more", in one line whatever a file holds."""
     more = f"{separator}and {len(texts) - 3} more" if len(texts) > 3 else ""
-    return shortened(separator.join(texts[:3]), 240) + more
+    return shortened(separator.join(texts[:3]), 200) + more

@@ -3,16 +3,19 @@
 checkpoint(folder, model_type, files, config, settings, tensors, **sizes)   2 layers x 32
 word_pieces(...)  byte_level(...)  unigrams(...)        pipelines for tokenizer.json
 vocab_txt(...)  byte_files()                            other files' contents
+refusal(call, *arguments)                               the message of a UserError
 """
 
 import json
 import string
 
+import pytest
 import tokenizers
 from conftest import tiny_config, tiny_encoder
 from safetensors.torch import save_file
 from tokenizers import AddedToken, models, normalizers, pre_tokenizers, processors
 
+from minitransformer import UserError
 from minitransformer.convert import to_hugging_face
 
 LETTERS = string.ascii_letters + string.digits + string.punctuation + "éàßñαβдж中文のカ한"
@@ -111,3 +114,13 @@ def checkpoint(
     state = to_hugging_face(encoder)
     save_file(tensors(state) if tensors else state, folder / "model.safetensors")
     return folder
+
+
+def refusal(call, *arguments):
+    """Return the one line with which a call is refused."""
+    with pytest.raises(UserError) as raised:
+        call(*arguments)
+    message = str(raised.value)
+    assert "\n" not in message
+    assert len(message) < 400
+    return message

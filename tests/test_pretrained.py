@@ -35,14 +35,12 @@ def test_transformers_and_sentence_transformers_give_the_same_vectors(
     model_type, mlm_head, tmp_path
 ):
     folder = save_tiny(tmp_path / "out", model_type, mlm_head)
-    encoder, tokenizer = load_pretrained(folder)
+    encoder, _ = load_pretrained(folder)
     assert same(encoder, tiny_encoder(model_type, mlm_head))
     batch = transformers.AutoTokenizer.from_pretrained(folder)(
         TEXTS, padding=True, return_tensors="pt"
     )
-    rows = [ids for ids, _ in tokenizer.encode_pairs(TEXTS, max_tokens=40)]
     mask = batch["attention_mask"].bool()
-    assert [ids[m].tolist() for ids, m in zip(batch["input_ids"], mask, strict=True)] == rows
     with torch.no_grad():
         ours = encoder(batch["input_ids"], mask).hidden[-1]
 
