@@ -72,16 +72,12 @@ def test_no_import_goes_up(file):
 @pytest.mark.parametrize(
     ("module", "source"),
     [
-        ("minitransformer.model", "import distill.method"),
         ("minitransformer.model", "def f():\n    from distill import method"),
         ("distill.method", "from distill.fast.relations import x"),
         ("distill.fast.relations", "from distill.mha import relation_loss"),
         ("distill.hs", "from distill.data.batches import Text"),
-        ("distill.program.cli", "from distill.training import run"),
         ("distill.data.corpus", "if x:\n    import distill.training.run as run"),
-        ("distill.training.run", "from distill.evaluation.tasks import Task"),
         ("distill.evaluation.table", "import train"),
-        ("distill.study", "from evaluate import main"),
         ("evaluate", "def f():\n    import transformers"),
         ("distill.data.corpus", "import fcntl"),
     ],
@@ -91,23 +87,20 @@ def test_a_planted_import_is_found(module, source):
 
 
 def test_the_names_that_scripts_rely_on():
-    from distill.direct_minilm import direct_loss
-    from distill.hs import hs_loss, layer_map
-    from distill.mha import relation_loss
-    from distill.mlm import mlm_loss
-    from distill.od import od_loss
-    from minitransformer import Encoder, EncoderConfig, load_pretrained, save_pretrained
-
-    losses = (direct_loss, hs_loss, relation_loss, mlm_loss, od_loss)
-    assert all(map(callable, (*losses, layer_map, load_pretrained, save_pretrained)))
-    assert Encoder(EncoderConfig(vocab_size=8, hidden_size=8, num_attention_heads=2))
+    from distill import build_method  # noqa: F401
+    from distill.direct_minilm import direct_loss  # noqa: F401
+    from distill.hs import hs_loss, layer_map  # noqa: F401
+    from distill.mha import relation_loss  # noqa: F401
+    from distill.mlm import mlm_loss  # noqa: F401
+    from distill.od import od_loss  # noqa: F401
+    from minitransformer import Encoder, load_pretrained, save_pretrained  # noqa: F401
 
 
 def test_every_module_imports_where_unix_is_missing():
     """Take away what Windows lacks and what run time must not need, then import the program."""
     modules = [".".join(file.relative_to(ROOT).with_suffix("").parts) for file in FILES]
     program = (
-        "import os, signal, sys, datasets, filelock, matplotlib.pyplot, tokenizers, torch\n"
+        "import os, signal, sys, filelock, matplotlib.pyplot, pandas, tokenizers, torch\n"
         "sys.modules.update(fcntl=None, transformers=None, sentence_transformers=None)\n"
         "for name in ('SIGHUP', 'SIGUSR1', 'SIGUSR2'): delattr(signal, name)\n"
         "for name in ('sysconf', 'sysconf_names', 'sched_getaffinity', 'getuid', 'fork'):\n"
@@ -116,9 +109,5 @@ def test_every_module_imports_where_unix_is_missing():
         "from distill.training.signals import Signals\n"
         "Signals()\n"
     )
-    subprocess.run(
-        [sys.executable, "-c", program],
-        cwd=ROOT,
-        check=True,
-        env=os.environ | {"MPLBACKEND": "Agg"},
-    )
+    environment = os.environ | {"MPLBACKEND": "Agg"}
+    subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True, env=environment)

@@ -223,7 +223,7 @@ def test_overfits_one_batch_and_leaves_the_teacher_alone(name):
     student, teacher = encoder(2, 16, seed=1), encoder()
     before = {key: value.clone() for key, value in teacher.state_dict().items()}
     losses = train(build(name, student, teacher), student, teacher, make_batch())
-    assert losses[-1] < 0.6 * losses[0]
+    assert losses[-1] < 0.3 * losses[0]
     after = teacher.state_dict()
     assert all(torch.equal(value, after[key]) for key, value in before.items())
 

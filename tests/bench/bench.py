@@ -3,7 +3,6 @@
     python tests/bench/bench.py                                     every case, 3 rounds
     python tests/bench/bench.py --cases mha-8x512 od-250k --runs 9 --threads 2 --precision fp32
     python tests/bench/bench.py --cases mha-8x512 --other PATH      against another checkout
-    python tests/bench/bench.py --cases mha-8x512 --profile         where our own step's time goes
     pip install --no-deps bertdistiller==0.1.2                      to see it beside the others
 
 A step is: forward of teacher and student, loss, backward, AdamW (the same fused one for all).
@@ -33,19 +32,11 @@ import torch
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent.parent)]  # whatever folder it is called from
 
-from contenders import (  # noqa: E402
-    CASES,
-    OTHER,
-    OURS,
-    PEER,
-    arithmetic,
-    build,
-    make_batch,
-)
+from contenders import CASES, OTHER, PEER, arithmetic, build, make_batch  # noqa: E402
 
 
 def build_step(case, contender, precision, device):
-    """Return the batch, and a function that does one whole step on it."""
+    """Return a function that does one whole step, and the batch it works on."""
     torch.manual_seed(0)
     batch = make_batch(case, device)
     parameters, step = build(case, contender, batch, device)
@@ -68,38 +59,23 @@ def build_step(case, contender, precision, device):
         optimizer.step()
         optimizer.zero_grad()
 
-    return batch, whole_step
-
-
-def profile(case, precision, device):
-    """Yield one line for each operation that takes 1 % or more of this project's step."""
-    _, whole_step = build_step(case, OURS, precision, device)
-    for _ in range(3):
-        whole_step()
-    with torch.profiler.profile() as seen:
-        whole_step()
-    time_of = "self_cpu_time_total" if device == "cpu" else "self_device_time_total"
-    spent = {event.key: getattr(event, time_of) for event in seen.key_averages()}
-    for name in sorted(spent, key=spent.get, reverse=True):
-        share = spent[name] / sum(spent.values())
-        if share >= 0.01:
-            yield f"| {case} | {precision} | {name} | {spent[name] / 1e3:.0f} | {share:.0%} |"
+    return whole_step, batch
 
 
 class Measurement:
     """One contender in this process: built, warmed up by two steps, ready to take turns."""
 
-    def __init__(self, case, contender, options):
+    def __init__(self, case, contender, precision, options):
         torch.set_num_threads(options.threads)
         self.case, self.options = case, options
-        self.batch, self.step = build_step(case, contender, options.precision, options.device)
+        self.step, self.batch = build_step(case, contender, precision, options.device)
         held = memory(options.device, reset=True)
         self.step()
         self.step()
         self.peak = memory(options.device) - held
-        fast = options.precision == "fp32" or native_bf16()
+        fast = precision == "fp32" or native_bf16()
         self.size = 8192 if options.device == "cuda" else 2048 if fast else 512
-        dtype = torch.bfloat16 if options.precision == "bf16" else torch.float32
+        dtype = torch.bfloat16 if precision == "bf16" else torch.float32
         self.matrix = torch.randn(self.size, self.size).to(options.device, dtype)
 
     def timed(self, call):
@@ -158,14 +134,14 @@ def take_turn():
     return measured.turn()
 
 
-def take_turns(case, contenders, options):
+def take_turns(case, precision, contenders, options):
     """Return {contender: the records of its turns}; each contender has a process of its own."""
     context = multiprocessing.get_context("spawn")
     processes = {name: ProcessPoolExecutor(1, context) for name in contenders}
     try:
         for name, process in processes.items():  # nobody prepares while another is measured
             checkout = options.other if name == OTHER else None
-            process.submit(prepare, checkout, case, name, options).result()
+            process.submit(prepare, checkout, case, name, precision, options).result()
         records = {name: [] for name in contenders}
         for _ in range(options.runs):
             for name, process in processes.items():
@@ -207,16 +183,16 @@ def parse_options(argv=None):
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    add, best = parser.add_argument, "both" if native_bf16() else "fp32"
+    add = parser.add_argument
+    both = ["fp32", "bf16"]
     add("--cases", nargs="+", choices=CASES, default=list(CASES))
     add("--runs", type=int, default=3, help="rounds, each contender once a round")
     add("--steps", type=int, default=2, help="timed steps of a turn, at least")
     add("--seconds", type=float, default=6, help="length of a turn, at least")
     add("--threads", type=int, default=os.cpu_count())
-    add("--precision", choices=["fp32", "bf16", "both"], default=best)
+    add("--precision", nargs="+", choices=both, default=both if native_bf16() else ["fp32"])
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     add("--other", metavar="PATH", help="another checkout of this project, as one more contender")
-    add("--profile", action="store_true", help="instead: the operations of this project's step")
     return parser.parse_args(argv)
 
 
@@ -226,20 +202,12 @@ def main(argv=None):
         f"{platform.machine()}, {options.threads} threads, {options.device}, torch"
         f" {torch.__version__}, {options.runs} rounds of {options.steps} steps or more\n"
     )
-    columns = ["seconds, median (min-max)", "CPU s", "tokens/s", "peak MB", "time", "memory"]
-    columns = ["case", "precision", "who", *columns, "over the floor"]
-    if options.profile:
-        torch.set_num_threads(options.threads)
-        columns = ["case", "precision", "operation", "ms", "share"]
+    columns = ["case", "precision", "who", "seconds, median (min-max)", "CPU s", "tokens/s"]
+    columns += ["peak MB", "time", "memory", "over the floor"]
     print(f"| {' | '.join(columns)} |\n" + "|---" * len(columns) + "|", flush=True)
-    precisions = ["fp32", "bf16"] if options.precision == "both" else [options.precision]
-    for case, precision in itertools.product(options.cases, precisions):
-        options.precision = precision
-        if options.profile:
-            lines = profile(case, precision, options.device)
-        else:
-            lines = table(case, precision, take_turns(case, contenders_of(case, options), options))
-        for line in lines:
+    for case, precision in itertools.product(options.cases, options.precision):
+        results = take_turns(case, precision, contenders_of(case, options), options)
+        for line in table(case, precision, results):
             print(line, flush=True)
 
 
