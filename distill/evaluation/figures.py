@@ -14,7 +14,6 @@ import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from distill.evaluation.models import Model
@@ -86,9 +85,8 @@ def draw_relations(file: Path, model: Model, ids: Tensor) -> None:
         f"student: layer {len(student.blocks)} of {shortened(model.name)}",
     )
     tokens = [model.tokenizer.pipeline.id_to_token(i) for i in ids[0].tolist()]
-    figure, grid = plt.subplots(
-        2, 3, figsize=(10, 8), sharex=True, sharey=True, layout="constrained"
-    )
+    size = {"figsize": (10, 8), "layout": "constrained"}
+    figure, grid = plt.subplots(2, 3, sharex=True, sharey=True, **size)
     colours = matplotlib.colormaps["Blues"].with_extremes(bad="0.85")
     for column, letter in zip(grid.T, "QKV", strict=True):
         maps = [relation_map(output[letter], heads).float().cpu().numpy() for output in outputs]
@@ -109,11 +107,10 @@ def draw_relations(file: Path, model: Model, ids: Tensor) -> None:
         column[1].set_title(loss, fontsize=9.5)
         bar = figure.colorbar(image, ax=list(column), location="bottom", shrink=0.9, aspect=30)
         bar.set_label("share of the row", fontsize=9)
-        bar.ax.tick_params(labelsize=8)
-        bar.ax.xaxis.set_major_locator(MaxNLocator(4))
+        bar.ax.locator_params(nbins=4)
     title = f"How much each token (row) resembles the others, mean over {heads} relation heads"
     figure.suptitle(title, fontsize=11)
-    figure.get_layout_engine().set(h_pad=0.08, w_pad=0.08)
+    figure.get_layout_engine().set(h_pad=0.08)
     save(figure, file)
 
 
@@ -174,50 +171,38 @@ def draw_frontier(file: Path, models: list[dict], records: list[dict], headlines
     headlines = {task: metric for task, metric in headlines.items() if task != "glue"}
     points, spreads = {}, {}
     for model in models:
-        scores = []
+        name, scores = model["model"], []
         for record in records:
-            headline = record["metric"] == headlines.get(record["task"])
-            if record["model"] == model["model"] and headline:
+            if record["model"] == name and record["metric"] == headlines.get(record["task"]):
                 scores.append(record["values"])
         if any(None in values for values in scores):
             continue
         seeds = [statistics.fmean(values) for values in zip(*scores, strict=True)]
         shape, times = next(iter(model["latency_ms"].items()))
-        points[model["model"]] = (times["median"], statistics.fmean(seeds))
-        spreads[model["model"]] = statistics.stdev(seeds) if len(seeds) > 1 else 0.0
+        points[name] = (times["median"], statistics.fmean(seeds))
+        spreads[name] = statistics.stdev(seeds) if len(seeds) > 1 else 0.0
     if not points:
         return
-    starts = {model["start"] for model in models if model.get("start")}
+    starts = {model["start"] for model in models}
     figure, axes = plt.subplots(figsize=(9, 4.5), layout="constrained")
-    candidates = [point for name, point in points.items() if name not in starts]
+    trained = [model for model in models if model["model"] in points.keys() - starts]
+    candidates = [points[model["model"]] for model in trained]
     best = [candidates[i] for i in frontier(candidates)]
-    if best:
-        x, y = zip(*best, (1.05 * max(x for x, _ in candidates), best[-1][1]), strict=True)
-        line = {"drawstyle": "steps-post", "color": "0.6", "zorder": 0}
-        axes.plot(x, y, "--", label="best within its latency", **line)
-    numbers = {name: number for number, name in enumerate(n for n in points if n not in starts)}
-    for model in models:  # a start has its student's colour
-        if model.get("start"):
-            numbers.setdefault(model["start"], numbers.get(model["model"], 0))
-    for name, (x, y) in points.items():
-        number = numbers[name]
-        form = {"fmt": "osD^v"[number // 10 % 5], "color": f"C{number % 10}", "capsize": 3}
-        if name in starts:
-            form["markerfacecolor"] = "white"
-        axes.errorbar(x, y, spreads[name], label=shortened(name), **form)
-    for model in models:
-        if model["model"] in points and model.get("start") in points:
-            ends = {"xytext": points[model["start"]], "xy": points[model["model"]]}
+    if len(best) > 1:
+        x, y = zip(*best, strict=True)
+        axes.step(x, y, "--", where="post", color="0.6", label="best within its latency")
+    for number, model in enumerate(trained):
+        name, start = model["model"], model["start"]
+        form = {"fmt": "o", "color": f"C{number % 10}", "capsize": 3}
+        axes.errorbar(*points[name], spreads[name], label=shortened(name), **form)
+        if start in points:
+            form |= {"markerfacecolor": "white", "label": shortened(start)}
+            axes.errorbar(*points[start], spreads[start], **form)
             arrow = {"arrowstyle": "->", "color": "0.4", "shrinkA": 4, "shrinkB": 4}
-            axes.annotate("", **ends, arrowprops=arrow)
-    names = ", ".join(f"{task} {metric}" for task, metric in headlines.items())
-    if len(headlines) > 3:
-        names = f"the headline metrics of {len(headlines)} tasks"
-    if len(headlines) > 1:
-        names = f"mean of {names}"
-    axes.set_ylabel(
-        textwrap.fill(names, 40, break_on_hyphens=False)
-    )  # a longer line does not fit beside the axis
+            axes.annotate("", points[name], points[start], arrowprops=arrow)
+    # a longer line does not fit beside the axis
+    names = textwrap.fill(", ".join(headlines), 40, break_on_hyphens=False)
+    axes.set_ylabel(f"mean headline score\n{names}")
     axes.set_xlabel(f"latency of a batch of {shape} tokens, median (ms)")
     axes.set_title(f"Score and time on {machine()}", fontsize=10)
     axes.margins(0.1)

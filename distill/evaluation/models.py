@@ -1,6 +1,7 @@
 """The models of a table: runs, their untrained starts, their teachers."""
 
-from dataclasses import dataclass, field
+import functools
+from dataclasses import dataclass
 from pathlib import Path
 
 from distill.evaluation.finetune import fingerprint
@@ -28,10 +29,10 @@ class Model:
     trained: bool = False
     teacher: "Model | None" = None
     start: "Model | None" = None
-    fingerprint: dict = field(init=False)
 
-    def __post_init__(self):
-        self.fingerprint = fingerprint(self.encoder, self.tokenizer)
+    @functools.cached_property
+    def fingerprint(self) -> dict:
+        return fingerprint(self.encoder, self.tokenizer)
 
     @property
     def reads_like_teacher(self) -> bool:
