@@ -60,8 +60,11 @@ class EncoderConfig:
         check_model_type(self.model_type)
         for name, (low, high) in RANGES.items():
             value = getattr(self, name)
-            if not in_range(value, low, high):
-                kind = "a whole number" if isinstance(low, int) else "a number"
+            kind, types = "a number", (int, float)
+            if isinstance(low, int):
+                kind, types = "a whole number", (int,)
+            # type() and not isinstance(): True is an int. NaN fails both comparisons.
+            if type(value) not in types or not low <= value <= high:
                 raise UserError(
                     f"config: {name} must be {kind} from {low} to {high}, not {value!r:.80}"
                 )
@@ -126,13 +129,6 @@ class EncoderConfig:
             own[name] = type(low)(getattr(self, name))
         fixed = {"hidden_act": "gelu", "position_embedding_type": "absolute"}
         return {**own, **fixed, "architectures": [architecture]}
-
-
-def in_range(value: object, low: float, high: float) -> bool:
-    """Return whether this is a number from low to high, and whole if `low` is an int."""
-    types = (int,) if isinstance(low, int) else (int, float)
-    # type() and not isinstance(): True is an int. NaN fails both comparisons.
-    return type(value) in types and low <= value <= high
 
 
 def divisors(*widths: int) -> list[int]:

@@ -95,10 +95,8 @@ class Tokenizer:
         if text_pairs is not None:
             rows = list(zip(rows, without_surrogates(text_pairs), strict=True))
         self.pipeline.enable_truncation(max_tokens, strategy="longest_first")
-        try:
-            rows = self.pipeline.encode_batch_fast(rows)
-        finally:
-            self.pipeline.no_truncation()
+        rows = self.pipeline.encode_batch_fast(rows)
+        self.pipeline.no_truncation()
         if self.pair_types:
             return [(row.ids, row.type_ids) for row in rows]
         return [(row.ids, [0] * len(row.ids)) for row in rows]

@@ -90,17 +90,12 @@ def read_vocab(name: str, files: dict[str, bytes]) -> dict[str, int]:
 # ---- what is read in another way elsewhere -------------------------------------------------------
 
 
-def reader_of(settings: dict) -> str:
-    """Return the declared class without "Tokenizer" and "Fast"."""
-    declared = str(settings.get("tokenizer_class") or "")
-    return declared.removesuffix("Fast").removesuffix("Tokenizer")
-
-
 def check_reader(name: str, settings: dict, files: dict[str, bytes]) -> None:
     """Refuse a file that the declared class, or a setting, reads in another way."""
+    declared = str(settings.get("tokenizer_class") or "")
     reason = None
-    if reader_of(settings) not in READERS[name]:
-        reason = f"tokenizer_class {settings['tokenizer_class']!r:.80}"
+    if declared.removesuffix("Fast").removesuffix("Tokenizer") not in READERS[name]:
+        reason = f"tokenizer_class {declared!r:.80}"
     elif settings.get("word_tokenizer_type", "basic") != "basic":
         reason = f"word_tokenizer_type {settings['word_tokenizer_type']!r:.80}"
     elif "bpe.codes" in files:

@@ -5,7 +5,6 @@ train.py and compares runs is in helpers.py.
 """
 
 import functools
-import json
 import os
 import string
 import tempfile
@@ -166,14 +165,10 @@ def rewrite(folder, form):
     stem, end, write = "model", "safetensors", safetensors.torch.save_file
     if form == "sharded .bin":
         stem, end, write = "pytorch_model", "bin", torch.save
-    names, weight_map = list(tensors), {}
+    names = list(tensors)
     for number in range(3):
-        shard = f"{stem}-{number + 1:05}-of-00003.{end}"
         part = {name: tensors[name] for name in names[number::3]}
-        write(part, folder / shard)
-        weight_map |= dict.fromkeys(part, shard)
-    index = {"metadata": {"total_size": 1}, "weight_map": weight_map}
-    (folder / f"{stem}.{end}.index.json").write_text(json.dumps(index))
+        write(part, folder / f"{stem}-{number + 1:05}-of-00003.{end}")
 
 
 def largest_tensor(call):
