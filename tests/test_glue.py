@@ -64,20 +64,6 @@ def test_glue_is_the_same_in_all_forms(name, tmp_path):
     assert all(len(split.texts) == 9 for split in task.scored.values())
 
 
-def test_headlines_and_class_numbers_are_the_hubs():
-    """As nyu-mll/glue's dataset card has them; written here once more, because they are data."""
-    assert {name: (form.metrics[0], *form.classes) for name, form in GLUE.items()} == {
-        "cola": ("matthews", "unacceptable", "acceptable"),
-        "sst2": ("accuracy", "negative", "positive"),
-        "mrpc": ("f1", "not_equivalent", "equivalent"),
-        "stsb": ("spearman",),
-        "qqp": ("f1", "not_duplicate", "duplicate"),
-        "mnli": ("accuracy", "entailment", "neutral", "contradiction"),
-        "qnli": ("accuracy", "entailment", "not_entailment"),
-        "rte": ("accuracy", "entailment", "not_entailment"),
-    }
-
-
 def test_xnli_learns_english_and_is_scored_in_the_languages_that_are_there(tmp_path):
     task = xnli_task(str(write_xnli(tmp_path / "all")))
     assert task.train.texts[0] == "en train 0"

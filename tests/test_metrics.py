@@ -7,7 +7,7 @@ import pytest
 import scipy.stats
 import sklearn.metrics
 
-from distill.evaluation.metrics import METRICS, chance, f1, matthews, ranks
+from distill.evaluation.metrics import METRICS, chance, matthews
 
 REFERENCES = {
     "accuracy": lambda p, y: sklearn.metrics.accuracy_score(y, p),
@@ -57,18 +57,8 @@ def test_a_correlation_with_a_constant_is_undefined(name):
     assert METRICS[name](constant, np.arange(7.0)) is None
 
 
-def test_by_hand():
-    # 4 of 6 right; class 1: TP 2, FP 1, FN 1, so 4/6; class 0 the same;
-    # Matthews (4*6 - (3*3+3*3)) / (36-18) = 6/18
-    predictions, labels = np.array([1, 1, 1, 0, 0, 0]), np.array([1, 1, 0, 1, 0, 0])
-    expected = {"accuracy": 4 / 6, "f1": 4 / 6, "macro-f1": 4 / 6, "matthews": 1 / 3}
-    scores = {name: METRICS[name](predictions, labels) for name in expected}
-    assert scores == pytest.approx(expected)
-    assert ranks([3.0, 1.0, 3.0, 2.0]).tolist() == [3.5, 1.0, 3.5, 2.0]
-    # 2 TP / (predicted + labelled): 2*2 / (3 + 2) for class 0
-    few = np.array([0, 0, 0, 1]), np.array([0, 0, 1, 1])
-    assert f1(*few, positive=0) == pytest.approx(4 / 5)
-    many = np.repeat([0, 1], 200_000)  # squared counts leave 64 bits
+def test_counts_whose_squares_leave_64_bits():
+    many = np.repeat([0, 1], 200_000)
     assert matthews(many, many) == pytest.approx(1.0)
 
 

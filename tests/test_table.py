@@ -22,19 +22,15 @@ class FakeGrid:
     """
 
     def __init__(self, task, base, distinct=2):
-        def scores(shift):
-            rows = []
-            for seed in range(2):
-                row = {}
-                for n, split in enumerate(task.scored):
-                    row[split] = {DISTINCT: distinct}
-                    for m, metric in enumerate(task.metrics):
-                        value = None if base is None else base + shift + seed / 100 + n / 10 + m
-                        row[split][metric] = value
-                rows.append(row)
-            return rows
-
-        self.made = [Cell(1e-5, 3, scores(-0.1)), Cell(1e-4, 3, scores(0.0))]
+        rows = []
+        for seed in (0.0, 0.01):
+            row = {}
+            for n, split in enumerate(task.scored):
+                row[split] = {DISTINCT: distinct}
+                for m, metric in enumerate(task.metrics):
+                    row[split][metric] = None if base is None else base + seed + n / 10 + m
+            rows.append(row)
+        self.made = [Cell(1e-5, 3, []), Cell(1e-4, 3, rows)]
 
     def cells(self):
         return self.made

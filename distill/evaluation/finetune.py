@@ -268,11 +268,9 @@ class Grid:
         return self.cache / f"{digest}.json"
 
     def read(self, lr: float, epochs: int, seed: int) -> dict | None:
-        """Return the cached result {scores, cut}, or None where there is none that can be read."""
-        try:
-            return json.loads(self.file(lr, epochs, seed).read_bytes())
-        except (FileNotFoundError, ValueError):
-            return None
+        """Return the cached result {scores, cut}, or None where there is none."""
+        file = self.file(lr, epochs, seed)
+        return json.loads(file.read_bytes()) if file.exists() else None
 
     def missing(self) -> list[tuple[float, int, int]]:
         seeds = range(self.seeds)
