@@ -18,6 +18,7 @@ import pytest
 import safetensors.torch
 import tokenizers
 import torch
+from huggingface_hub import save_torch_state_dict
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from minitransformer import (
@@ -162,13 +163,8 @@ def rewrite(folder, form):
         zipped = form == "one .bin"
         torch.save(tensors, folder / "pytorch_model.bin", _use_new_zipfile_serialization=zipped)
         return
-    stem, end, write = "model", "safetensors", safetensors.torch.save_file
-    if form == "sharded .bin":
-        stem, end, write = "pytorch_model", "bin", torch.save
-    names = list(tensors)
-    for number in range(3):
-        part = {name: tensors[name] for name in names[number::3]}
-        write(part, folder / f"{stem}-{number + 1:05}-of-00003.{end}")
+    safe = form == "sharded safetensors"
+    save_torch_state_dict(tensors, folder, max_shard_size=70_000, safe_serialization=safe)
 
 
 def largest_tensor(call):
