@@ -47,7 +47,7 @@ vectors = SentenceTransformer("{name}").encode(["a sentence"])
 ## Reproduce
 
 ```bash
-{launcher} train.py {arguments}
+{launcher} {program}
 ```
 """
 
@@ -84,7 +84,7 @@ def write_card(
         text="\n".join(corpora),
         fine_tune=FINE_TUNE if settings["method"] in ("mha", "direct-minilm") else "",
         launcher=launcher(record["processes"]),
-        arguments=shlex.join(record["argv"][1:]),
+        program=shlex.join(["train.py", *record["argv"][1:]]),
         **descriptions,
     )
     with atomic(folder / "README.md") as temporary:

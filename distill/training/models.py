@@ -40,8 +40,8 @@ def load_models(config) -> tuple[Models, object]:
         if tokenizer is not None and tokenizer.hash != start.tokenizer.hash:
             raise UserError(
                 f"the tokenizers differ: --init {config.init} has {start.tokenizer.vocab_size}"
-                f" tokens, --teacher {config.teacher} has {tokenizer.vocab_size} (or the same in"
-                " another way); a student reads with its teacher's"
+                f" tokens, --teacher {config.teacher} has {tokenizer.vocab_size}; a student must"
+                " read as its teacher does"
             )
         tokenizer = start.tokenizer
     method.check_models(student, teacher)
