@@ -19,7 +19,6 @@ from distill.evaluation.tasks import (
     drop_unlabelled,
     make_row,
     make_split,
-    number,
     read_split,
 )
 from minitransformer.errors import UserError, first_line
@@ -101,12 +100,11 @@ def read(folder: Path | None, place: tuple[str, str, str], form: Form, notes: li
     hub. The hub's class numbers and the classes' names are one.
     """
     rows = read_split(folder, place[2], form.columns) if folder else read_hub(place, form)
-    named = []
-    for row in drop_unlabelled(rows, " ".join(place[1:]), notes, minus_one=False):
-        if form.classes and number(row.label) in range(len(form.classes)):
-            row = row._replace(label=form.classes[int(number(row.label))])
-        named.append(row)
-    return make_split(named, form.classes)
+    rows = drop_unlabelled(rows, " ".join(place[1:]), notes, minus_one=False)
+    numbers = {}
+    for number, name in enumerate(form.classes):
+        numbers |= {float(number): number, name: number}
+    return make_split(rows, numbers)
 
 
 def read_hub(place: tuple[str, str, str], form: Form) -> list[Row]:

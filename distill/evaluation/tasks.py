@@ -62,12 +62,14 @@ class Task:
 
 
 class Row(NamedTuple):
-    """An example as its file has it; `place` is "FILE, line 3" or "FILE, row 3"."""
+    """An example of a file; `place` is "FILE, line 3" or "FILE, row 3". A label that is or spells a
+    number is one, other labels are text; None says that there is none.
+    """
 
     place: str
     text: str
     pair: str | None
-    label: Any
+    label: float | str | None
 
 
 def find_split(folder: Path, name: str) -> list[Path]:
@@ -111,7 +113,7 @@ def make_row(place: str, record: dict, columns: tuple[str, ...]) -> Row:
             kind = "nothing" if value is None else type(value).__name__
             raise UserError(f"{place}: column {column!r} holds {kind}, not text")
         texts.append(value)
-    return Row(place, *texts, record.get(columns[2]))
+    return Row(place, *texts, read_label(place, record.get(columns[2])))
 
 
 def read_parquet(file: Path) -> tuple[list[str], list[tuple[str, dict]]]:
@@ -182,58 +184,52 @@ READERS = {".parquet": read_parquet, ".jsonl": read_jsonl, ".csv": read_cells, "
 # ---- labels --------------------------------------------------------------------------------------
 
 
+def read_label(place: str, label: Any) -> float | str | None:
+    if label is None or label in ("", "-") or label != label:  # NaN
+        return None
+    try:
+        value = float(label)
+    except (TypeError, ValueError, OverflowError):
+        value = math.nan
+    if math.isfinite(value):
+        return value
+    if not isinstance(label, str):
+        raise UserError(f"{place}: label {label!r:.40} is neither text nor a finite number")
+    return label
+
+
 def drop_unlabelled(rows: list[Row], what: str, notes: list[str], minus_one: bool) -> list[Row]:
     """Return the rows that have a label; a note counts the others, of which -1 is one unless it
     is a label here (`minus_one`).
     """
-    labelled = []
-    for row in rows:
-        empty = row.label is None or row.label in ("", "-") or row.label != row.label  # NaN
-        if not empty and (minus_one or number(row.label) != -1):
-            labelled.append(row)
+    missing = (None,) if minus_one else (None, -1.0)
+    labelled = [row for row in rows if row.label not in missing]
     if not labelled:
         raise UserError(f"{rows[0].place}: none of the {len(rows)} rows of {what} has a label")
     if len(labelled) < len(rows):
-        missing = len(rows) - len(labelled)
-        left_out = f"{missing} of {len(rows)} rows are left out"
+        left_out = f"{len(rows) - len(labelled)} of {len(rows)} rows are left out"
         notes.append(f"{what}: {left_out}, their label is empty, null, '-' or -1")
     return labelled
 
 
-def make_split(rows: list[Row], classes: tuple[str, ...]) -> Split:
+def make_split(rows: list[Row], numbers: dict[float | str, int]) -> Split:
+    """`numbers` has the class number of each label; {} in a regression."""
+    labels = []
+    for row in rows:
+        if numbers and row.label not in numbers:
+            known = ", ".join(map(class_name, numbers))
+            label = class_name(row.label)
+            raise UserError(f"{row.place}: label {label!r:.40} is none of the classes {known:.200}")
+        if not numbers and isinstance(row.label, str):
+            label = f"label {row.label!r:.40}"
+            raise UserError(f"{row.place}: {label} is not a number, as those of train are")
+        labels.append(numbers[row.label] if numbers else row.label)
     pairs = None if rows[0].pair is None else [row.pair for row in rows]
-    labels = [label_number(row, classes) for row in rows]
     return Split([row.text for row in rows], pairs, labels)
 
 
-def label_number(row: Row, classes: tuple[str, ...]) -> int | float:
-    """Return the class number, or for a regression (no classes) the number itself."""
-    name, value = class_name(row), number(row.label)
-    if classes and name not in classes:
-        known = ", ".join(classes)
-        raise UserError(f"{row.place}: label {name!r:.40} is none of the classes {known:.200}")
-    if not classes and value is None:
-        raise UserError(f"{row.place}: label {name!r:.40} is not a number, as those of train are")
-    return classes.index(name) if classes else value
-
-
-def number(label: Any) -> float | None:
-    """Return the finite number that a label is or spells, else None."""
-    try:
-        value = float(label) if isinstance(label, (int, float, str)) else math.nan
-    except (ValueError, OverflowError):
-        return None
-    return value if math.isfinite(value) else None
-
-
-def class_name(row: Row) -> str:
-    """Return the label as text; 1, 1.0, "1" and "1.0" are one class."""
-    label, value = row.label, number(row.label)
-    if not isinstance(label, (str, int)) and value is None:
-        raise UserError(f"{row.place}: label {label!r:.40} is neither text nor a finite number")
-    if "." in str(label) and value is not None and value == int(value):
-        return str(int(value))
-    return str(label)
+def class_name(label: float | str) -> str:
+    return f"{label:.0f}" if isinstance(label, float) and label.is_integer() else str(label)
 
 
 # ---- your own task -------------------------------------------------------------------------------
@@ -249,25 +245,23 @@ def folder_task(folder: str | Path, regression: bool = False) -> Task:
         raise UserError(f"{folder}: only some of its files have a column 'text_pair'")
     name = folder.resolve().name
     # -1 is a label, and not the lack of one, where others are negative or all are -1 or 1
-    others = {number(row.label) for rows in tables.values() for row in rows} - {None, -1.0}
-    strange = any(n < 0 or n != int(n) for n in others)
+    labels = {row.label for rows in tables.values() for row in rows}
+    others = {label for label in labels if isinstance(label, float)} - {-1.0}
+    strange = any(n < 0 or not n.is_integer() for n in others)
     minus_one = regression or strange or others == {1.0}
     for split, rows in tables.items():
         tables[split] = drop_unlabelled(rows, f"{name} {split}", notes, minus_one)
 
-    labels = [number(row.label) for row in tables["train"]]
-    regression = regression or (None not in labels and any(n != int(n) for n in labels))
-    classes = () if regression else class_names(tables["train"])
-    splits = {split: make_split(rows, classes) for split, rows in tables.items()}
-    metrics = CLASS_METRICS if classes else NUMBER_METRICS
+    labels = {row.label for row in tables["train"]}
+    words = any(isinstance(label, str) for label in labels)
+    if regression or not (words or all(label.is_integer() for label in labels)):
+        numbers, metrics = {}, NUMBER_METRICS
+    elif len(labels) < 2:
+        place, only = tables["train"][0].place, class_name(labels.pop())
+        raise UserError(f"{place}: every label of train is {only!r}: nothing to learn")
+    else:  # numbers in their order, then words
+        ordered = sorted(labels, key=lambda label: (isinstance(label, str), label))
+        numbers, metrics = {label: n for n, label in enumerate(ordered)}, CLASS_METRICS
+    splits = {split: make_split(rows, numbers) for split, rows in tables.items()}
+    classes = tuple(map(class_name, numbers))
     return Task(name, splits["train"], {"dev": splits["dev"]}, classes, metrics, notes=tuple(notes))
-
-
-def class_names(rows: list[Row]) -> tuple[str, ...]:
-    """Return the classes of train: numbers in their order, then words."""
-    names = {class_name(row) for row in rows}
-    if len(names) < 2:
-        raise UserError(
-            f"{rows[0].place}: every label of train is {names.pop()!r}: nothing to learn"
-        )
-    return tuple(sorted(names, key=lambda name: (number(name) is None, number(name) or 0.0, name)))
