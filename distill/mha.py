@@ -77,15 +77,13 @@ def relation_loss(student, teacher, mask, relation_heads):
 
 
 class MHA(QKVMethod):
-    """relation_loss summed over Q, K and V of student layer L_s and teacher layer m.
-
-    The default, lean_relation_loss, gives the same numbers without any (B, R, N, N) tensor.
-    """
+    """relation_loss summed over Q, K and V of student layer L_s and teacher layer m."""
 
     what = "Q, K, V relations"
 
     def __init__(self, student, teacher, *, teacher_layer=None, relation_heads=None, plain=False):
         super().__init__(student, teacher, teacher_layer, relation_heads)
+        # The lean form gives the same numbers without any (B, R, N, N) tensor.
         self.loss = relation_loss if plain else lean_relation_loss
 
     def compare(self, name, student, teacher, mask):

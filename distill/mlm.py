@@ -46,16 +46,14 @@ def mlm_loss(logits, targets):
 
 
 class MLM(Method):
-    """mlm_loss at the positions drawn for prediction.
-
-    The default, lean_mlm_loss, gives the same numbers without the logits of all positions.
-    """
+    """mlm_loss at the positions drawn for prediction."""
 
     masked_text = True
     needs_teacher = False
 
     def __init__(self, student, teacher=None, *, plain=False):
         super().__init__()
+        # The lean form gives the same numbers without the logits of all positions.
         self.predictions = logits_at if plain else factors_at
         self.loss = mlm_loss if plain else lean_mlm_loss
 

@@ -68,10 +68,7 @@ def check_temperature(temperature):
 
 
 class OD(Method):
-    """od_loss at the positions drawn for prediction, or at all real ones, of masked text.
-
-    The default, lean_od_loss, gives the same numbers without the logits of all positions.
-    """
+    """od_loss at the positions drawn for prediction, or at all real ones, of masked text."""
 
     masked_text = True
 
@@ -87,6 +84,7 @@ class OD(Method):
             )
         self.teacher_layer = teacher.num_hidden_layers
         self.temperature, self.positions = temperature, positions
+        # The lean form gives the same numbers without the logits of all positions.
         self.predictions = logits_at if plain else factors_at
         self.loss = od_loss if plain else lean_od_loss
 
