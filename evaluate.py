@@ -179,22 +179,17 @@ def fine_tune(models: dict[str, Model], grids: dict[tuple[str, str], Grid]) -> N
     bar.close()
 
 
-def notes_on(grids: dict[tuple[str, str], Grid], config: argparse.Namespace) -> list[str]:
+def notes_on(grids: dict[tuple[str, str], Grid]) -> list[str]:
     """Return what a reader of the scores must know: the grid, and the inputs that were cut."""
-    points, cut = {}, []
+    tasks_of, cut = {}, []
     for (model, task), grid in grids.items():
-        point = ", ".join(f"{lr:g} x {epochs}" for lr, epochs in grid.points)
-        point = f"learning rate x epochs {point}; batches of {grid.recipe.batch_size}"
-        points.setdefault(point, {})[task] = True
+        points = ", ".join(f"{lr:g} x {epochs}" for lr, epochs in grid.points)
+        settings = f"{points} (learning rate x epochs), {grid.seeds} seeds, batches of"
+        tasks_of.setdefault(f"{settings} {grid.recipe.batch_size}", {})[task] = True
         if grid.cut():
-            splits = [grid.task.train, *grid.task.scored.values()]
-            inputs = sum(len(split.texts) for split in splits)
-            cut.append(f"{task}: {grid.cut()} of {inputs} inputs are too long for {model}, cut")
-    lines = []
-    if grids:
-        seeds = config.seeds
-        lines = [f"scores: mean ± standard deviation over {seeds} seeds, best cell of a grid"]
-    return lines + [f"grid of {', '.join(tasks)}: {point}" for point, tasks in points.items()] + cut
+            cut.append(f"{task}: {grid.cut()} inputs are too long for {model}, cut")
+    scores = "mean ± standard deviation of the best cell of"
+    return [f"{', '.join(tasks)}: {scores} {grid}" for grid, tasks in tasks_of.items()] + cut
 
 
 # ---- all of it -----------------------------------------------------------------------------------
@@ -253,7 +248,7 @@ def main(argv: list[str] | None = None) -> int:
         headlines["glue"] = "average"
     lines = table(rows, records, headlines)
     closing = closing_lines(models, records, headlines)
-    notes = [f"measured on {where}", *notes_on(grids, config)]
+    notes = [f"measured on {where}", *notes_on(grids)]
     print("", columns(lines), "", *notes, *([""] if closing else []), *closing, sep="\n")
 
     # ---- files and pictures

@@ -259,7 +259,7 @@ def test_what_people_bring(here, run, tmp_path, capsys, monkeypatch):
     assert "neighbour_kept" in results["models"][1]
     assert [path.name for path in (tmp_path / "out").glob("*.png")] == ["score-latency.png"]
     assert "note: odd train: 1 of 9 rows are left out, their label is" in printed
-    assert f"odd: 8 of 16 inputs are too long for {tmp_path / 'roberta'}, cut" in printed
+    assert f"odd: 8 inputs are too long for {tmp_path / 'roberta'}, cut" in printed
     assert results["rows"][0]["chance"] == 0.5
 
 

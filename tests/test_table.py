@@ -60,34 +60,27 @@ def make_model(name, teacher=None, **more):
     }
 
 
-def test_record():
-    row = record("m", "t", "f1", [0.5, 0.7, 0.9], 0.4)
-    assert (row["mean"], row["sd"]) == (pytest.approx(0.7), pytest.approx(0.2))
-    assert (row["seeds"], row["values"], row["chance"]) == (3, [0.5, 0.7, 0.9], 0.4)
-    assert record("m", "t", "f1", [0.5], 0.4)["sd"] is None  # one seed knows no spread
-    row = record("m", "t", "pearson", [0.5, None], 0.0)
-    assert (row["mean"], row["sd"]) == (None, None)
+def test_one_seed_knows_no_spread_and_an_undefined_value_no_mean():
+    assert record("m", "t", "f1", [0.5], 0.4)["sd"] is None
+    assert record("m", "t", "pearson", [0.5, None], 0.0)["mean"] is None
 
 
-def test_records_are_of_the_best_cell():
-    task = make_task("t", ("f1", "accuracy"))
-    grids = {("m", "t"): FakeGrid(task, 0.5)}
+def test_records_are_of_the_best_cell_and_several_splits_are_averaged_and_kept():
+    task = make_task("mnli", ("f1", "accuracy"), ("matched", "mismatched"))
+    grids = {("m", "mnli"): FakeGrid(task, 0.5)}
     rows = result_records(grids, [task], ["m"])
-    assert [(r["metric"], r["values"]) for r in rows] == [
-        ("f1", [0.5, 0.51]),
-        ("accuracy", [1.5, 1.51]),
-    ]
-    assert [r["chance"] for r in rows] == [pytest.approx(2 / 3), 0.5]
+    values = {r["metric"]: pytest.approx(r["values"]) for r in rows}
+    assert values == {
+        "f1": [0.55, 0.56],
+        "f1 matched": [0.5, 0.51],
+        "f1 mismatched": [0.6, 0.61],
+        "accuracy": [1.55, 1.56],
+        "accuracy matched": [1.5, 1.51],
+        "accuracy mismatched": [1.6, 1.61],
+    }
+    assert [r["chance"] for r in rows] == [pytest.approx(2 / 3)] * 3 + [0.5] * 3
     cells = cell_records(grids)
     assert [(c["lr"], c["epochs"], c["best"]) for c in cells] == [(1e-5, 3, False), (1e-4, 3, True)]
-
-
-def test_several_splits_are_averaged_and_kept():
-    task = make_task("mnli", scored=("matched", "mismatched"))
-    rows = result_records({("m", "mnli"): FakeGrid(task, 0.5)}, [task], ["m"])
-    assert {r["metric"]: r["mean"] for r in rows} == pytest.approx(
-        {"accuracy": 0.555, "accuracy matched": 0.505, "accuracy mismatched": 0.605}
-    )
 
 
 def test_glue_average_is_one_number_a_task():
