@@ -10,6 +10,7 @@ from distill.evaluation.table import (
     record,
     recovered,
     result_records,
+    score,
     share,
     table,
 )
@@ -159,6 +160,7 @@ def test_doubtful_scores_are_marked():
     assert cells[-2][2:] == ["0.505 ± 0.007, one class (2 of 2 seeds)", "undefined", "diverged"]
     assert cells[-1][3:] == ["-", "-"]
     assert rows[2]["undefined"] == "a correlation with constant predictions"
+    assert score(record("m", "glue", "average", [None], 0.0)) == "undefined"
 
 
 def test_how_far_the_student_came_is_said_in_words():

@@ -1,6 +1,5 @@
 """The models of a table: runs, their untrained starts, their teachers."""
 
-import functools
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,9 +29,8 @@ class Model:
     teacher: "Model | None" = None
     start: "Model | None" = None
 
-    @functools.cached_property
-    def fingerprint(self) -> dict:
-        return fingerprint(self.encoder, self.tokenizer)
+    def __post_init__(self):
+        self.fingerprint = fingerprint(self.encoder, self.tokenizer)
 
     @property
     def reads_like_teacher(self) -> bool:

@@ -201,7 +201,7 @@ def table(facts: list[dict], records: list[dict], headlines: dict[str, str]) -> 
 def score(record: dict) -> str:
     """Return mean ± deviation, marked where all predictions were the same."""
     if record["mean"] is None:
-        return "diverged" if "diverged" in record["undefined"] else "undefined"
+        return "diverged" if "diverged" in record.get("undefined", "") else "undefined"
     text = f"{record['mean']:.3f}"
     if record["sd"] is not None:
         text += f" ± {record['sd']:.3f}"
