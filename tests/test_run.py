@@ -51,13 +51,6 @@ def test_a_second_program_is_refused_and_no_lock_stays(run):
         second.lock()
 
 
-def test_a_run_without_a_name_takes_the_first_new_one(tmp_path):
-    (tmp_path / "mha-1").mkdir()
-    with Run(None) as run:
-        run.check_new()
-        assert run.create(f"{tmp_path}/mha") == tmp_path / "mha-2"
-
-
 def test_only_the_writing_rank_writes(run):
     before = run.log_file.read_bytes()
     other = Run(run.folder, writes=False)
@@ -249,3 +242,7 @@ def test_a_new_folder_must_be_new_and_possible(tmp_path):
         Run(tmp_path / "file" / "run").check_new()
     with pytest.raises(UserError, match="cannot be made"):
         Run(tmp_path / "file" / "run").create()
+    (tmp_path / "mha-1").mkdir()
+    with Run(None) as run:
+        run.check_new()
+        assert run.create(f"{tmp_path}/mha") == tmp_path / "mha-2"
