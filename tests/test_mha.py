@@ -140,6 +140,19 @@ def test_heads_beyond_the_range_do_not_spoil_the_others(form, monkeypatch):
         assert (gradient - slope).norm() <= 1e-5 * slope.norm()
 
 
+@pytest.mark.parametrize("bits", [89, 91, 127.5])
+def test_largest_score_within_float32(bits):
+    """2^127.5 is a float32 number, but not its products: SAFE has to leave room."""
+    student, teacher = states(1, 6, 8), states(1, 6, 8, seed=1)
+    student[0, 2] *= math.sqrt(bits * math.log(2) * math.sqrt(8)) / student[0, 2].norm()
+    mask = lengths_mask([6], 6)
+    expected, slope, _ = value_and_gradient(relation_loss, student, teacher, mask, 1)
+    single = student.float(), teacher.float(), mask, 1
+    value, gradient, _ = value_and_gradient(lean_relation_loss, *single)
+    assert value == pytest.approx(expected, rel=1e-5)
+    assert (gradient - slope).norm() <= 1e-5 * slope.norm()
+
+
 def test_holds_no_table_of_all_heads(form, monkeypatch):
     B, N, D, R = 4, 64, 32, 8
     monkeypatch.setitem(relations.BLOCK, "cpu", 2 * N * N)
