@@ -204,7 +204,7 @@ def test_sentence_vectors_are_means_and_neighbours_are_others():
     assert held_out.compare_vectors(student, wider) == {"neighbour_kept": pytest.approx(2 / 3)}
 
 
-def test_another_teacher_is_noted_and_one_that_reads_otherwise_refused(here, run, tmp_path, capsys):
+def test_another_teacher_is_noted_and_one_that_does_not_fit_refused(here, run, tmp_path, capsys):
     other = tiny_encoder(tiny_config(max_position_embeddings=64), seed=9)
     save_pretrained(tmp_path / "other", other, load_pretrained(here / "teacher")[1])
     run("mha", "--teacher", tmp_path / "other", "--tasks", "none")
@@ -214,9 +214,6 @@ def test_another_teacher_is_noted_and_one_that_reads_otherwise_refused(here, run
     save_pretrained(tmp_path / "roberta", tiny_encoder("roberta"), tiny_tokenizer("roberta"))
     with pytest.raises(UserError, match=r"mha and its teacher .* different tokenizers"):
         run("mha", "--teacher", tmp_path / "roberta", "--tasks", "none")
-
-
-def test_maps_that_do_not_fit_are_one_line(here, run, tmp_path):
     shutil.copytree(here / "direct", tmp_path / "direct")
     shutil.copy(here / "direct" / "model.safetensors", tmp_path / "direct/projections.safetensors")
     with pytest.raises(UserError, match="direct: its maps do not fit this teacher: "):

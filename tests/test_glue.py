@@ -109,9 +109,7 @@ def test_a_hub_that_is_out_of_reach_is_one_line(monkeypatch):
 
 WRONG = {
     "no folder": (None, None, "no folder cola in it"),
-    "no train": ("validation.tsv", "sentence\tlabel\nx\t1\n", "no train with one of"),
     "a class it has not": ("train.tsv", "sentence\tlabel\nx\t2\n", "line 2: label '2' is none of"),
-    "wrong columns": ("train.jsonl", '{"text": "a", "label": 1}\n', "no column 'sentence'; it has"),
     "hidden labels": (
         "train.jsonl",
         '{"sentence": "a", "label": -1}',
