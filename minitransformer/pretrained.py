@@ -7,7 +7,6 @@ load_pretrained("runs/my-student")                  a folder
 
 import hashlib
 import json
-import re
 import shutil
 from contextlib import ExitStack
 from pathlib import Path
@@ -27,10 +26,9 @@ from minitransformer.model import Encoder
 from minitransformer.tokenizer import Tokenizer, load_tokenizer
 from minitransformer.tokenizer_files import FILES as TOKENIZER_FILES
 
-# Patterns of weight files, in the order in which they are looked for.
-WEIGHTS = ("model.safetensors", "model-*-of-*.safetensors")
-WEIGHTS += ("pytorch_model.bin", "pytorch_model-*-of-*.bin")
-INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+# Patterns of weight files and of the indexes of their shards.
+SAFETENSORS = ("model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors")
+PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_model-*-of-*.bin")
 
 # ---- reading -------------------------------------------------------------------------------------
 
@@ -77,9 +75,9 @@ def find_folder(name: str, revision: str | None = None) -> Path:
     if folder.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise UserError(f"{name}: no such folder")
     try:
-        folder = download(name, revision, [*TOKENIZER_FILES, *WEIGHTS[:2]])
+        folder = download(name, revision, [*TOKENIZER_FILES, *SAFETENSORS])
         if not any(folder.rglob("model*.safetensors")):
-            folder = download(name, revision, list(WEIGHTS[2:]))
+            folder = download(name, revision, list(PICKLES))
     except Exception as error:  # offline, unknown, private, cut off: many kinds, one line
         reason = first_line(error)
         if isinstance(error, LocalEntryNotFoundError):
@@ -114,19 +112,32 @@ def read_json(path: Path):
 
 def read_weights(folder: Path) -> dict[str, torch.Tensor]:
     """Return {name: tensor} of a folder: safetensors before pickles, one file before shards."""
-    for pattern in WEIGHTS:
-        files = sorted(folder.glob(pattern))
-        tensors = {}
-        for file in files:
-            count = re.search(r"-of-0*(\d+)\.", file.name)
-            if count and int(count[1]) != len(files):
-                raise UserError(
-                    f"found {len(files)} files {pattern}, but {file.name} is among them"
-                )
-            tensors |= read_weight_file(file)
-        if files:
+    for name in ("model.safetensors", "pytorch_model.bin"):
+        index = folder / f"{name}.index.json"
+        if (folder / name).is_file():
+            return read_weight_file(folder / name)
+        if index.is_file():
+            tensors = {}
+            for shard in shards(index):
+                tensors |= read_weight_file(folder / shard)
             return tensors
     raise UserError("no model.safetensors or pytorch_model.bin")
+
+
+def shards(index: Path) -> list[str]:
+    """Return the weight files that an index names."""
+    content = read_json(index)
+    weight_map = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise UserError(f"{index.name} has no weight_map")
+    names = sorted({str(name) for name in weight_map.values()})
+    for name in names:
+        # A name with a path in it could point at any file of the machine.
+        if Path(name).name != name or Path(name).suffix not in (".safetensors", ".bin"):
+            raise UserError(
+                f"{index.name} names {name!r:.80}, which is not a weight file of its folder"
+            )
+    return names
 
 
 def read_weight_file(path: Path) -> dict[str, torch.Tensor]:
@@ -175,7 +186,7 @@ def save_pretrained(folder, encoder: Encoder, tokenizer: Tokenizer) -> None:
             tokenizer.save(*paths[2:], encoder.config)
             # What another export left, also one by transformers, would be read first or mixed in;
             # its config.json goes first, so that what is left of it is never opened.
-            for pattern in (*TOKENIZER_FILES, *WEIGHTS, *INDEXES):
+            for pattern in (*TOKENIZER_FILES, *SAFETENSORS, *PICKLES):
                 for path in folder.glob(pattern):
                     path.unlink()
         flush(folder)

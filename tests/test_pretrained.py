@@ -180,15 +180,29 @@ def test_a_pickle_of_something_else_is_refused_and_never_run(content, saved, mon
     assert not (saved / "ran").exists()
 
 
-def test_a_missing_shard_and_one_of_another_export_are_refused(saved):
-    rewrite(saved, "sharded safetensors")
-    shard = saved / "model-00002-of-00003.safetensors"
-    other = shard.rename(saved / "model-00002-of-00004.safetensors")
-    with pytest.raises(UserError, match=r"3 files model-\*.*, but model-00002-of-00004\.safe"):
+@pytest.mark.parametrize(
+    ("index", "message"),
+    [
+        ("{", "cannot read model.safetensors.index.json: "),
+        ("[]", "model.safetensors.index.json has no weight_map"),
+        ('{"weight_map": {"x": "../other.safetensors"}}', "names '../other.safetensors', which is"),
+        ('{"weight_map": {"x": "gone.safetensors"}}', "gone.safetensors"),
+        ('{"weight_map": {"x": "%s"}}' % ("x" * 5000), "which is not a weight file"),
+    ],
+)
+def test_an_index_that_is_damaged_or_names_a_file_elsewhere_is_refused(index, message, saved):
+    shutil.move(saved / "model.safetensors", saved.parent / "other.safetensors")
+    (saved / "model.safetensors.index.json").write_text(index)
+    with pytest.raises(UserError) as raised:
         load_pretrained(saved)
-    other.unlink()
-    with pytest.raises(UserError, match=r"2 files model-\*.*, but model-00001-of-00003\.safe"):
-        load_pretrained(saved)
+    assert message in str(raised.value)
+    assert len(str(raised.value)) < 400
+
+
+def test_shards_of_any_name_that_the_index_names_are_read(saved):
+    (saved / "model.safetensors").rename(saved / "part.safetensors")
+    (saved / "model.safetensors.index.json").write_text('{"weight_map": {"x": "part.safetensors"}}')
+    assert same(load_pretrained(saved)[0], tiny_encoder())
 
 
 # ---- the hub -------------------------------------------------------------------------------------
