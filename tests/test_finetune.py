@@ -176,12 +176,13 @@ def test_batches_hold_every_row_once_and_like_lengths():
 
 def test_inputs_are_cut_to_what_fits_and_counted():
     task = make_task(8)
-    long = Split([" ".join(WORDS * 9)] * 3 + task.train.texts[3:], None, task.train.labels)
-    for most, expected in ((128, 40), (30, 30)):  # the tiny encoder has 40 positions
+    texts = [" ".join(WORDS * 9)] * 3 + ["the " * 38] + task.train.texts[4:]  # 38 just fit in 40
+    long = Split(texts, None, task.train.labels)
+    for most, expected, cut in ((128, 40, 3), (30, 30, 4)):  # the tiny encoder has 40 positions
         tuner = Tuner(*make_model(), replace(task, train=long), replace(RECIPE, max_tokens=most))
         examples = tuner.splits["train"]
         assert set(examples.lengths[:3]) == {expected}
-        assert tuner.cut == 3
+        assert tuner.cut == cut
         ids, _ = tiny_tokenizer().encode_pairs(long.texts, max_tokens=expected)[0]
         assert list(tuner.used_ids[examples.tokens[0][0]]) == ids
     for types, expected in ((1, {0}), (2, {0, 1})):  # RoBERTa's body has one, many pairs have two

@@ -21,7 +21,7 @@ def glue_rows(name, split, size):
     for i in range(size):
         texts = [" ".join(chance.choices(words, k=chance.randint(3, 9))) for _ in range(2)]
         texts = texts if form.columns[1] else texts[:1]
-        texts[-1] += ODD[i % len(ODD)]
+        texts[-1] = ODD[i % len(ODD)] + texts[-1]
         if i == 1:
             texts[0] = ""  # an empty cell is an empty text
         label = i % len(form.classes) if form.classes else chance.randint(0, 50) / 10
