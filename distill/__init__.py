@@ -20,6 +20,9 @@ def build_method(name, student, teacher, **settings):
     """
     if name not in METHODS:
         raise UserError(f"unknown method {name!r}: choose from {', '.join(METHODS)}")
-    taken = inspect.signature(METHODS[name].__init__).parameters
-    settings = {key: value for key, value in settings.items() if key in taken}
+    taken = {kind: inspect.signature(METHODS[kind].__init__).parameters for kind in METHODS}
+    for key in settings:
+        if not any(key in parameters for parameters in taken.values()):
+            raise TypeError(f"no method has a setting {key!r}")
+    settings = {key: value for key, value in settings.items() if key in taken[name]}
     return METHODS[name](student, teacher, **settings)

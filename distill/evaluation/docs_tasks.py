@@ -21,11 +21,11 @@ from distill.evaluation.tasks import Split, Task
 from minitransformer.errors import UserError
 
 # examples a library at most; not every library has so many
-LIBRARY = {"train": 128, "dev": 330}
+LIBRARY = {"train": 64, "dev": 330}
 ORDER = {"train": 128, "dev": 330}
-PAIRS = {"train": 64, "dev": 200}  # each gives two examples
+PAIRS = {"train": 32, "dev": 200}  # each gives two examples
 # of fine-tuning, where the command line says nothing else
-EPOCHS, RATE, BATCH_SIZE = 1, 2e-4, 8
+EPOCHS, RATE, BATCH_SIZE = 2, 2e-4, 8
 
 LIBRARIES = (
     "huggingface_hub",

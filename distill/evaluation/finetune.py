@@ -19,6 +19,7 @@ import json
 import math
 import statistics
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -157,7 +158,6 @@ class Tuner:
     def __init__(self, encoder: Encoder, tokenizer: Tokenizer, task: Task, recipe: Recipe):
         self.encoder, self.task, self.recipe = encoder, task, recipe
         self.device = torch.device(recipe.device)
-        self.autocast = autocast(self.device, recipe.precision)
         splits = {"train": task.train, **task.scored}
         if task.chosen_on:
             splits[CHOOSE] = task.chosen_on
@@ -215,7 +215,7 @@ class Tuner:
         return F.mse_loss(outputs.squeeze(-1), ((labels - self.shift) / self.scale).float())
 
     def outputs(self, model: Classifier, examples: Examples, rows: np.ndarray) -> Tensor:
-        with self.autocast:
+        with autocast(self.device, self.recipe.precision):
             return model(*(part.to(self.device) for part in examples.batch(rows))).float()
 
     @torch.inference_mode()
@@ -285,12 +285,25 @@ class Grid:
     def compute(
         self, encoder: Encoder, tokenizer: Tokenizer, after_step: Callable = lambda: None
     ) -> None:
-        """Train what is missing, one model after the other, and keep each result at once."""
+        """Train what is missing and keep each result at once.
+
+        On a CPU every core trains a model of its own: batches are too small to share among cores,
+        and the result does not depend on their number.
+        """
         tuner = Tuner(encoder, tokenizer, self.task, self.recipe)
-        for point in self.missing():
+        on_cpu = self.recipe.device == "cpu"
+        threads = torch.get_num_threads()
+
+        def train_one(point: tuple[float, int, int]) -> None:
+            if on_cpu:
+                torch.set_num_threads(1)  # of this Python thread
             result = {"scores": tuner.train(*point, after_step), "cut": tuner.cut}
             with atomic(self.file(*point)) as temporary:
                 temporary.write_text(json.dumps(result))
+
+        with ThreadPoolExecutor(threads if on_cpu else 1) as pool:
+            list(pool.map(train_one, self.missing()))
+        torch.set_num_threads(threads)
 
     def cells(self) -> list[Cell]:
         cells = []
