@@ -154,7 +154,8 @@ def make_grids(
     for task in tasks:
         lrs, epochs, batch_size = RATES, EPOCHS, BATCH_SIZE
         if task.name in DOCS:
-            lrs, epochs, batch_size = [docs_tasks.RATE], [docs_tasks.EPOCHS], docs_tasks.BATCH_SIZE
+            lrs, epochs = [docs_tasks.RATES[task.name]], [docs_tasks.EPOCHS]
+            batch_size = docs_tasks.BATCH_SIZE
         lrs, epochs = config.lrs or lrs, config.epochs or epochs
         own_recipe = replace(recipe, batch_size=config.batch_size or batch_size)
         for model in models.values():
