@@ -18,6 +18,7 @@ import hashlib
 import json
 import math
 import statistics
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
@@ -288,21 +289,34 @@ class Grid:
         """Train what is missing and keep each result at once.
 
         On a CPU every core trains a model of its own: batches are too small to share among cores,
-        and the result does not depend on their number.
+        and the result does not depend on their number. Ctrl-C, or an error in one of them, stops
+        all of them after the step in progress.
         """
         tuner = Tuner(encoder, tokenizer, self.task, self.recipe)
         on_cpu = self.recipe.device == "cpu"
-        threads = torch.get_num_threads()
+        threads, stop = torch.get_num_threads(), threading.Event()
+
+        def go_on() -> None:
+            if stop.is_set():
+                raise KeyboardInterrupt
+            after_step()
 
         def train_one(point: tuple[float, int, int]) -> None:
             if on_cpu:
                 torch.set_num_threads(1)  # of this Python thread
-            result = {"scores": tuner.train(*point, after_step), "cut": tuner.cut}
+            try:
+                result = {"scores": tuner.train(*point, go_on), "cut": tuner.cut}
+            except BaseException:
+                stop.set()
+                raise
             with atomic(self.file(*point)) as temporary:
                 temporary.write_text(json.dumps(result))
 
         with ThreadPoolExecutor(threads if on_cpu else 1) as pool:
-            list(pool.map(train_one, self.missing()))
+            try:
+                list(pool.map(train_one, self.missing()))
+            finally:
+                stop.set()
         torch.set_num_threads(threads)
 
     def cells(self) -> list[Cell]:
