@@ -53,7 +53,7 @@ from minitransformer.model import Encoder
 # --------------------------------------------------------------------------------------------------
 
 # peak learning rate of each method where --lr is not given
-PEAK_LR = {"mha": 1e-3, "hs": 6e-4, "od": 6e-4, "direct-minilm": 6e-4, "mlm": 6e-4}
+PEAK_LR = {"mha": 1e-3, "hs": 1e-3, "od": 6e-4, "direct-minilm": 1e-3, "mlm": 6e-4}
 
 
 @dataclass(frozen=True)
