@@ -45,6 +45,12 @@ def environment(folder: Path) -> dict[str, str]:
     }
 
 
+def no_signal_ignored() -> None:
+    """A shell ignores Ctrl-C in its background jobs, nohup ignores SIGHUP; children inherit it."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
 def start(folder: Path, *flags, processes=None, script=ROOT / "train.py") -> subprocess.Popen:
     """Start train.py in `folder`: one process, or `processes` of them under torchrun."""
     command = [sys.executable]
@@ -57,8 +63,7 @@ def start(folder: Path, *flags, processes=None, script=ROOT / "train.py") -> sub
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        # a shell starts its background jobs with Ctrl-C ignored
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        preexec_fn=no_signal_ignored,
     )
 
 
