@@ -23,7 +23,6 @@ so a killed call goes on and a second one computes only what is new.
 import argparse
 import json
 import math
-import os
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -45,7 +44,7 @@ from distill.program.machine import autocast, choose_device, choose_precision, p
 from distill.program.table import columns
 from distill.training.processes import world
 from minitransformer.errors import UserError
-from minitransformer.files import atomic, cache_folder
+from minitransformer.files import atomic, cache_folder, obstacle
 
 RATES, EPOCHS, BATCH_SIZE = [3e-5, 1e-4, 3e-4], [3], 16  # docs tasks have their own
 KNOWN = ("docs", *DOCS, "glue", *GLUE, "xnli")
@@ -109,9 +108,8 @@ def parse_config(argv: list[str] | None = None) -> argparse.Namespace:
 
 def check_folder(folder: Path) -> None:
     """Refuse an --out that cannot be written, before hours of work."""
-    above = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
-        raise UserError(f"--out {folder}: nothing can be written to {above}")
+    if (path := obstacle(folder)) is not None:
+        raise UserError(f"--out {folder}: nothing can be written to {path}")
 
 
 # ---- tasks ---------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ from filelock import FileLock, Timeout
 
 from distill.training.processes import same_on_all_ranks
 from minitransformer.errors import UserError, first_line
-from minitransformer.files import flush
+from minitransformer.files import flush, obstacle
 
 
 class Run:
@@ -47,9 +47,8 @@ class Run:
             return
         if os.path.lexists(self.folder):
             raise UserError(f"--out {self.folder} exists; choose another name, or pass --resume")
-        above = next(folder for folder in self.folder.absolute().parents if folder.exists())
-        if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
-            raise UserError(f"--out {self.folder}: nothing can be made in {above}")
+        if (path := obstacle(self.folder)) is not None:
+            raise UserError(f"--out {self.folder}: nothing can be made in {path}")
 
     def create(self, stem: str = "runs/run") -> Path:
         """Make the folder and lock it; without a name it is the first of STEM-1, -2, ... to be new.
