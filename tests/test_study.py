@@ -153,6 +153,28 @@ def test_a_student_stays_until_the_unit_that_starts_from_it_is_done(tmp_path):
     assert not (tmp_path / "work" / first.name).exists()
 
 
+def test_a_unit_that_another_process_runs_is_left_to_it(tmp_path, capsys):
+    study = pretended(tmp_path, rates=False)
+    held, free = (Unit(STUDENT, "mlm", seed, 40_960) for seed in (0, 1))
+    program = f"""
+import filelock, pathlib, sys
+folder = pathlib.Path({str(tmp_path / "work" / "locks")!r})
+folder.mkdir(parents=True)
+with filelock.FileLock(folder / {"unit " + held.name.replace("/", " ")!r}):
+    print("locked", flush=True)
+    sys.stdin.read()
+"""
+    pipe = subprocess.PIPE
+    other = subprocess.Popen([sys.executable, "-c", program], stdin=pipe, stdout=pipe)
+    assert other.stdout.readline() == b"locked\n"
+    assert study.run([held, free]) == 0
+    assert study.records.units() == {free.name}
+    assert f"another process runs {held.name}" in capsys.readouterr().out
+    kill(other)  # a killed process holds no lock
+    assert study.run([held, free]) == 0
+    assert study.records.units() == {held.name, free.name}
+
+
 # ---- differences, with numbers worked out by hand ------------------------------------------------
 
 

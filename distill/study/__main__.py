@@ -5,6 +5,9 @@
     python -m distill.study run --only english-3x384/mha     the units whose names begin so
     python -m distill.study report                           docs/study.md and its pictures
 
+Several `run` at once share the units: one for each GPU (CUDA_VISIBLE_DEVICES=1), or one for each
+core (OMP_NUM_THREADS=1, which gave more tokens a second on two cores than one `run` on both).
+
 Every command reads the records in docs/study/results.jsonl; `run` appends to them. To reproduce a
 unit, run it with another --results and compare. The multilingual setting needs --teacher (a folder,
 or intfloat/multilingual-e5-small from the hub) and Debian's apt-get. Your own setting:

@@ -23,9 +23,12 @@ class Records:
                 raise UserError(f"{self.file}, line {number}: not JSON; restore the file") from None
         return records
 
+    def units(self) -> set[str]:
+        return {record["unit"] for record in self.read()}
+
     def append(self, record: dict) -> None:
         """Write the whole line and wait for the disk; a unit has one record only."""
-        if any(known["unit"] == record["unit"] for known in self.read()):
+        if record["unit"] in self.units():
             raise UserError(f"{self.file} has a record of {record['unit']} already")
         whole, torn = self._whole()
         if torn:

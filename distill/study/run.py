@@ -2,9 +2,12 @@
 
 Everything lies under the work folder, by the unit's name: `run` (train.py's run folder) and
 `evaluation`. A killed training goes on from its checkpoint, a killed evaluation from the cache of
-fine-tuned models, a unit with a record is never started again.
+fine-tuned models, a unit with a record is never started again. Several processes may run the same
+study: each takes the next unit that is neither finished nor taken, and waits for a training that it
+needs and another does. The operating system frees a killed process's locks.
 """
 
+import contextlib
 import ctypes
 import json
 import math
@@ -13,6 +16,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,40 +59,62 @@ class Study:
 
     def run(self, units: list[Unit]) -> int:
         """Run what has no record yet, in order; return the exit status."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        lock = filelock.FileLock(self.folder / "lock", timeout=0)
+        failed, taken = [], []
         try:
-            with lock:
-                failed = [unit.name for unit in units if not self._finish(unit, units)]
-        except filelock.Timeout:
-            raise UserError(f"another process runs the study in {self.folder}") from None
+            for unit in units:
+                try:
+                    with self._lock(f"unit {unit.name}", wait=False):
+                        self._finish(unit, units)
+                except filelock.Timeout:
+                    taken.append(unit.name)
+                except Failed as error:
+                    print(error, flush=True)
+                    failed.append(unit.name)
         except OutOfTime:
             print("out of time; the same command goes on")
             return 0
+        if taken:
+            print(f"another process runs {', '.join(taken)}")
         if failed:
             print(f"failed, their messages stand above: {', '.join(failed)}")
         return 1 if failed else 0
 
-    def _finish(self, unit: Unit, units: list[Unit]) -> bool:
-        done = {record["unit"] for record in self.records.read()}
-        if unit.name in done:
-            return True
+    def _finish(self, unit: Unit, units: list[Unit]) -> None:
+        if unit.name in self.records.units():
+            return
         if time.monotonic() > self.deadline:
             raise OutOfTime
         print(f"\n== {unit.name}", flush=True)
+        if unit.method == "teacher":
+            record = self._teacher_record()
+        elif unit.seed is None:
+            record = self._rates_record(unit)
+        else:
+            record = self._student_record(unit)
+        with self._lock("records"):
+            facts = {"scale": self.scale, "threads": torch.get_num_threads()}
+            self.records.append({"unit": unit.name, **facts, **record})
+            self._remove_weights(units)
+
+    @contextlib.contextmanager
+    def _lock(self, name: str, wait: bool = True) -> Iterator[None]:
+        """Keep other processes of this study out; where one is in, wait for it or raise Timeout."""
+        file = self.folder / "locks" / name.replace("/", " ")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        lock = filelock.FileLock(file)
+        while True:
+            try:
+                lock.acquire(timeout=1 if wait else 0)
+                break
+            except filelock.Timeout:
+                if not wait:
+                    raise
+                if time.monotonic() > self.deadline:
+                    raise OutOfTime from None
         try:
-            if unit.method == "teacher":
-                record = self._teacher_record()
-            elif unit.seed is None:
-                record = self._rates_record(unit)
-            else:
-                record = self._student_record(unit)
-        except Failed as error:
-            print(error, flush=True)
-            return False
-        self.records.append({"unit": unit.name, "scale": self.scale, **record})
-        self._remove_weights(units, done | {unit.name})
-        return True
+            yield
+        finally:
+            lock.release()
 
     # ---- the three kinds of records ----
 
@@ -143,16 +169,17 @@ class Study:
 
     def _train(self, folder: Path, flags: list[str]) -> None:
         """Train into `folder`, or go on there, or leave it as it is where it is finished."""
-        if folder.exists():
-            try:
-                finished = Run(folder).records()[-1]["event"] == "summary"
-            except UserError:  # killed before it began
-                shutil.rmtree(folder)
-            else:
-                if finished:
-                    return
-                flags = ["--resume"]
-        self._call(str(ROOT / "train.py"), "--out", str(folder), *flags)
+        with self._lock(f"training {folder.relative_to(self.folder)}"):
+            if folder.exists():
+                try:
+                    finished = Run(folder).records()[-1]["event"] == "summary"
+                except UserError:  # killed before it began
+                    shutil.rmtree(folder)
+                else:
+                    if finished:
+                        return
+                    flags = ["--resume"]
+            self._call(str(ROOT / "train.py"), "--out", str(folder), *flags)
 
     def _train_teacher(self) -> Path:
         unit = teacher_unit(self.teacher_steps)
@@ -188,13 +215,16 @@ class Study:
     def _data(self, setting: str) -> tuple[str, ...]:
         if setting == "multilingual":
             folder = self.folder / "help"
-            help_text.build(folder)
+            with self._lock("help text"):
+                help_text.build(folder)
             return tuple(f"{name}={folder / name}.txt" for name in help_text.TRAINED)
         return ("docs",) if setting == "english" else self.data
 
     def _rate(self, unit: Unit) -> tuple[float | None, str]:
         """Return the learning rate (None: train.py's own) and where it comes from."""
         if self.rates:
+            with self._lock(f"unit {unit.rates.name}"):
+                pass  # where another process searches it, wait
             wanted = identity(unit.rates) | {"tokens": None}
             for record in self.records.read():
                 if {name: record.get(name) for name in wanted} | {"tokens": None} == wanted:
@@ -244,13 +274,16 @@ class Study:
         if process.returncode:
             raise Failed(f"{Path(words[0]).name} failed with status {process.returncode}")
 
-    def _remove_weights(self, units: list[Unit], done: set[str]) -> None:
+    def _remove_weights(self, units: list[Unit]) -> None:
         """Remove the runs that have a record and from which no second phase is still to start."""
+        done = self.records.units()
         for unit in units:
             if unit.name in done and unit.method != "teacher":
                 used = [unit] if unit.seed is None or not unit.first else [unit, unit.first]
                 for finished in used:
-                    if not finished.starts_others(done):
+                    only_a_phase = finished is not unit and METHODS[unit.method].equal_cost
+                    free = finished.name in done and not finished.starts_others(done)
+                    if only_a_phase or free:
                         shutil.rmtree(self.folder / finished.name, ignore_errors=True)
 
 
@@ -275,6 +308,7 @@ def log_facts(folder: Path) -> dict:
     seconds = sum(tokens / max(1, speed) for speed in speeds)
     curve = [[record["step"], record["loss"]] for record in log if record["event"] == "eval"]
     facts = {name: start[name] for name in KEPT_FACTS if name in start}
+    facts["settings"] = {name: value for name, value in start["settings"].items() if name != "out"}
     return {**facts, "curve": curve, "tokens_read": tokens * len(speeds), "seconds": seconds}
 
 
