@@ -223,8 +223,8 @@ class Study:
     def _rate(self, unit: Unit) -> tuple[float | None, str]:
         """Return the learning rate (None: train.py's own) and where it comes from."""
         if self.rates:
-            with self._lock(f"unit {unit.rates.name}"):
-                pass  # where another process searches it, wait
+            with self._lock(f"unit {unit.rates.name}", wait=False):
+                pass  # where another process is searching it, the unit is left to that one too
             wanted = identity(unit.rates) | {"tokens": None}
             for record in self.records.read():
                 if {name: record.get(name) for name in wanted} | {"tokens": None} == wanted:
