@@ -75,6 +75,16 @@ class Group:
         rows = {name: runs for name, runs in self.rows().items() if name not in METHODS}
         return {name: mean_of(headlines(run) for run in runs) for name, runs in rows.items()}
 
+    def spread(self, name: str, task: str) -> str:
+        """Return the least and the best of the fine-tuned models, as `51–79`: a teacher or a start
+        has no training seeds, and fine-tuning may collapse.
+        """
+        values = []
+        for run in self.rows()[name]:
+            first = next(row for row in run if row["task"] == task)
+            values += first["values"]
+        return f"{100 * min(values):.0f}–{100 * max(values):.0f}"
+
 
 def headlines(rows: list[dict]) -> dict[str, float]:
     """Return {task: mean over fine-tuning seeds of its first metric}."""
@@ -145,7 +155,7 @@ def score_table(group: Group, references: dict, methods: Iterable[str], details:
     more = ["over its start", "seeds", "lr", "hours"] if details else []
     lines = [["", *comparison.tasks, "mean", "to the best", "own held-out loss", *more]]
     for name, scores in references.items():
-        cells = [percent(scores[task]) for task in comparison.tasks]
+        cells = [f"{percent(scores[t])} ({group.spread(name, t)})" for t in comparison.tasks]
         mean = statistics.fmean(scores[task] for task in comparison.tasks)
         lines.append([name, *cells, percent(mean), "", "", *[""] * len(more)])
     for method in ranking:
@@ -159,17 +169,22 @@ def score_table(group: Group, references: dict, methods: Iterable[str], details:
         if details:
             rates = sorted({f"{run['settings']['lr']:g}" for run in runs})
             hours = statistics.fmean(run["seconds"] for run in runs) / 3600
-            cells += [gain(runs), str(len(runs)), ", ".join(rates), f"{hours:.2f}"]
+            cells += [
+                gain(runs, comparison.tasks),
+                str(len(runs)),
+                ", ".join(rates),
+                f"{hours:.2f}",
+            ]
         lines.append([f"`{method}`", *cells])
     return markdown(lines)
 
 
-def gain(runs: list[dict]) -> str:
+def gain(runs: list[dict], tasks: list[str]) -> str:
     """The mean score of the students above that of their own untrained starts."""
     gains = []
     for run in runs:
         student, start = (headlines(run["scores"][role]) for role in ("student", "start"))
-        gains += [student[task] - start[task] for task in student if task in start]
+        gains += [student[task] - start[task] for task in tasks if task in start]
     return f"{100 * statistics.fmean(gains):+.1f}" if gains else ""
 
 
@@ -279,7 +294,8 @@ def page(records: list[dict], folder: Path) -> str:
         "# The study: which method of transfer is best?",
         "Made by `python -m distill.study report` from [results.jsonl](study/results.jsonl), one"
         " record a run; nothing here is typed by hand. Scores are percent, ± is a standard error"
-        " over training seeds. Differences are paired by seed and have a standard error of their"
+        " over training seeds; of teacher and start, which have none, (least–best) of the"
+        " fine-tuned models. Differences are paired by seed and have a standard error of their"
         " own ([compare.py](../distill/study/compare.py)); what twice that does not separate is a"
         " tie. Where a statement is about several methods, the one with the best mean stands for"
         " its side, which favours the side with more of them. Commits:"
