@@ -31,7 +31,7 @@ def test_the_order_depends_on_the_seed_and_on_nothing_else(folder):
     def text(seed=5, counts=None):
         made = Text(specs, CountingTokenizer(), 10, seed=seed)
         if counts:  # a resume: the counts alone say where it stands
-            made.load_state_dict({"counts": counts, "streams": [None, None]})
+            made.load_state_dict({"counts": counts, "streams": []})
         np.random.seed(len(counts or []))
         torch.manual_seed(len(counts or []))
         return made
@@ -108,7 +108,7 @@ def test_sizes_are_those_of_the_files_where_none_is_declared(folder, monkeypatch
     with pytest.raises(UserError, match="names a, a are not all different"):
         Text([specs[0], specs[0]], CountingTokenizer(), 10)
     monkeypatch.setattr(corpus, "HELD_OUT", 4)
-    monkeypatch.setattr(corpus, "BUFFER", 4)
+    monkeypatch.setattr(corpus, "BLOCK", 4)
     (folder / "dataset").mkdir()
     for name in ("a.txt", "b.txt"):
         (folder / "dataset" / name).write_bytes((folder / name).read_bytes())
@@ -196,8 +196,3 @@ def test_masked_text_needs_a_mask_token_and_words(folder):
     assert text.held_out(8, masked=False)
     with pytest.raises(UserError, match=r"no mask token.*; choose --method mha"):
         text.held_out(8, masked=True)
-    tokenizer.mask_id, tokenizer.special_ids = 3, range(1000)
-    with pytest.raises(UserError, match="nothing but special tokens"):
-        text.held_out(8, masked=True)
-    with pytest.raises(UserError, match="--seq-len 2 leaves no room"):
-        Text([spec], tokenizer, 2)

@@ -250,19 +250,18 @@ def test_several_processes_may_want_the_same_token_file_at_once(folder, monkeypa
 
 @pytest.fixture
 def stream(folder, monkeypatch):
-    """stream(texts, tokens="", seed=0): a hub dataset in a local folder, with short buffers."""
-    monkeypatch.setattr(corpus, "BUFFER", 16)
+    """stream(texts, seed=0): a hub dataset in a local folder, with short blocks."""
+    monkeypatch.setattr(corpus, "BLOCK", 16)
     monkeypatch.setattr(corpus, "HELD_OUT", 4)
 
-    def make(texts, tokens="", seed=0):
+    def make(texts, seed=0):
         dataset = folder / "dataset"
         dataset.mkdir(exist_ok=True)
         half = len(texts) // 2
         for shard, part in enumerate((texts[:half], texts[half:])):
             table = pyarrow.table({"text": part})
             pyarrow.parquet.write_table(table, dataset / f"{shard}.parquet", row_group_size=3)
-        source = parse_source(f"s=hub:{dataset}{tokens}")
-        return TokenStream(source, CountingTokenizer(), 10, seed)
+        return TokenStream(parse_source(f"s=hub:{dataset}"), CountingTokenizer(), 10, seed)
 
     return make
 
@@ -280,8 +279,7 @@ def test_a_stream_holds_its_first_documents_out_of_every_pass(stream, capsys):
     assert rows.statistics.skipped == reasons
     assert rows.statistics.documents == 13
     assert rows.passes >= 4
-    assert max(Counter(drawn).values()) <= rows.passes + 1
-    assert "the stream ended, pass 2 begins" in capsys.readouterr().out
+    assert Counter(number for row in drawn for number in row)[300] in (rows.passes, rows.passes + 1)
 
 
 def test_every_rank_draws_the_same_from_a_stream(stream):
@@ -292,7 +290,9 @@ def test_every_rank_draws_the_same_from_a_stream(stream):
     assert made[0].hash == made[1].hash
     other, again = (stream(documents([50] * 12), seed=seed) for seed in (1, 0))
     assert other.held_out(4)[0].tolist() == again.held_out(4)[0].tolist()
-    assert other.sequence(0, True).tolist() != again.sequence(0, True).tolist()
+    orders = [[tuple(rows.sequence(n, True)) for n in range(16)] for rows in (other, again)]
+    assert orders[0] != orders[1]
+    assert sorted(orders[0]) == sorted(orders[1])
 
 
 @pytest.mark.parametrize("stop", [0, 1, 31, 32, 61, 150])

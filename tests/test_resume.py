@@ -147,10 +147,11 @@ def test_killed_three_times_each_method_ends_as_if_nothing_had_happened(
     assert f"resuming {new} at step 0 (0 sequences read)" in capsys.readouterr().out
     killed_at(9, *resume)
     assert "at step 3" in capsys.readouterr().out
-    os.truncate(new / "checkpoint-000000006" / "state.pt", 5000)
+    (newest,) = new.glob("checkpoint-000000006-*")
+    os.truncate(newest, 5000)
     main(*resume)
     printed = capsys.readouterr().out
-    assert "checkpoint-000000006 is damaged, trying the one before" in printed
+    assert f"{newest} is damaged, trying the one before" in printed
     assert "at step 3 (" in printed
     assert differences(new, unbroken(method)) == []
     assert steps_once(new)
@@ -201,8 +202,8 @@ def test_signals_finish_the_step_save_and_say_how_to_go_on(folder, flags):
         assert printed.splitlines()[-1] == (
             f"stopped after step {steps}; to go on: python train.py --out {run} --resume"
         )
-        left = sorted(path.name for path in run.iterdir())
-        assert left == [f"checkpoint-{steps:09d}", "log.jsonl"]
+        checkpoint, log = sorted(path.name for path in run.iterdir())
+        assert (checkpoint[:20], log) == (f"checkpoint-{steps:09d}", "log.jsonl")
         main("--out", run, "--resume")
         assert differences(run, whole) == []
 
@@ -352,7 +353,7 @@ def test_too_many_steps_that_are_not_finite_stop_the_run(flags, new, monkeypatch
         spoil(patch, range(5, 30), "loss")
         with pytest.raises(UserError, match=r"10 steps in a row .* step 14: .* lower --lr"):
             main(*flags, "--steps", "30", "--out", new)
-    assert [path.name for path in Run(new).checkpoints()] == ["checkpoint-000000003"]
+    assert [path.name[:20] for path in Run(new).checkpoints()] == ["checkpoint-000000003"]
     main("--out", new, "--resume")
     assert records(new)[-1]["skipped_steps"] == 0
 
@@ -365,7 +366,7 @@ def test_a_stream_resumes_where_it_stood(folder, flags, new, monkeypatch, capsys
     """With its place in the files, the rest of a document, and the buffer it is shuffled in; killed
     in the first pass and in the second, at once after a resume and later.
     """
-    monkeypatch.setattr(corpus, "BUFFER", 24)
+    monkeypatch.setattr(corpus, "BLOCK", 24)
     monkeypatch.setattr(corpus, "HELD_OUT", 8)
     dataset = folder / "dataset"
     dataset.mkdir()
@@ -380,7 +381,6 @@ def test_a_stream_resumes_where_it_stood(folder, flags, new, monkeypatch, capsys
     whole = folder / "unbroken-stream"
     main(*flags, "--out", whole)
     printed = capsys.readouterr().out
-    assert "pass 2 begins" in printed
     assert "text: size unknown" in printed
     killed_at(4, *flags, "--out", new)
     for step in (5, 7, 12, 13, 20):

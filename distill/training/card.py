@@ -4,6 +4,8 @@ import re
 import shlex
 from pathlib import Path
 
+from huggingface_hub import ModelCardData
+
 from distill.training.processes import launcher
 from minitransformer.embedded import EMBEDDED_TEACHER
 from minitransformer.files import atomic
@@ -15,10 +17,7 @@ FINE_TUNE = """
 layer never learned, so its sentence vectors say little before that.
 """
 CARD = """---
-library_name: transformers
-pipeline_tag: {task}
-tags: [distillation, {method}, sentence-transformers]
-{known}---
+{metadata}---
 
 # {name}
 
@@ -64,18 +63,20 @@ def write_card(
     settings = record["settings"]
     # MLM may have no teacher; then it goes on with the model that --init names
     source = settings["teacher"] if record["teacher"] else settings["init"]
-    known = f"base_model: {hub_id(source)}\n" if hub_id(source) else ""
     datasets = [re.match("[^=]*=hub:([^:@]+)", spec) for spec in settings["data"]]
-    datasets = [found[1] for found in datasets if found and hub_id(found[1])]
-    if datasets:
-        known += f"datasets: [{', '.join(datasets)}]\n"
+    metadata = ModelCardData(
+        library_name="transformers",
+        pipeline_tag="fill-mask" if student.mlm_head is not None else "feature-extraction",
+        tags=["distillation", settings["method"], "sentence-transformers"],
+        base_model=hub_id(source),
+        datasets=[found[1] for found in datasets if found and hub_id(found[1])] or None,
+    )
     corpora = []
     for corpus in text:
         size = "size unknown" if corpus["tokens"] is None else f"{corpus['tokens']:,} tokens"
         corpora.append(f"- {corpus['name']}: {corpus['share']:.1%} of the sequences, {size}")
     card = CARD.format(
-        task="fill-mask" if student.mlm_head is not None else "feature-extraction",
-        known=known,
+        metadata=f"{metadata}\n",
         name=folder.name,
         verb="trained further" if settings["method"] == "mlm" else "distilled",
         source=hub_id(source) or source,
