@@ -7,7 +7,6 @@ from conftest import WORDS, CountingTokenizer, numbers, tiny_tokenizer
 
 from distill.data import corpus
 from distill.data.batches import Text, mask_tokens, prefetch
-from distill.data.corpus import TokenFile
 from minitransformer.errors import UserError
 
 
@@ -60,7 +59,7 @@ def test_prefetching_draws_ahead_and_its_state_does_not(folder):
         assert torch.equal(expected, rows_of([batches]))
         assert state["counts"] == [12 * step]
     assert ahead.counts.tolist() == [60]  # nothing beyond the last step
-    ahead._draw = lambda read: 1 / 0
+    ahead._draw = lambda: 1 / 0
     with pytest.raises(ZeroDivisionError):
         next(prefetch(ahead, 5, 3, 2, 1, 2, masked=True))
 
@@ -76,18 +75,17 @@ def test_held_out_text_and_its_masks_do_not_depend_on_the_seed(folder):
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.3, 1.0])
-def test_shares_follow_n_to_the_alpha(folder, alpha, monkeypatch):
+def test_shares_follow_n_to_the_alpha(folder, alpha):
     """Fifteen languages: every count is p_i * draws to within two, where chance would have a
     standard deviation of dozens.
     """
     sizes = np.array([1e9, 5e8, 3e8, 1e8, 8e7, 5e7, 2e7, 1e7, 5e6, 2e6, 1e6, 3e5, 1e5, 2e4, 4000])
     specs = [f"{numbers(folder, f'l{i}', 100)}@{size:.0f}" for i, size in enumerate(sizes)]
     text = Text(specs, CountingTokenizer(), 10, alpha=alpha)
-    monkeypatch.setattr(TokenFile, "sequence", lambda self, draw, read: None)
     share = sizes**alpha / (sizes**alpha).sum()
     worst = 0.0
     for draw in range(20_000):
-        text._draw(read=False)
+        text._draw()
         if draw % 97 == 0 or draw == 19_999:
             off = text.counts - share * (draw + 1)
             assert off.max() < 1

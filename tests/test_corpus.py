@@ -1,6 +1,5 @@
 """Token files and streams: what is held out, what is read, what is kept on disk."""
 
-import gzip
 import io
 import json
 import os
@@ -46,7 +45,7 @@ def words(rows):
 
 def one_pass(tokens, number=0):
     draws = range(number * tokens.train_rows, (number + 1) * tokens.train_rows)
-    return [tuple(tokens.sequence(draw, read=True)) for draw in draws]
+    return [tuple(tokens.sequence(draw)) for draw in draws]
 
 
 # ---- order and held-out documents ----------------------------------------------------------------
@@ -147,13 +146,18 @@ def test_words_of_5000_letters(folder):
     assert TokenFile(source, tiny_tokenizer("roberta"), 16, 0).statistics.unknown == 0
 
 
-def test_1200_rows_without_text_leave_nothing_behind(folder):
+@pytest.mark.parametrize(
+    ("column", "message"),
+    [
+        ("text", "empty; skipped: 900 empty, 300 without tokens"),
+        ("body", "empty; skipped: 1,200 without a column 'body'"),
+    ],
+)
+def test_1200_rows_without_text_leave_nothing_behind(folder, column, message):
     rows = ["", " ", "\n", "- -"] * 300
-    content = "\n".join(json.dumps({"text": row}) for row in rows)
-    (folder / "a.jsonl.gz").write_bytes(gzip.compress(content.encode()))
-    spec = f"a={folder}/a.jsonl.gz"
-    with pytest.raises(UserError, match=r"empty; skipped: 900 empty, 300 without tokens"):
-        tokenise(parse_source(spec), CountingTokenizer())
+    (folder / "a.jsonl").write_text("\n".join(json.dumps({"text": row}) for row in rows))
+    with pytest.raises(UserError, match=message):
+        tokenise(parse_source(f"a={folder}/a.jsonl:{column}"), CountingTokenizer())
 
 
 def test_what_was_read_is_printed_once_also_from_the_cache(folder, capsys):
@@ -273,7 +277,7 @@ def test_a_stream_holds_its_first_documents_out_of_every_pass(stream, capsys):
     assert "corpus s (its beginning): 2 documents, 102 tokens" in capsys.readouterr().out
     held = words(rows.held_out(100))
     assert held == set(range(10, 10 + 4 * 8))
-    drawn = [tuple(rows.sequence(draw, read=True)) for draw in range(400)]
+    drawn = [tuple(rows.sequence(draw)) for draw in range(400)]
     assert words(drawn) == set(range(60, 610))
     reasons = {"empty": 1, "equal to a held-out one": 1, "null": 1, "without tokens": 1}
     assert rows.statistics.skipped == reasons
@@ -285,12 +289,11 @@ def test_a_stream_holds_its_first_documents_out_of_every_pass(stream, capsys):
 def test_every_rank_draws_the_same_from_a_stream(stream):
     made = [stream(documents([50] * 12)) for _ in range(2)]
     for draw in range(50):
-        here, there = made[0].sequence(draw, read=True), made[1].sequence(draw, read=False)
-        assert (here == there).all()
+        assert (made[0].sequence(draw) == made[1].sequence(draw)).all()
     assert made[0].hash == made[1].hash
     other, again = (stream(documents([50] * 12), seed=seed) for seed in (1, 0))
     assert other.held_out(4)[0].tolist() == again.held_out(4)[0].tolist()
-    orders = [[tuple(rows.sequence(n, True)) for n in range(16)] for rows in (other, again)]
+    orders = [[tuple(rows.sequence(n)) for n in range(16)] for rows in (other, again)]
     assert orders[0] != orders[1]
     assert sorted(orders[0]) == sorted(orders[1])
 
@@ -300,10 +303,10 @@ def test_a_stream_saved_anywhere_goes_on_the_same(stream, stop):
     """Also where it was saved twice without having read a document in between."""
     texts = documents([200, 3, 5, 300, 40, 2, 120])
     whole = stream(texts)
-    expected = [tuple(whole.sequence(draw, read=True)) for draw in range(200)]
+    expected = [tuple(whole.sequence(draw)) for draw in range(200)]
     rows = stream(texts)
     for draw in range(stop):
-        rows.sequence(draw, read=True)
+        rows.sequence(draw)
     state = rows.state_dict()
     for extra in (0, 1):
         resumed = stream(texts)
@@ -312,11 +315,11 @@ def test_a_stream_saved_anywhere_goes_on_the_same(stream, stop):
         file.seek(0)
         resumed.load_state_dict(torch.load(file, weights_only=True))
         for draw in range(stop, stop + extra):
-            resumed.sequence(draw, read=True)
+            resumed.sequence(draw)
         state = resumed.state_dict()
     last = stream(texts)
     last.load_state_dict(state)
-    drawn = [tuple(last.sequence(draw, read=True)) for draw in range(stop + 1, 200)]
+    drawn = [tuple(last.sequence(draw)) for draw in range(stop + 1, 200)]
     assert drawn == expected[stop + 1 :]
     assert last.hash == whole.hash
     assert last.statistics == whole.statistics
@@ -339,11 +342,11 @@ def test_a_stream_that_nothing_can_be_learned_from(stream):
 def test_a_stream_of_foreign_text_after_its_beginning_or_that_breaks_off(stream):
     rows = stream([*documents([50] * 2), "4 " * 2000])
     with pytest.raises(UserError, match=r"95.2% of the tokens are unknown"):
-        rows.sequence(0, read=True)
+        rows.sequence(0)
     rows = stream(documents([300, 0, 300]))
     rows.documents, rows.rest = (1 / 0 for _ in [0]), rows.rest[:0]
     with pytest.raises(UserError, match=r"stream broke off \(division by zero\)"):
-        rows.sequence(0, read=True)
+        rows.sequence(0)
 
 
 def test_a_document_of_any_length_is_tokenised_in_parts(stream, folder, monkeypatch):

@@ -81,17 +81,18 @@ class Text:
         """
         batches = []
         for turn in range(accumulate * world):
-            rows = [self._draw(read=turn % world == rank) for _ in range(batch_size)]
+            draws = [self._draw() for _ in range(batch_size)]
             if turn % world == rank:
+                rows = [(draw, self.corpora[i].sequence(place)) for draw, i, place in draws]
                 batches.append(self._batch(rows, masked, self.seed))
         return batches
 
-    def _draw(self, read: bool) -> tuple[int, np.ndarray | None]:
-        index = int(self.counts.sum())
-        corpus = int(np.argmax(self.shares * (index + 1) - self.counts))
-        sequence = self.corpora[corpus].sequence(int(self.counts[corpus]), read)
+    def _draw(self) -> tuple[int, int, int]:
+        """Return the number of the next draw, which corpus it goes to, and its number there."""
+        draw = int(self.counts.sum())
+        corpus = int(np.argmax(self.shares * (draw + 1) - self.counts))
         self.counts[corpus] += 1
-        return index, sequence
+        return draw, corpus, int(self.counts[corpus]) - 1
 
     def held_out(self, batch_size: int, *, masked: bool, sequences: int = HELD_OUT) -> list[Batch]:
         """Return batches of text that no run trains on; their masks do not depend on the seed."""

@@ -5,8 +5,8 @@
     TokenStream   hub datasets: tokenised as they arrive, shuffled in blocks, never on disk as a
                   whole
 
-Both have `name`, `tokens` (None where unknown), `statistics`, `hash`, `sequence(draw, read)` and
-`held_out(n)`.
+Both have `name`, `tokens` (None where unknown), `statistics`, `hash`, `sequence(draw)` and
+`held_out(n)`. Draws may be left out, but not go back.
 
 Whole documents are held out, and equal documents are on one side, so that no held-out text is
 trained on. "Equal" means the same tokens.
@@ -142,9 +142,7 @@ class TokenFile:
                 yield fingerprint(self.memory[piece:stop]), piece, stop
             start = end
 
-    def sequence(self, draw: int, read: bool) -> np.ndarray | None:
-        if not read:
-            return None
+    def sequence(self, draw: int) -> np.ndarray:
         passes, position = divmod(draw, self.train_rows)
         index = shuffled(position, self.train_rows, f"{self.seed} {self.name} {passes}")
         places = np.arange(index * self.body, (index + 1) * self.body)  # in the training text
@@ -201,22 +199,16 @@ def tokenise(source: Source, tokenizer: Tokenizer) -> tuple[Path, dict]:
     key = hashlib.sha256(f"{identity(source)} {tokenizer.hash} 3".encode()).hexdigest()[:24]
     folder = cache_folder() / "tokens"
     file, sidecar_file = folder / f"{key}.bin", folder / f"{key}.json"
-    try:
-        folder.mkdir(exist_ok=True)
-        with FileLock(folder / f"{key}.lock"):
-            if _read_sidecar(file, sidecar_file) is None:
-                for killed in folder.glob(f"{key}.*.tmp"):
-                    killed.unlink()
-                with atomic(file) as unfinished:
-                    sidecar = _write_tokens(source, tokenizer, unfinished)
-                with atomic(sidecar_file) as unfinished:  # last: it vouches for a complete file
-                    unfinished.write_text(json.dumps(sidecar))
-            return file, _read_sidecar(file, sidecar_file)
-    except (OSError, NotImplementedError) as error:  # the latter where locks are not supported
-        raise UserError(
-            f"cannot write the token file {file} ({first_line(error)}); XDG_CACHE_HOME moves the"
-            " cache"
-        ) from None
+    folder.mkdir(exist_ok=True)
+    with FileLock(folder / f"{key}.lock"):
+        if _read_sidecar(file, sidecar_file) is None:
+            for killed in folder.glob(f"{key}.*.tmp"):
+                killed.unlink()
+            with atomic(file) as unfinished:
+                sidecar = _write_tokens(source, tokenizer, unfinished)
+            with atomic(sidecar_file) as unfinished:  # last: it vouches for a complete file
+                unfinished.write_text(json.dumps(sidecar))
+        return file, _read_sidecar(file, sidecar_file)
 
 
 def _read_sidecar(file: Path, sidecar_file: Path) -> dict | None:
@@ -370,7 +362,7 @@ class TokenStream:
         if self.blocks == 1:
             self.statistics.report(self.name, self.tokenizer, " (so far)")
 
-    def sequence(self, draw: int, read: bool) -> np.ndarray:
+    def sequence(self, draw: int) -> np.ndarray:
         block, place = divmod(draw, BLOCK)
         while self.blocks <= block:
             self._read_block()

@@ -91,18 +91,16 @@ class Run:
 
     def records(self) -> list[dict]:
         """Return the log's complete records, the first one `start`; a torn last line is ignored."""
-        if not self.folder.is_dir():
-            raise UserError(f"{self.folder}: no such run folder; pass the --out of a run")
         try:
             lines = self.log_file.read_bytes().split(b"\n")[:-1]
             records = [json.loads(line) for line in lines]
-            events = [record["event"] for record in records]
-        except (OSError, ValueError, TypeError, KeyError):
-            events = []
-        if events[:1] != ["start"]:
+            whole = records[0]["event"] == "start"
+        except (OSError, ValueError, TypeError, LookupError):
+            whole = False
+        if not whole:
             raise UserError(
-                f"{self.log_file}: has no start record or is damaged; restore it, or start a new"
-                " run under another name"
+                f"{self.log_file} is missing, damaged or has no start record; pass the --out of a"
+                " run, or start a new one"
             )
         return records
 
