@@ -233,7 +233,7 @@ def test_a_killed_tokenisation_leaves_no_file_that_is_believed_or_stays(folder, 
     assert not list((folder / "cache").rglob("*.tmp"))
 
 
-def test_several_processes_may_want_the_same_token_file_at_once(folder, monkeypatch):
+def test_of_several_processes_one_makes_the_token_file(folder, monkeypatch):
     """Threads with a lock each behave as processes do: one writes, the others wait."""
     source, whole, made = parse_source(numbers(folder, "a", 4990)), corpus._write_tokens, []
 
@@ -244,9 +244,8 @@ def test_several_processes_may_want_the_same_token_file_at_once(folder, monkeypa
 
     monkeypatch.setattr(corpus, "_write_tokens", write)
     with ThreadPoolExecutor(4) as threads:
-        results = list(threads.map(lambda _: tokenise(source, CountingTokenizer()), range(4)))
+        list(threads.map(lambda _: tokenise(source, CountingTokenizer()), range(4)))
     assert len(made) == 1
-    assert results == [results[0]] * 4
 
 
 # ---- streams -------------------------------------------------------------------------------------
@@ -332,17 +331,11 @@ def test_a_stream_that_nothing_can_be_learned_from(stream):
         (documents([50]) * 40, short + "; skipped: 39 equal to a held-out one"),
         (["", " ", None] * 400, short + "; skipped: 800 empty, 400 null"),
         ([1] * 100, "column 'text' holds int, not text"),
-        ([{"a": 1}] * 100, "column 'text' holds dict, not text"),
-        (["4 " * 999, *documents([50])], r"95.2% of the tokens are unknown"),
+        (["4 " * 999, *documents([50])], "95.2% of the tokens are unknown"),
+        ([*documents([50] * 2), "4 " * 2000], "95.2% of the tokens are unknown"),  # only later
     ):
         with pytest.raises(UserError, match=message):
-            stream(texts)
-
-
-def test_a_stream_of_foreign_text_after_its_beginning_or_that_breaks_off(stream):
-    rows = stream([*documents([50] * 2), "4 " * 2000])
-    with pytest.raises(UserError, match=r"95.2% of the tokens are unknown"):
-        rows.sequence(0)
+            stream(texts).sequence(0)
     rows = stream(documents([300, 0, 300]))
     rows.documents, rows.rest = (1 / 0 for _ in [0]), rows.rest[:0]
     with pytest.raises(UserError, match=r"stream broke off \(division by zero\)"):

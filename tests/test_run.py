@@ -189,24 +189,8 @@ def test_the_log_is_cut_back_to_the_checkpoint(run):
 def test_a_log_that_no_run_wrote(tmp_path, content):
     if content is not None:
         (tmp_path / "log.jsonl").write_bytes(content)
-    with pytest.raises(UserError, match=r"log.jsonl: "):
+    with pytest.raises(UserError, match=r"log.jsonl is missing, damaged or has no start record"):
         Run(tmp_path).records()
-
-
-def test_a_run_resumes_only_with_the_teacher_start_and_text_that_it_began_with(tmp_path):
-    def facts(teacher="aaaa", text="bbbb", start="eeee"):
-        texts = [{"name": "web", "hash": text}]
-        return {"teacher": {"hash": teacher}, "text": texts, "start": {"hash": start}}
-
-    run = Run(tmp_path)
-    run.log("start", **facts())
-    run.check_unchanged(facts())
-    with pytest.raises(UserError, match=r"the teacher has changed .* aaaa then, cccc now"):
-        run.check_unchanged(facts(teacher="cccc"))
-    with pytest.raises(UserError, match=r"the text web has changed .* bbbb then, dddd now"):
-        run.check_unchanged(facts(text="dddd"))
-    with pytest.raises(UserError, match=r"the untrained student has changed .* eeee then"):
-        run.check_unchanged(facts(start="ffff"))
 
 
 def test_a_new_folder_must_be_new_and_possible(tmp_path):

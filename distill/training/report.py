@@ -1,6 +1,5 @@
 """The end of a run: export, loss.png, model card, summary, and the lines that train.py prints."""
 
-import math
 import statistics
 from pathlib import Path
 
@@ -92,7 +91,7 @@ def plot_loss(config, steps: list[dict], evals: list[dict], file: Path) -> None:
 
     figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
     for records, style, label in ((steps, "-", "training"), (evals, "o-", "held-out")):
-        losses = [math.nan if r["loss"] is None else r["loss"] for r in records]
+        losses = [r["loss"] for r in records]  # None leaves a gap
         axes.plot([r["step"] for r in records], losses, style, linewidth=1, label=label)
     axes.set(
         xlabel="optimizer step",
