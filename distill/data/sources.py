@@ -1,16 +1,10 @@
-"""Sources: what `--data` may name, and the documents in it. Each value names one corpus:
+"""Sources: what `--data` may name (docs/usage.md, Text), and the documents in it.
 
-    docs                                      English prose of the installed libraries' docstrings
-                                              and the Python reference
-    NAME=path/or/glob[:column]                .txt (a document ends at a blank line; where the first
-                                              1,000 lines have none, each line is a document),
-                                              .jsonl, .parquet (column: default `text`); .txt and
-                                              .jsonl also as .gz, .xz, .bz2 or .zst
-    NAME=hub:dataset[:config][:split][:column]   a hub dataset, streamed, never on disk as a whole
+    docs                                         the prose that docs.py finds on this machine
+    NAME=path/or/glob[:column]                   .txt, .jsonl and .parquet files
+    NAME=hub:dataset[:config][:split][:column]   a hub dataset, streamed
 
-An `@N` after the last two declares the size of the corpus in tokens
-(`sw=hub:uonlp/CulturaX:sw@1.2e9`). Several corpora need it for their language weights where a
-stream does not declare its size itself.
+An `@N` after the last two declares the size of the corpus in tokens, for the language weights.
 """
 
 import bz2

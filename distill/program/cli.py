@@ -97,7 +97,7 @@ def answer(error: BaseException) -> tuple[int, str | None]:
     if isinstance(error, OSError):
         disk = (errno.ENOSPC, getattr(errno, "EDQUOT", None), errno.EROFS, errno.EACCES, errno.EIO)
         if error.errno in disk:
-            return 2, f"{error.filename or 'a file'}: {error.strerror}"
+            return 2, f"{error.filename or 'the run folder or the cache'}: {error.strerror}"
     text = str(error)
     if isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in text:
         return 2, f"out of memory ({text}); lower --batch-size, raise --accumulate"
