@@ -9,13 +9,6 @@ from distill.data import corpus
 from distill.data.batches import Text, mask_tokens, prefetch
 from minitransformer.errors import UserError
 
-
-@pytest.fixture(autouse=True)
-def folder(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    return tmp_path
-
-
 # ---- order ---------------------------------------------------------------------------------------
 
 

@@ -21,12 +21,6 @@ from distill.data.sources import parse_source
 from minitransformer.errors import UserError
 
 
-@pytest.fixture(autouse=True)
-def folder(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    return tmp_path
-
-
 def documents(lengths, first=10):
     """Documents of those lengths, in which every number stands once."""
     starts = first + np.cumsum([0, *lengths])

@@ -17,13 +17,6 @@ from distill.data.sources import LONGEST_DOCUMENT, cut, documents, identity, par
 from minitransformer.errors import UserError
 
 
-@pytest.fixture(autouse=True)
-def folder(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
 def read(spec):
     return list(documents(parse_source(spec), Counter()))
 

@@ -131,7 +131,7 @@ def test_the_model_card(here, method, monkeypatch):
     source = "headless" if method == "mlm" else "teacher"
     assert f"from `{here / source}`" in text
     before, after = evals(log)[0], evals(log)[2]
-    assert f"held-out loss {before:.4f} before training, {after:.4f} after 2 steps" in text
+    assert f"held-out loss {before:.4f} -> {after:.4f} in 2 steps" in text
     assert f"- t: 100.0% of the sequences, {log[0]['text'][0]['tokens']:,} tokens" in text
     assert f"python train.py --method {method} --data 'a b'" in text
     ids = [hub_id(name) for name in ("embedded", "google-bert/bert-base-uncased", str(here))]

@@ -23,8 +23,8 @@ CARD = """---
 
 An encoder {verb} from `{source}`, for any later task.
 
-- method: `{method}`; held-out loss {before} before training, {after} after {steps} steps
-- student: {sizes}; {start}
+- method: `{method}`; held-out loss {losses} in {steps} steps
+- student: {sizes}
 
 Text it was trained on:
 
@@ -52,13 +52,14 @@ vectors = SentenceTransformer("{name}").encode(["a sentence"])
 
 
 def write_card(
-    folder: Path, record: dict, student: Encoder, descriptions: dict[str, str], text: list[dict]
+    folder: Path, record: dict, student: Encoder, losses: str, sizes: str, text: list[dict]
 ) -> None:
     """Write the card of a finished run.
 
-    record         the run's start record
-    descriptions   before, after (held-out losses), sizes and start of the student
-    text           Text.describe() at the end
+    record   the run's start record
+    losses   on held-out text, before and after
+    sizes    of the student, and what it started from
+    text     Text.describe() at the end
     """
     settings = record["settings"]
     # MLM may have no teacher; then it goes on with the model that --init names
@@ -86,7 +87,8 @@ def write_card(
         fine_tune=FINE_TUNE if settings["method"] in ("mha", "direct-minilm") else "",
         launcher=launcher(record["processes"]),
         program=shlex.join(["train.py", *record["argv"][1:]]),
-        **descriptions,
+        losses=losses,
+        sizes=sizes,
     )
     with atomic(folder / "README.md") as temporary:
         temporary.write_text(card, "utf-8")

@@ -68,14 +68,14 @@ def finish(config, run: Run, models: Models, text) -> None:
         "loss_after": evals[-1]["loss"],
         "tokens_per_s": statistics.median(r["tokens_per_s"] for r in steps),
         "skipped_steps": sum(r["loss"] is None for r in steps),
+        "text": text.describe(),
     }
-    before, after = (show_loss(record) for record in (evals[0], evals[-1]))
-    sizes, start = describe_encoder(student), describe_start(config.init, models.start["layers"])
-    descriptions = {"before": before, "after": after, "sizes": sizes, "start": start}
-    write_card(run.folder, records[0], student, descriptions, text.describe())
-    run.log("summary", **summary, text=text.describe())
+    losses = f"{show_loss(evals[0])} -> {show_loss(evals[-1])}"
+    sizes = f"{describe_encoder(student)}; {describe_start(config.init, models.start['layers'])}"
+    write_card(run.folder, records[0], student, losses, sizes, summary["text"])
+    run.log("summary", **summary)
     run.remove_checkpoints()
-    print(f"\nheld-out {config.method} loss  {before} -> {after}")
+    print(f"\nheld-out {config.method} loss  {losses}")
     print(f"training speed     {summary['tokens_per_s']:,.0f} tokens/s")
     if summary["skipped_steps"]:
         print(f"skipped steps      {summary['skipped_steps']}")
