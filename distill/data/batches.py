@@ -94,11 +94,11 @@ class Text:
         self.counts[corpus] += 1
         return draw, corpus, int(self.counts[corpus]) - 1
 
-    def held_out(self, batch_size: int, *, masked: bool, sequences: int = HELD_OUT) -> list[Batch]:
+    def held_out(self, batch_size: int, *, masked: bool) -> list[Batch]:
         """Return batches of text that no run trains on; their masks do not depend on the seed."""
         rows = []
         for corpus in self.corpora:
-            rows += corpus.held_out(max(1, sequences // len(self.corpora)))
+            rows += corpus.held_out(max(1, HELD_OUT // len(self.corpora)))
         numbered = list(enumerate(rows))
         starts = range(0, len(rows), batch_size)
         parts = [numbered[start : start + batch_size] for start in starts]
