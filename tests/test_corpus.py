@@ -118,7 +118,7 @@ def test_at_most_so_many_rows_are_held_out(folder, monkeypatch):
 @pytest.mark.parametrize(
     ("texts", "message"),
     [
-        ([], "the text is empty$"),
+        ([], "the text is empty; give other text, or the column that holds it as t=PATH:COLUMN"),
         (["11"], "2 tokens, but sequences of 10 take at least 16"),
         (["11 12 13 14 15 16 17"] * 200, "1600 tokens, .* some text that stands there only once"),
         (["- -"] * 300, "the text is empty; skipped: 300 without tokens"),

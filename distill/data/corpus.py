@@ -237,7 +237,10 @@ def _write_tokens(source: Source, tokenizer: Tokenizer, file: Path) -> dict:
             spans = smallest(spans, HELD_OUT_TOKENS)
             bar.update(statistics.tokens - bar.n)
     if statistics.tokens == 0:
-        raise UserError(f"--data {source.name}: the text is empty{statistics.reasons()}")
+        raise UserError(
+            f"--data {source.name}: the text is empty{statistics.reasons()}; give other text, or"
+            f" the column that holds it as {source.name}=PATH:COLUMN"
+        )
     return {
         "dtype": dtype.name,
         "statistics": vars(statistics),
