@@ -30,7 +30,7 @@ def make_inputs(folder: Path, **sizes) -> list[str]:
 
 
 def without_figures(patch) -> None:
-    """Skip the loss figure and the latency measurement at the end of a run, which are slow."""
+    """Skip the loss figure of a run and the latencies that evaluate.py measures: both are slow."""
     patch.setattr("distill.training.report.plot_loss", lambda *figure: None)
     patch.setattr("distill.program.cost.latencies", lambda models, *shape: [[1.0] for _ in models])
 
