@@ -32,7 +32,7 @@ TRAIN = [
     ("--teacher {here}/cut", "cut.*cannot read model.safetensors"),
     ("--out {here}/teacher", "teacher exists; .*--resume"),
     ("--resume", "--out"),
-    ("--resume --out nowhere", "nowhere.* is missing, damaged or has no start record"),
+    ("--resume --out nowhere", "nowhere: no such run folder"),
     ("--resume --out {here}/teacher", "has no start record"),
     ("--resume --out {here}/old", "begun by another version"),
     ("--data web", "unknown; give docs, NAME=path"),

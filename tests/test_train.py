@@ -10,7 +10,7 @@ from helpers import records, without_figures
 
 import train
 from distill import METHODS
-from distill.program.machine import autocast, choose_precision, machine
+from distill.program.machine import autocast, can_compile, choose_precision, machine
 from distill.program.table import columns
 from distill.training.card import hub_id
 from distill.training.optimizer import learning_rate
@@ -186,3 +186,9 @@ def test_precision():
             assert (one @ one).dtype == torch.bfloat16
     with autocast(cpu, "fp32"):
         assert (one @ one).dtype == torch.float32
+
+
+def test_without_a_compiler_it_trains_without_compile(monkeypatch, capsys):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    assert not can_compile(torch.device("cpu"))
+    assert "no C++ compiler (no-such-compiler)" in capsys.readouterr().out

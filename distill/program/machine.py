@@ -1,6 +1,7 @@
 """Devices and precision, and what a measured number depends on besides its command."""
 
 import importlib.metadata
+import importlib.util
 import os
 import platform
 import re
@@ -95,3 +96,13 @@ def choose_precision(name: str, device: torch.device) -> str:
 def autocast(device: torch.device, precision: str) -> torch.autocast:
     """Return the context in which products run in this precision; it may be entered again."""
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+
+
+def can_compile(device: torch.device) -> bool:
+    """Return whether torch.compile has what it needs; if not, print what is missing."""
+    compiler = os.environ.get("CXX", "g++")
+    found = shutil.which(compiler) if device.type == "cpu" else importlib.util.find_spec("triton")
+    if not found:
+        missing = f"C++ compiler ({compiler})" if device.type == "cpu" else "triton package"
+        print(f"--compile: this machine has no {missing}; training without it")
+    return bool(found)

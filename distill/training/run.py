@@ -91,6 +91,8 @@ class Run:
 
     def records(self) -> list[dict]:
         """Return the log's complete records, the first one `start`; a torn last line is ignored."""
+        if not self.folder.is_dir():
+            raise UserError(f"{self.folder}: no such run folder; pass the --out of a run")
         try:
             lines = self.log_file.read_bytes().split(b"\n")[:-1]
             records = [json.loads(line) for line in lines]
@@ -99,8 +101,8 @@ class Run:
             whole = False
         if not whole:
             raise UserError(
-                f"{self.log_file} is missing, damaged or has no start record; pass the --out of a"
-                " run, or start a new one"
+                f"{self.log_file} is missing, damaged or has no start record; restore it, or start"
+                " a new run"
             )
         return records
 
