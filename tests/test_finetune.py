@@ -19,8 +19,8 @@ from distill.evaluation.finetune import (
     Grid,
     Recipe,
     Tuner,
-    fingerprint,
 )
+from distill.evaluation.models import Model
 from distill.evaluation.tasks import Split, Task
 
 TYPES = ("bert", "roberta", "xlm-roberta")
@@ -48,8 +48,14 @@ def make_model(model_type="bert", seed=0):
     return encoder, tiny_tokenizer(model_type)
 
 
-def grid(model, task, cache, lrs=(1e-3,), epochs=(1,), seeds=2, recipe=RECIPE):
-    return Grid(fingerprint(*model), task, recipe, lrs, epochs, seeds, cache)
+def grid(model, task, lrs=(1e-3,), epochs=(1,), seeds=2, recipe=RECIPE):
+    return Grid(Model("m", *model), task, recipe, lrs, epochs, seeds)
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    """Finetuning results are kept in a folder of each test's own."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
 
 
 # ---- learning ------------------------------------------------------------------------------------
@@ -184,11 +190,11 @@ def test_inputs_are_cut_to_what_fits_and_counted():
         assert set(examples.lengths[:3]) == {expected}
         assert tuner.cut == cut
         ids, _ = tiny_tokenizer().encode_pairs(long.texts, max_tokens=expected)[0]
-        assert list(tuner.used_ids[examples.tokens[0][0]]) == ids
+        assert list(tuner.used_ids[examples.ids[0]]) == ids
     for types, expected in ((1, {0}), (2, {0, 1})):  # RoBERTa's body has one, many pairs have two
         config, split = tiny_config(type_vocab_size=types), make_task(4, pairs=True).train
         examples = Examples(split, tiny_tokenizer("bert"), config, 40)
-        assert set(np.concatenate([types for _, types in examples.tokens])) == expected
+        assert set(np.concatenate(examples.types)) == expected
 
 
 # ---- grid and cache ------------------------------------------------------------------------------
@@ -196,36 +202,36 @@ def test_inputs_are_cut_to_what_fits_and_counted():
 
 def test_a_killed_grid_goes_on_and_nothing_is_computed_twice(tmp_path, monkeypatch):
     model, task, steps = make_model(), make_task(16), []
-    for name in ("whole", "killed"):
-        (tmp_path / name).mkdir()
-    whole = grid(model, task, tmp_path / "whole", lrs=(1e-3, 1e-2))
-    whole.compute(*model)
+    whole = grid(model, task, lrs=(1e-3, 1e-2))
+    whole.compute()
+    scores = whole.cells()
 
     def killed():
         steps.append(1)
         if len(steps) == 3:  # in the middle of the second fine-tuning
             raise KeyboardInterrupt
 
-    part = grid(model, task, tmp_path / "killed", lrs=(1e-3, 1e-2))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "killed"))
+    part = grid(model, task, lrs=(1e-3, 1e-2))
     assert part.steps() == 4 * 2
     with pytest.raises(KeyboardInterrupt):
-        part.compute(*model, killed)
+        part.compute(killed)
     assert part.missing() == [(1e-2, 1, 0), (1e-3, 1, 1), (1e-2, 1, 1)]
-    part.compute(*model)
-    assert part.cells() == whole.cells()
+    part.compute()
+    assert part.cells() == scores
 
     monkeypatch.setattr(Tuner, "train", None)  # whoever calls it fails
-    again = grid(make_model(), make_task(16), tmp_path / "whole", lrs=(1e-2, 1e-3))
-    again.compute(*model)
-    assert again.cells() == whole.cells()[::-1]  # the order of the points is irrelevant
+    again = grid(make_model(), make_task(16), lrs=(1e-2, 1e-3, 1e-2))
+    again.compute()
+    assert again.cells() == scores[::-1]  # the order of the points is irrelevant
     assert (again.missing(), again.steps(), again.cut()) == ([], 0, 0)
 
 
-def test_whatever_a_score_depends_on_has_another_file(tmp_path):
+def test_whatever_a_score_depends_on_has_another_file():
     model, task = make_model(), make_task(16)
 
     def file(model=model, task=task, recipe=RECIPE, point=(1e-3, 1, 0)):
-        return grid(model, task, tmp_path, recipe=recipe).file(*point)
+        return grid(model, task, recipe=recipe).file(*point)
 
     heads = copy.deepcopy(model[0])
     heads.config = tiny_config(num_attention_heads=2)  # the same weights, read otherwise
@@ -248,7 +254,7 @@ def test_whatever_a_score_depends_on_has_another_file(tmp_path):
 
 def grid_with(monkeypatch, scores, **changes):
     """A grid whose cells have these scores: {lr: [{split: score} for each seed]}."""
-    made = grid(make_model(), make_task(8, **changes), None, lrs=list(scores))
+    made = grid(make_model(), make_task(8, **changes), lrs=list(scores))
     cells = []
     for lr, seeds in scores.items():
         rows = [seed and {split: {"accuracy": v} for split, v in seed.items()} for seed in seeds]
@@ -280,8 +286,7 @@ def test_xnli_chooses_on_english_which_is_scored_but_never_trained_on(monkeypatc
     assert set(scores) == {"sw", CHOOSE}
 
 
-def test_a_rate_that_diverges_is_kept_and_never_the_best(tmp_path):
-    model, task = make_model(), make_task(16)
-    both = grid(model, task, tmp_path, lrs=(1e30, 1e-3), epochs=(2,), seeds=1)
-    both.compute(*model)
+def test_a_rate_that_diverges_is_kept_and_never_the_best():
+    both = grid(make_model(), make_task(16), lrs=(1e30, 1e-3), epochs=(2,), seeds=1)
+    both.compute()
     assert (both.cells()[0].scores, both.missing(), both.best().lr) == ([None], [], 1e-3)

@@ -1,14 +1,16 @@
 """Results as records, as a table, and in words."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from distill.evaluation.finetune import DISTINCT, Cell
 from distill.evaluation.glue import GLUE
 from distill.evaluation.table import (
     cell_records,
+    closing_lines,
     markdown,
     record,
-    recovered,
     result_records,
     score,
     share,
@@ -23,7 +25,7 @@ class FakeGrid:
     """
 
     def __init__(self, task, base, distinct=2):
-        rows = []
+        self.task, rows = task, []
         for seed in (0.0, 0.01):
             row = {}
             for n, split in enumerate(task.scored):
@@ -69,7 +71,7 @@ def test_one_seed_knows_no_spread_and_an_undefined_value_no_mean():
 def test_records_are_of_the_best_cell_and_several_splits_are_averaged_and_kept():
     task = make_task("mnli", ("f1", "accuracy"), ("matched", "mismatched"))
     grids = {("m", "mnli"): FakeGrid(task, 0.5)}
-    rows = result_records(grids, [task], ["m"])
+    rows = result_records(grids)
     values = {r["metric"]: pytest.approx(r["values"]) for r in rows}
     assert values == {
         "f1": [0.55, 0.56],
@@ -93,13 +95,13 @@ def test_glue_average_is_one_number_a_task():
         expected += 0.1 * n + (0.05 if name == "mnli" else 0.0)
     tasks.append(make_task("mine"))  # is no part of it
     grids = {("m", t.name): FakeGrid(t, 0.1 * n) for n, t in enumerate(tasks)}
-    average = result_records(grids, tasks, ["m"])[-1]
+    average = result_records(grids)[-1]
     assert (average["task"], average["metric"]) == ("glue", "average")
     assert average["values"] == pytest.approx([expected / 8, expected / 8 + 0.01])
     # Matthews and Spearman 0, F1 2/3 twice, accuracy 1/2 four times
     assert average["chance"] == pytest.approx((2 * 2 / 3 + 4 * 0.5) / 8)
-    rows = result_records(grids, tasks[1:], ["m"])  # seven tasks have no GLUE average
-    assert all(r["task"] != "glue" for r in rows)
+    del grids["m", "rte"]  # seven tasks have no GLUE average
+    assert all(r["task"] != "glue" for r in result_records(grids))
 
 
 def scores(values, by_chance=0.5):
@@ -129,7 +131,7 @@ def test_table_says_what_was_kept_from_chance():
     measured = {"method": "mha", "loss": 1.5, "start_loss": 2.0, "agreement": 0.625}
     measured |= {"sentence_cosine": 0.5, "neighbour_kept": 0.25}
     models = [make_model("big"), make_model("small", "big", **measured)]
-    cells = table(models, result_records(grids, [task], ["big", "small"]), {"t": "accuracy"})
+    cells = table(models, result_records(grids), {"t": "accuracy"})
     found = {line[0].strip(): line[1:] for line in cells}
     assert found["t accuracy (chance 0.500)"] == ["0.905 ± 0.007", "0.705 ± 0.007"]
     assert found["kept, from chance"] == ["", "51 % ± 1"]  # 0.205 of 0.405
@@ -154,7 +156,7 @@ def test_doubtful_scores_are_marked():
     }
     grids["burst", "t"].made[1] = Cell(1e-4, 3, [None, None])
     names = ["big", "one", "none", "burst"]
-    rows = result_records(grids, [task], names)
+    rows = result_records(grids)
     models = [make_model("big"), *(make_model(name, "big") for name in names[1:])]
     cells = table(models, rows, {"t": "pearson"})
     assert cells[-2][2:] == ["0.505 ± 0.007, one class (2 of 2 seeds)", "undefined", "diverged"]
@@ -164,16 +166,22 @@ def test_doubtful_scores_are_marked():
 
 
 def test_how_far_the_student_came_is_said_in_words():
-    def words(start, student, teacher):
-        sides = [scores([mean - 0.01, mean + 0.01]) for mean in (start, student, teacher)]
-        return recovered("t", "the student", *sides)
+    start, teacher = SimpleNamespace(name="start"), SimpleNamespace(name="teacher")
+    start.start = teacher.start = None
+    run = SimpleNamespace(name="run", start=start, teacher=teacher)
 
-    assert words(0.5, 0.6, 0.7) == (
-        "t: the student recovered 50 % ± 0 of the way from its start to its teacher"
-        " (start 0.500, student 0.600, teacher 0.700)"
-    )
-    assert "the student is not above its start" in words(0.5, 0.4, 0.7)
-    assert "the teacher is not clearly above the start" in words(0.5, 0.6, 0.5)
+    def words(**means):
+        rows = []
+        for name, mean in means.items():
+            rows.append(record(name, "t", "f1", [mean - 0.01, mean + 0.01], 0.5))
+        models = {model.name: model for model in (start, run, teacher)}
+        return closing_lines(models, rows, {"t": "f1"})
+
+    assert words(start=0.5, run=0.6, teacher=0.7) == [
+        "t: run recovered 50 % ± 0 of the way from its start to its teacher"
+        " (start 0.500 ± 0.014, student 0.600 ± 0.014, teacher 0.700 ± 0.014)"
+    ]
+    assert "t: no way to recover" in words(start=0.5, run=0.6, teacher=0.5)[0]
 
 
 def test_many_models_stand_below_each_other():

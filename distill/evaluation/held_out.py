@@ -9,6 +9,7 @@ sentences    how far a sentence's vector, the mean of the last layer over its to
 
 import math
 from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -21,6 +22,8 @@ from distill.evaluation.finetune import Examples, mean_over_tokens
 from distill.evaluation.models import Model
 from distill.evaluation.tasks import Split
 from distill.method import Batch, Method
+from distill.mlm import MLM
+from distill.student import METHOD_SETTINGS
 from distill.training.held_out import held_out_loss
 from minitransformer.errors import UserError
 from minitransformer.model import Encoder
@@ -40,39 +43,34 @@ def held_out_batches(
     texts, batches = {}, {}
     for model in models.values():
         settings, tokenizer = model.settings or usual, model.tokenizer
-        names, alpha = tuple(data or settings["data"]), settings["alpha"]
+        names, alpha = data or settings["data"], settings["alpha"]
         length = min(settings["seq_len"], model.encoder.config.max_tokens)
-        key = (names, length, alpha, tokenizer.hash)
+        key = (*names, length, alpha, tokenizer.hash)
         if key not in texts:
-            text = Text(list(names), tokenizer, length, alpha=alpha)
+            text = Text(names, tokenizer, length, alpha=alpha)
             masked = tokenizer.mask_id is not None
             texts[key] = [batch.to(device) for batch in text.held_out(16, masked=masked)]
         batches[model.name] = texts[key]
     return batches
 
 
-def on_held_out_text(
-    model: Model, batches: list[Batch], autocast: AbstractContextManager, device: torch.device
-) -> dict:
+def on_held_out_text(model: Model, batches: list[Batch], autocast: AbstractContextManager) -> dict:
     """Return what can be said of this model: its own losses, perplexity, agreement."""
     teacher = model.teacher.encoder if model.reads_like_teacher else None
     facts = {}
 
     def loss(method: Method, student: Encoder) -> float:
-        def compute(teacher: Encoder | None, batch: Batch) -> tuple[Tensor, Tensor]:
-            return method(student, teacher, batch)
-
-        return held_out_loss(compute, teacher, batches, autocast)
+        method.to(batches[0].ids.device)
+        return held_out_loss(partial(method, student), teacher, batches, autocast)
 
     if model.trained and (teacher or model.settings["method"] == "mlm"):
         facts["method"] = model.settings["method"]
-        facts["loss"] = loss(own_method(model, teacher, learned=True).to(device), model.encoder)
+        facts["loss"] = loss(own_method(model, teacher, learned=True), model.encoder)
         if model.start:
-            method = own_method(model, teacher, learned=False).to(device)
+            method = own_method(model, teacher, learned=False)
             facts["start_loss"] = loss(method, model.start.encoder)
     if model.encoder.mlm_head is not None and batches[0].masked_ids is not None:
-        mlm = build_method("mlm", model.encoder.config, None)
-        facts["perplexity"] = math.exp(loss(mlm, model.encoder))
+        facts["perplexity"] = math.exp(loss(MLM(model.encoder.config), model.encoder))
         if teacher and teacher.mlm_head is not None:
             facts["agreement"] = agreement(model.encoder, teacher, batches, autocast)
     return facts
@@ -81,8 +79,7 @@ def on_held_out_text(
 def own_method(run: Model, teacher: Encoder | None, learned: bool) -> Method:
     """Return the method of the run, with its maps as they were `learned` or as they began."""
     settings, maps = run.settings, Path(run.name, "projections.safetensors")
-    names = ("mapping", "teacher_layer", "relation_heads", "temperature", "positions")
-    chosen = {name: settings[name] for name in names}
+    chosen = {name: settings[name] for name in METHOD_SETTINGS if settings.get(name)}
     teacher_config = teacher and teacher.config
     method = build_method(settings["method"], run.encoder.config, teacher_config, **chosen)
     method.check_models(run.encoder, teacher)
@@ -119,11 +116,11 @@ def on_sentences(
     """Return for each model that has a teacher how far its sentence vectors are the teacher's."""
     sentences = list(dict.fromkeys(texts))[:SENTENCES]
     vectors = {name: sentence_vectors(model, sentences, device) for name, model in models.items()}
-    return {
-        name: compare_vectors(vectors[name], vectors[model.teacher.name])
-        for name, model in models.items()
-        if model.teacher
-    }
+    facts = {}
+    for name, model in models.items():
+        if model.teacher:
+            facts[name] = compare_vectors(vectors[name], vectors[model.teacher.name])
+    return facts
 
 
 @torch.inference_mode()

@@ -17,7 +17,6 @@ from distill.evaluation.finetune import Grid
 from distill.evaluation.glue import GLUE
 from distill.evaluation.metrics import chance
 from distill.evaluation.models import Model
-from distill.evaluation.tasks import Task
 
 WIDEST = 6  # up to so many models: one a column; more: one a row
 
@@ -42,33 +41,31 @@ def record(
     }
 
 
-def result_records(grids: dict[tuple[str, str], Grid], tasks: list[Task], models) -> list[dict]:
-    """Return the best cells' scores. Where several splits are scored, their mean and then each;
-    where all of GLUE was done, its average over one number a task.
+def result_records(grids: dict[tuple[str, str], Grid]) -> list[dict]:
+    """Return the best cells' scores, by (model, task). Where several splits are scored, their mean
+    and then each; where all of GLUE was done, its average over one number a task.
     """
-    records = []
-    for model in models:
-        headlines = {}
-        for task in tasks:
-            best = grids[model, task.name].best()
-            for metric in task.metrics:
-                splits = {metric: list(task.scored)}
-                if len(task.scored) > 1:
-                    splits |= {f"{metric} {split}": [split] for split in task.scored}
-                for name, scored in splits.items():
-                    parts = [chance(metric, task.scored[split].labels) for split in scored]
-                    row = record(
-                        model, task.name, name, best.values(metric, scored), statistics.fmean(parts)
-                    )
-                    if row["mean"] is None:
-                        row["undefined"] = "a correlation with constant predictions"
-                    if None in best.scores:
-                        row["undefined"] = "the loss diverged; give a lower --lrs"
-                    row["one_answer"] = best.one_answer(scored)  # for so many seeds
-                    records.append(row)
-                    headlines.setdefault(task.name, row)
-        if GLUE.keys() <= headlines.keys():
-            parts = [headlines[name] for name in GLUE]
+    records, headlines = [], {}
+    for (model, task_name), grid in grids.items():
+        task, best = grid.task, grid.best()
+        for metric in task.metrics:
+            splits = {metric: list(task.scored)}
+            if len(task.scored) > 1:
+                splits |= {f"{metric} {split}": [split] for split in task.scored}
+            for name, scored in splits.items():
+                values = best.values(metric, scored)
+                parts = [chance(metric, task.scored[split].labels) for split in scored]
+                row = record(model, task_name, name, values, statistics.fmean(parts))
+                row["one_answer"] = best.one_answer(scored)  # for so many seeds
+                if None in best.scores:
+                    row["undefined"] = "the loss diverged; give a lower --lrs"
+                elif None in values:
+                    row["undefined"] = "a correlation with constant predictions"
+                records.append(row)
+                headlines.setdefault(model, {}).setdefault(task_name, row)
+    for model, rows in headlines.items():
+        if GLUE.keys() <= rows.keys():
+            parts = [rows[name] for name in GLUE]
             seeds = zip(*(part["values"] for part in parts), strict=True)
             values = [None if None in seed else statistics.fmean(seed) for seed in seeds]
             by_chance = statistics.fmean(part["chance"] for part in parts)
@@ -112,37 +109,22 @@ def share(student: dict, teacher: dict, base: list[float]) -> str | None:
     return text
 
 
-def kept(score: dict, teacher: dict) -> str:
-    """Return the share of the teacher's way up from chance; "-" where the teacher has none."""
-    return share(score, teacher, [score["chance"]] * score["seeds"]) or "-"
-
-
-def recovered(task: str, who: str, start: dict, student: dict, teacher: dict) -> str:
-    """Say in one line how far training took the student from its start to its teacher."""
-    if None in (start["mean"], student["mean"], teacher["mean"]):
-        return f"{task}: {who} cannot be compared with its start, a score is undefined"
-    scores = f"start {start['mean']:.3f}, student {student['mean']:.3f}"
-    scores += f", teacher {teacher['mean']:.3f}"
-    way = share(student, teacher, start["values"])
-    if way is None:
-        return f"{task}: no way to recover, the teacher is not clearly above the start ({scores})"
-    if student["mean"] < start["mean"]:
-        return f"{task}: {who} is not above its start ({scores})"
-    return f"{task}: {who} recovered {way} of the way from its start to its teacher ({scores})"
-
-
 def closing_lines(models: dict[str, Model], records: list[dict], headlines: dict) -> list[str]:
-    """Return for each task and each run that has a start and a teacher how far it came."""
+    """Say for each task and each run with a start and a teacher how far training took it."""
     by_key = {(r["model"], r["task"], r["metric"]): r for r in records}
     runs = [model for model in models.values() if model.start and model.teacher]
     lines = []
     for task, metric in headlines.items():
         for run in runs:
-            names = (run.start.name, run.name, run.teacher.name)
-            scores = [by_key.get((name, task, metric)) for name in names]
-            who = "the student" if len(runs) == 1 else run.name
-            if None not in scores:
-                lines.append(recovered(task, who, *scores))
+            start, student, teacher = (
+                by_key[model.name, task, metric] for model in (run.start, run, run.teacher)
+            )
+            way = share(student, teacher, start["values"])
+            line = "no way to recover, or none that is clear of the noise"
+            if way is not None:
+                line = f"{run.name} recovered {way} of the way from its start to its teacher"
+            scores = f"start {score(start)}, student {score(student)}, teacher {score(teacher)}"
+            lines.append(f"{task}: {line} ({scores})")
     return lines
 
 
@@ -190,11 +172,12 @@ def table(facts: list[dict], records: list[dict], headlines: dict[str, str]) -> 
         title = f"{task} {metric} (chance {by_chance:.3f})"
         lines.append([title, *(score(scores[name]) for name in names)])
         if metric == headlines[task]:
-            cells = []
+            kept = ["  kept, from chance"]
             for model in facts:
-                teacher = model["teacher"]
-                cells.append(kept(scores[model["model"]], scores[teacher]) if teacher else "")
-            lines.append(["  kept, from chance", *cells])
+                row, teacher = scores[model["model"]], scores.get(model["teacher"])
+                base = [by_chance] * row["seeds"]
+                kept.append((share(row, teacher, base) or "-") if teacher else "")
+            lines.append(kept)
     return lines if len(names) <= WIDEST else [list(line) for line in zip(*lines, strict=True)]
 
 

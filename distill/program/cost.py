@@ -42,10 +42,8 @@ def latencies(encoders: list[Encoder], batch: int, length: int) -> list[list[flo
     inputs = []
     for encoder in encoders:
         encoder.eval()
-        # ids above 10 are no special tokens in any vocabulary here; RoBERTa would not count its
-        # padding id as a position
-        size = encoder.config.vocab_size
-        ids = torch.randint(min(10, size - 1), size, (batch, length), generator=generator)
+        # ids from 10 on are no special tokens; RoBERTa would not count its padding as a position
+        ids = torch.randint(10, encoder.config.vocab_size, (batch, length), generator=generator)
         inputs.append(ids.to(device))
     seconds: list[list[float]] = [[] for _ in encoders]
     began = time.perf_counter()
@@ -63,7 +61,5 @@ def latencies(encoders: list[Encoder], batch: int, length: int) -> list[list[flo
 
 
 def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    elif device.type == "mps":
-        torch.mps.synchronize()
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
