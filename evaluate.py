@@ -226,7 +226,7 @@ def main(argv: list[str] | None = None) -> int:
         }
         text = "\n\n".join([markdown(lines), "  \n".join(notes), "  \n".join(closing)])
         config.out.mkdir(parents=True, exist_ok=True)
-        write(config.out / "results.json", json.dumps(results, indent=1, allow_nan=False))
+        write(config.out / "results.json", json.dumps(results, indent=1))
         write(config.out / "results.md", text.strip() + "\n")
         files = figures.draw(config.out, models, config.sentence, rows, records, headlines)
         print("written:", config.out / "results.json", config.out / "results.md", *files)

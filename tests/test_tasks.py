@@ -110,7 +110,7 @@ WRONG = {
     "two trains": ({"train.jsonl": GOOD, "train.csv": "text\n"}, "train.jsonl and train.csv: keep"),
     "empty file": ({"train.jsonl": GOOD, "dev.jsonl": ""}, "dev.jsonl: no rows in it"),
     "header alone": ({"train.tsv": "text\tlabel\n"}, "train.tsv: no rows in it"),
-    "wrong columns": ({"train.csv": "txt,y\na,b\n"}, "train.csv: no column 'text' or 'label'; it"),
+    "wrong columns": ({"train.csv": "txt,y\na,b\n"}, "line 2: column 'text' holds noth"),
     "not JSON": ({"train.jsonl": LINE + '{"text": '}, "line 2: expected one JSON object a line (E"),
     "no object": ({"train.jsonl": LINE + "3\n"}, "line 2: expected one JSON object a line (it is"),
     "too deep": ({"train.jsonl": "[" * 10**5}, "train.jsonl, line 1: expected one JSON object"),

@@ -89,8 +89,10 @@ def xnli_task(data_dir: str | None = None, languages: list[str] | None = None) -
 
 
 def task_folder(data_dir: str | None, name: str) -> Path | None:
-    folder = Path(data_dir, name) if data_dir else None
-    if folder and not folder.is_dir():
+    if data_dir is None:
+        return None
+    folder = Path(data_dir, name)
+    if not folder.is_dir():
         raise UserError(f"--data-dir {data_dir}: no folder {name} in it")
     return folder
 

@@ -13,6 +13,8 @@ Shares are counted on the way between two scores, never from 0:
 import statistics
 from collections.abc import Callable
 
+import numpy as np
+
 from distill.evaluation.finetune import Grid
 from distill.evaluation.glue import GLUE
 from distill.evaluation.metrics import chance
@@ -96,16 +98,14 @@ def share(student: dict, teacher: dict, base: list[float]) -> str | None:
     """
     if None in (*base, *student["values"], *teacher["values"]):
         return None
-    parts = [score - start for score, start in zip(student["values"], base, strict=True)]
-    ways = [score - start for score, start in zip(teacher["values"], base, strict=True)]
-    way = statistics.fmean(ways)
-    if way <= (statistics.stdev(ways) if len(ways) > 1 else 0.0):
+    parts, ways = np.subtract(student["values"], base), np.subtract(teacher["values"], base)
+    way, seeds = ways.mean(), len(ways)
+    if way <= (ways.std(ddof=1) if seeds > 1 else 0.0):
         return None
-    ratio = statistics.fmean(parts) / way
+    ratio = parts.mean() / way
     text = f"{100 * ratio:.0f} %"
-    if len(ways) > 1:
-        rest = [(part - ratio * own) / way for part, own in zip(parts, ways, strict=True)]
-        text += f" ± {100 * statistics.stdev(rest):.0f}"
+    if seeds > 1:
+        text += f" ± {100 * (parts - ratio * ways).std(ddof=1) / way:.0f}"
     return text
 
 

@@ -96,16 +96,11 @@ def read_split(folder: Path, name: str, columns: tuple[str | None, ...]) -> list
     rows = []
     for file in find_split(folder, name):
         records = list(READERS[file.suffix](file))
-        there = dict.fromkeys(column for _, record in records for column in record)
         if not records:
             raise UserError(f"{file}: no rows in it")
         wanted = columns
-        if columns == OWN_COLUMNS and "text_pair" not in there:
+        if columns == OWN_COLUMNS and not any("text_pair" in record for _, record in records):
             wanted = ("text", None, "label")
-        missing = [repr(column) for column in wanted if column not in (None, *there)]
-        if missing:
-            known = ", ".join(map(repr, there))
-            raise UserError(f"{file}: no column {' or '.join(missing)}; it has {known:.200}")
         rows += [make_row(f"{file}, {place}", record, wanted) for place, record in records]
     return rows
 
@@ -115,7 +110,8 @@ def make_row(place: str, record: dict, columns: tuple[str | None, ...]) -> Row:
     for column, value in ((columns[0], text), (columns[1], pair)):
         if column and not isinstance(value, str):
             kind = "nothing" if value is None else type(value).__name__
-            raise UserError(f"{place}: column {column!r} holds {kind}, not text")
+            there = f"its columns are {', '.join(map(str, record)):.200}"
+            raise UserError(f"{place}: column {column!r} holds {kind}, not text; {there}")
     return Row(place, text, pair, read_label(place, label))
 
 
@@ -204,7 +200,7 @@ def drop_unlabelled(rows: list[Row], what: str, notes: list[str], minus_one: boo
     missing = (None,) if minus_one else (None, -1.0)
     labelled = [row for row in rows if row.label not in missing]
     if not labelled:
-        raise UserError(f"{rows[0].place}: none of the {len(rows)} rows of {what} has a label")
+        raise UserError(f"{rows[0].place}: none of the {len(rows)} rows of {what} has a 'label'")
     if len(labelled) < len(rows):
         left_out = f"{len(rows) - len(labelled)} of {len(rows)} rows are left out"
         notes.append(f"{what}: {left_out}, their label is empty, null, '-' or -1")
@@ -246,8 +242,7 @@ def folder_task(folder: str | Path, regression: bool = False) -> Task:
     # -1 is a label, and not the lack of one, where others are negative or all are -1 or 1
     labels = {row.label for rows in tables.values() for row in rows}
     others = {label for label in labels if isinstance(label, float)} - {-1.0}
-    strange = any(n < 0 or not n.is_integer() for n in others)
-    minus_one = regression or strange or others == {1.0}
+    minus_one = regression or others == {1.0} or any(n < 0 or n % 1 for n in others)
     for split, rows in tables.items():
         tables[split] = drop_unlabelled(rows, f"{name} {split}", notes, minus_one)
 

@@ -32,7 +32,7 @@ def flops_per_token(encoder: Encoder, length: int) -> int:
 
 @torch.inference_mode()
 def latencies(encoders: list[Encoder], batch: int, length: int) -> list[list[float]]:
-    """Sorted seconds of one forward pass (batch, length) for each encoder, without padding.
+    """Seconds of forward passes (batch, length) for each encoder, without padding.
 
     The encoders take turns, so that a machine that slows down slows all of them alike. Two rounds
     are not counted; then 5 to 30 are, as many as fit into three seconds.
@@ -45,7 +45,7 @@ def latencies(encoders: list[Encoder], batch: int, length: int) -> list[list[flo
         # ids from 10 on are no special tokens; RoBERTa would not count its padding as a position
         ids = torch.randint(10, encoder.config.vocab_size, (batch, length), generator=generator)
         inputs.append(ids.to(device))
-    seconds: list[list[float]] = [[] for _ in encoders]
+    seconds = [[] for _ in encoders]
     began = time.perf_counter()
     for turn in range(32):
         if turn >= 7 and time.perf_counter() - began > 3:
@@ -57,7 +57,7 @@ def latencies(encoders: list[Encoder], batch: int, length: int) -> list[list[flo
             _wait(device)
             if turn >= 2:
                 row.append(time.perf_counter() - start)
-    return [sorted(row) for row in seconds]
+    return seconds
 
 
 def _wait(device: torch.device) -> None:
