@@ -2,7 +2,6 @@
 
 loss         the run's own distillation loss, of its start and of its student
 perplexity   of the words that are masked, where there is an MLM head
-agreement    share of the masked places at which teacher and student guess the same word
 sentences    how far a sentence's vector, the mean of the last layer over its tokens, is the
              teacher's
 """
@@ -55,7 +54,7 @@ def held_out_batches(
 
 
 def on_held_out_text(model: Model, batches: list[Batch], autocast: AbstractContextManager) -> dict:
-    """Return what can be said of this model: its own losses, perplexity, agreement."""
+    """Return what can be said of this model: its own losses, perplexity."""
     teacher = model.teacher.encoder if model.reads_like_teacher else None
     facts = {}
 
@@ -71,8 +70,6 @@ def on_held_out_text(model: Model, batches: list[Batch], autocast: AbstractConte
             facts["start_loss"] = loss(method, model.start.encoder)
     if model.encoder.mlm_head is not None and batches[0].masked_ids is not None:
         facts["perplexity"] = math.exp(loss(MLM(model.encoder.config), model.encoder))
-        if teacher and teacher.mlm_head is not None:
-            facts["agreement"] = agreement(model.encoder, teacher, batches, autocast)
     return facts
 
 
@@ -90,24 +87,6 @@ def own_method(run: Model, teacher: Encoder | None, learned: bool) -> Method:
             reason = " ".join(str(error).split())
             raise UserError(f"{run.name}: its maps do not fit this teacher: {reason}") from None
     return method
-
-
-@torch.inference_mode()
-def agreement(
-    student: Encoder, teacher: Encoder, batches: list[Batch], autocast: AbstractContextManager
-) -> float:
-    """Return the share of masked places at which both give the same word the highest score."""
-    same = count = 0
-    for batch in batches:
-        guesses = []
-        for encoder in (student, teacher):
-            with autocast:
-                hidden = encoder(batch.masked_ids, batch.mask, keep="last").hidden[-1]
-                chosen = hidden.flatten(0, 1)[batch.positions]  # (M, D)
-                guesses.append(encoder.mlm_logits(chosen).argmax(dim=-1))
-        same += int((guesses[0] == guesses[1]).sum())
-        count += len(guesses[0])
-    return same / count
 
 
 def on_sentences(
