@@ -228,7 +228,7 @@ def main(argv: list[str] | None = None) -> int:
         config.out.mkdir(parents=True, exist_ok=True)
         write(config.out / "results.json", json.dumps(results, indent=1))
         write(config.out / "results.md", text.strip() + "\n")
-        files = figures.draw(config.out, models, config.sentence, rows, records, headlines)
+        files = figures.draw(config.out, models, config.sentence)
         print("written:", config.out / "results.json", config.out / "results.md", *files)
     return 0
 
