@@ -34,12 +34,11 @@ from distill.evaluation.finetune import Grid, Recipe
 from distill.evaluation.glue import GLUE, LANGUAGES, glue_task, xnli_task
 from distill.evaluation.held_out import held_out_batches, on_held_out_text, on_sentences
 from distill.evaluation.models import Model, load_models
-from distill.evaluation.table import cell_records, closing_lines, markdown, result_records, table
+from distill.evaluation.table import closing_lines, markdown, result_records, table
 from distill.evaluation.tasks import Task, folder_task
 from distill.program import cli
 from distill.program.machine import autocast, choose_device, choose_precision, provenance
 from distill.program.progress import progress_bar
-from distill.program.table import columns
 from distill.training.processes import world
 from minitransformer.errors import UserError
 from minitransformer.files import atomic, obstacle
@@ -176,7 +175,6 @@ def main(argv: list[str] | None = None) -> int:
     facts = {}
     for name, model in models.items():
         facts[name] = {"model": name, "teacher": model.teacher and model.teacher.name}
-        facts[name]["start"] = model.start and model.start.name
 
     # ---- held-out text
     batches = held_out_batches(models, config.data, device)
@@ -204,10 +202,10 @@ def main(argv: list[str] | None = None) -> int:
     headlines = {task.name: task.metrics[0] for task in tasks}
     if any(record["task"] == "glue" for record in records):
         headlines["glue"] = "average"
-    lines = table(rows, records, headlines)
+    lines = markdown(table(rows, records, headlines))
     closing = closing_lines(models, records, headlines)
     notes = [f"measured on {where}", *notes_on(grids)]
-    print("", columns(lines), "", *notes, *([""] if closing else []), *closing, sep="\n")
+    print("", lines, "", *notes, *([""] if closing else []), *closing, sep="\n")
 
     # ---- files and pictures
     if config.out:
@@ -221,10 +219,9 @@ def main(argv: list[str] | None = None) -> int:
             "settings": {"seeds": config.seeds, "recipes": recipes},
             "models": rows,
             "rows": records,
-            "cells": cell_records(grids),
             "notes": [*(note for task in tasks for note in task.notes), *notes, *closing],
         }
-        text = "\n\n".join([markdown(lines), "  \n".join(notes), "  \n".join(closing)])
+        text = "\n\n".join([lines, "  \n".join(notes), "  \n".join(closing)])
         config.out.mkdir(parents=True, exist_ok=True)
         write(config.out / "results.json", json.dumps(results, indent=1))
         write(config.out / "results.md", text.strip() + "\n")

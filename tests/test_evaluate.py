@@ -86,7 +86,6 @@ def test_held_out_losses_are_those_of_the_logs(here, run):
     assert rows["mlm"]["perplexity"] == pytest.approx(math.exp(rows["mlm"]["loss"]), rel=1e-5)
     assert "perplexity" in rows[teacher]
     assert "perplexity" not in rows["mha"]  # has no head
-    assert rows["hs"]["start"] == "hs (start)"
 
 
 def test_the_start_is_rebuilt_bit_for_bit(here, run, capsys, monkeypatch):
@@ -119,8 +118,6 @@ def test_the_whole_of_it(here, run, capsys, monkeypatch):
     for row in rows.values():
         assert row.keys() >= {"model", "task", "metric", "mean", "sd", "seeds", "chance"}
         assert (row["task"], row["seeds"], len(row["values"])) == ("mine", 2, 2)
-    assert len(results["cells"]) == 5 * 2
-    assert sum(cell["best"] for cell in results["cells"]) == 5
     assert results.keys() >= {"argv", "commit", "versions", "machine", "settings"}
     vectors = {m["model"]: m.get("sentence_cosine") for m in results["models"]}
     assert vectors[columns[0]] is None

@@ -58,6 +58,7 @@ def result_records(grids: dict[tuple[str, str], Grid]) -> list[dict]:
                 values = best.values(metric, scored)
                 parts = [chance(metric, task.scored[split].labels) for split in scored]
                 row = record(model, task_name, name, values, statistics.fmean(parts))
+                row |= {"lr": best.lr, "epochs": best.epochs}
                 row["one_answer"] = best.one_answer(scored)  # for so many seeds
                 if None in best.scores:
                     row["undefined"] = "the loss diverged; give a lower --lrs"
@@ -72,16 +73,6 @@ def result_records(grids: dict[tuple[str, str], Grid]) -> list[dict]:
             values = [None if None in seed else statistics.fmean(seed) for seed in seeds]
             by_chance = statistics.fmean(part["chance"] for part in parts)
             records.append(record(model, "glue", "average", values, by_chance))
-    return records
-
-
-def cell_records(grids: dict[tuple[str, str], Grid]) -> list[dict]:
-    """Return every cell of every grid, with each seed's scores."""
-    records = []
-    for (model, task), grid in grids.items():
-        best = grid.best()
-        for cell in grid.cells():
-            records.append({"model": model, "task": task, **vars(cell), "best": cell == best})
     return records
 
 
@@ -171,7 +162,7 @@ def table(facts: list[dict], records: list[dict], headlines: dict[str, str]) -> 
         title = f"{task} {metric} (chance {by_chance:.3f})"
         lines.append([title, *(score(scores[name]) for name in names)])
         if metric == headlines[task]:
-            kept = ["  kept, from chance"]
+            kept = ["kept, from chance"]
             for model in facts:
                 row, teacher = scores[model["model"]], scores.get(model["teacher"])
                 base = [by_chance] * row["seeds"]
@@ -193,6 +184,11 @@ def score(record: dict) -> str:
 
 
 def markdown(lines: list[list[str]]) -> str:
-    rows = ["| " + " | ".join(cell.strip() for cell in line) + " |" for line in lines]
-    rule = "| --- " + "| ---: " * (len(lines[0]) - 1) + "|"
-    return "\n".join([rows[0], rule, *rows[1:]])
+    """Return a Markdown table with aligned columns, so that it can be read as it is, too."""
+    rows = [lines[0], ["---", *["---:"] * (len(lines[0]) - 1)], *lines[1:]]
+    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
+    text = []
+    for first, *others in rows:
+        cells = [cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True)]
+        text.append(" | ".join(["| " + first.ljust(widths[0]), *cells]) + " |")
+    return "\n".join(text)
