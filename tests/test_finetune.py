@@ -9,7 +9,6 @@ import pytest
 import torch
 from conftest import MODEL_TYPES, WORDS, tiny_config, tiny_encoder, tiny_tokenizer
 
-from distill.evaluation import finetune
 from distill.evaluation.finetune import (
     CHOOSE,
     DISTINCT,
@@ -110,46 +109,15 @@ def test_all_layers_and_the_words_read_are_trained():
 # ---- nothing but the settings decides ------------------------------------------------------------
 
 
-def final_weights(model, task, monkeypatch, recipe=RECIPE, seed=0):
-    """The weights after training, and the scores."""
-    made = []
+def test_the_seed_alone_decides_bit_for_bit():
+    task = make_task(numbers=True)  # a correlation shows the least difference
 
-    class Kept(Classifier):
-        def __init__(self, *args):
-            super().__init__(*args)
-            made.append(self)
+    def score(seed):
+        return Tuner(*make_model(), task, RECIPE).train(1e-3, 1, seed)["dev"]["pearson"]
 
-    monkeypatch.setattr(finetune, "Classifier", Kept)
-    scores = Tuner(*model, task, recipe).train(1e-3, 2, seed)
-    return torch.cat([p.detach().flatten() for p in made[-1].parameters()]), scores
-
-
-def test_same_seed_same_result_bit_for_bit(monkeypatch):
-    task = make_task()
-    weights, scores = final_weights(make_model(), task, monkeypatch)
+    first = score(0)
     torch.rand(7)  # the global generator is nobody's
-    again, same = final_weights(make_model(), task, monkeypatch)
-    other, _ = final_weights(make_model(), task, monkeypatch, seed=1)
-    assert torch.equal(weights, again)
-    assert scores == same
-    assert not torch.equal(weights, other)
-
-
-@pytest.mark.parametrize("model_type", MODEL_TYPES)
-def test_unread_words_change_nothing(model_type, monkeypatch):
-    """Training with the whole table of word embeddings gives the same weights and scores."""
-    task = make_task()
-    small, scores = final_weights(make_model(model_type), task, monkeypatch)
-
-    def keep_all(self):
-        self.used_ids = np.arange(300)
-
-    monkeypatch.setattr(Tuner, "_keep_used_ids", keep_all)
-    whole, same = final_weights(make_model(model_type), task, monkeypatch)
-    assert len(whole) - len(small) > 32 * 100  # so many rows were left out
-    rest = len(whole) - 32 * 300  # everything but the words
-    assert scores == same
-    assert torch.allclose(small[-rest:], whole[-rest:], atol=1e-6)
+    assert score(0) == first != score(1)
 
 
 @pytest.mark.parametrize("model_type", MODEL_TYPES)
@@ -174,10 +142,6 @@ def test_batches_hold_every_row_once_and_like_lengths():
     assert sorted(np.concatenate(batches)) == list(range(500))
     padded = sum(len(rows) * examples.lengths[rows].max() for rows in batches)
     assert padded <= 1.1 * examples.lengths.sum()
-    again = examples.shuffled(16, torch.Generator().manual_seed(0))
-    other = examples.shuffled(16, torch.Generator().manual_seed(1))
-    assert all(map(np.array_equal, batches, again))
-    assert not all(map(np.array_equal, batches, other))
 
 
 def test_inputs_are_cut_to_what_fits_and_counted():

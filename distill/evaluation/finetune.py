@@ -139,20 +139,17 @@ class Tuner:
         for name, split in splits.items():
             self.splits[name] = Examples(split, tokenizer, encoder.config, recipe.max_tokens)
         self.cut = sum(examples.cut for examples in self.splits.values())
-        self._keep_used_ids()
-        labels = self.splits["train"].labels
-        if not task.classes:
-            labels = ((labels - labels.mean()) / (labels.std() or 1.0)).astype(np.float32)
-        self.targets = labels
-
-    def _keep_used_ids(self) -> None:
         # Ids up to the padding's keep their numbers: RoBERTa counts its positions from that one.
-        used = [np.arange(self.encoder.config.pad_token_id + 1)]
+        used = [np.arange(encoder.config.pad_token_id + 1)]
         for examples in self.splits.values():
             used += examples.ids
         self.used_ids = np.unique(np.concatenate(used))
         for examples in self.splits.values():
             examples.ids = [np.searchsorted(self.used_ids, ids) for ids in examples.ids]
+        labels = self.splits["train"].labels
+        if not task.classes:
+            labels = ((labels - labels.mean()) / (labels.std() or 1.0)).astype(np.float32)
+        self.targets = labels
 
     def train(
         self, lr: float, epochs: int, seed: int, after_step: Callable = lambda: None
