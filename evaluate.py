@@ -222,17 +222,14 @@ def main(argv: list[str] | None = None) -> int:
             "notes": [*(note for task in tasks for note in task.notes), *notes, *closing],
         }
         text = "\n\n".join([lines, "  \n".join(notes), "  \n".join(closing)])
+        files = {"results.json": json.dumps(results, indent=1), "results.md": text.strip() + "\n"}
         config.out.mkdir(parents=True, exist_ok=True)
-        write(config.out / "results.json", json.dumps(results, indent=1))
-        write(config.out / "results.md", text.strip() + "\n")
-        files = figures.draw(config.out, models, config.sentence)
-        print("written:", config.out / "results.json", config.out / "results.md", *files)
+        for name, content in files.items():
+            with atomic(config.out / name) as unfinished:
+                unfinished.write_text(content, "utf-8")
+        figures.draw(config.out, models, config.sentence)
+        print(f"written to {config.out}")
     return 0
-
-
-def write(file: Path, text: str) -> None:
-    with atomic(file) as temporary:
-        temporary.write_text(text, "utf-8")
 
 
 if __name__ == "__main__":

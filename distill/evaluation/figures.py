@@ -18,15 +18,12 @@ matplotlib.use("agg")  # files only; a window needs a screen
 MOST_TOKENS = 24  # of the sentence whose relations are drawn; more have no legible names
 
 
-def draw(folder: Path, models: dict[str, Model], sentence: str) -> list[Path]:
-    """Draw the relations of each run and its teacher; return the files."""
-    files = []
+def draw(folder: Path, models: dict[str, Model], sentence: str) -> None:
+    """Draw the relations of each run and its teacher."""
     for name, model in models.items():
         if model.reads_like_teacher and not name.endswith(" (start)"):
             short = re.sub(r"[^A-Za-z0-9.-]+", "-", name).strip("-.")
-            files.append(folder / f"relations-{short}.png")
-            draw_relations(files[-1], model, sentence)
-    return files
+            draw_relations(folder / f"relations-{short}.png", model, sentence)
 
 
 def relation_map(states: Tensor, heads: int) -> Tensor:

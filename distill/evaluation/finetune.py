@@ -43,7 +43,7 @@ from minitransformer.tokenizer import Tokenizer
 
 FORMAT = 2  # of a cached result; to be raised whenever the recipe changes
 CHOOSE = "choose"  # the name of the split `chosen_on` among the scores
-DISTINCT = "distinct predictions"  # stands among a split's scores; 1 = all are the same
+DISTINCT = "distinct predictions"  # stands among a split's metrics; 1 = all are the same
 MEGABATCH = 50  # batches within which sentences are sorted by length
 
 
@@ -222,11 +222,6 @@ class Cell:
             parts = [scores[split][metric] for split in splits] if scores else [None]
             values.append(None if None in parts else statistics.fmean(parts))
         return values
-
-    def one_answer(self, splits: Iterable[str]) -> int:
-        """Return for how many seeds all predictions on these splits are the same."""
-        counts = [[scores[split][DISTINCT] for split in splits] for scores in self.scores if scores]
-        return sum(max(count) == 1 for count in counts)
 
 
 @dataclass

@@ -15,7 +15,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from distill.evaluation.finetune import Grid
+from distill.evaluation.finetune import DISTINCT, Grid
 from distill.evaluation.glue import GLUE
 from distill.evaluation.metrics import chance
 from distill.evaluation.models import Model
@@ -59,7 +59,7 @@ def result_records(grids: dict[tuple[str, str], Grid]) -> list[dict]:
                 parts = [chance(metric, task.scored[split].labels) for split in scored]
                 row = record(model, task_name, name, values, statistics.fmean(parts))
                 row |= {"lr": best.lr, "epochs": best.epochs}
-                row["one_answer"] = best.one_answer(scored)  # for so many seeds
+                row["one_answer"] = best.values(DISTINCT, scored).count(1)  # for so many seeds
                 if None in best.scores:
                     row["undefined"] = "the loss diverged; give a lower --lrs"
                 elif None in values:
