@@ -268,8 +268,8 @@ class Grid:
         """Train what is missing and keep each result at once.
 
         On a CPU every core trains a model of its own: batches are too small to share among cores,
-        and the result does not depend on their number. Ctrl-C, or an error in one of them, stops
-        all of them after the step in progress.
+        and the result does not depend on their number. Ctrl-C stops all of them after the step in
+        progress.
         """
         tuner = Tuner(self.model.encoder, self.model.tokenizer, self.task, self.recipe)
         threads, stop = torch.get_num_threads(), threading.Event()
