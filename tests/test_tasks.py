@@ -95,14 +95,6 @@ def test_own_shards_are_read_in_order(tmp_path):
     assert (task.train.texts, task.scored["dev"].labels) == (["t0", "t1"], [1])
 
 
-def test_hash_says_whether_tasks_are_the_same(tmp_path):
-    rows = [["a", "x"], ["b", "y"]]
-    first = folder_task(own(tmp_path / "t", ["text", "label"], rows, rows))
-    again = folder_task(own(tmp_path / "u" / "t", ["text", "label"], rows, rows, "csv"))
-    other = folder_task(own(tmp_path / "v" / "t", ["text", "label"], rows, rows[::-1]))
-    assert first.hash == again.hash != other.hash
-
-
 LINE = '{"text": "a", "label": "x"}\n'
 GOOD = LINE + '{"text": "b", "label": "y"}\n'
 WRONG = {

@@ -121,10 +121,7 @@ def compare_vectors(student: Tensor, teacher: Tensor) -> dict:
     Returns the mean cosine (only where the widths agree), and the share of sentences whose nearest
     other one by the teacher is also the nearest by the student.
     """
-    nearest = []
-    for vectors in (student, teacher):
-        cosines = vectors @ vectors.T  # (M, M)
-        nearest.append(cosines.fill_diagonal_(-2.0).argmax(dim=-1))
+    nearest = [(v @ v.T).fill_diagonal_(-2.0).argmax(dim=-1) for v in (student, teacher)]
     facts = {"neighbour_kept": float((nearest[0] == nearest[1]).float().mean())}
     if student.shape == teacher.shape:
         facts["sentence_cosine"] = float((student * teacher).sum(dim=-1).mean())
