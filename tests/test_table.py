@@ -156,7 +156,7 @@ def test_how_far_the_student_came_is_said_in_words():
         "t: run recovered 50 % ± 0 of the way from its start to its teacher"
         " (start 0.500 ± 0.014, student 0.600 ± 0.014, teacher 0.700 ± 0.014)"
     ]
-    assert "t: no way to recover" in words(start=0.5, run=0.6, teacher=0.5)[0]
+    assert "t: run has no way to recover" in words(start=0.5, run=0.6, teacher=0.5)[0]
 
 
 def test_many_models_stand_below_each_other():

@@ -111,11 +111,11 @@ def closing_lines(models: dict[str, Model], records: list[dict], headlines: dict
                 by_key[model.name, task, metric] for model in (run.start, run, run.teacher)
             )
             way = share(student, teacher, start["values"])
-            line = "no way to recover, or none that is clear of the noise"
-            if way is not None:
-                line = f"{run.name} recovered {way} of the way from its start to its teacher"
+            said = f"recovered {way} of the way from its start to its teacher"
+            if way is None:
+                said = "has no way to recover that is clear of the noise"
             scores = f"start {score(start)}, student {score(student)}, teacher {score(teacher)}"
-            lines.append(f"{task}: {line} ({scores})")
+            lines.append(f"{task}: {run.name} {said} ({scores})")
     return lines
 
 
