@@ -62,31 +62,30 @@ def on_held_out_text(model: Model, batches: list[Batch], autocast: AbstractConte
         method.to(batches[0].ids.device)
         return held_out_loss(partial(method, student), teacher, batches, autocast)
 
-    if model.trained and (teacher or model.settings["method"] == "mlm"):
-        facts["method"] = model.settings["method"]
-        facts["loss"] = loss(own_method(model, teacher, learned=True), model.encoder)
+    settings = model.settings
+    if model.trained and (teacher or settings["method"] == "mlm"):
+        chosen = {name: settings[name] for name in METHOD_SETTINGS if settings.get(name)}
+        configs = (model.encoder.config, teacher and teacher.config)
+        method = build_method(settings["method"], *configs, **chosen)
+        method.check_models(model.encoder, teacher)
         if model.start:
-            method = own_method(model, teacher, learned=False)
             facts["start_loss"] = loss(method, model.start.encoder)
+        load_maps(method, model.name)
+        facts |= {"method": settings["method"], "loss": loss(method, model.encoder)}
     if model.encoder.mlm_head is not None and batches[0].masked_ids is not None:
         facts["perplexity"] = math.exp(loss(MLM(model.encoder.config), model.encoder))
     return facts
 
 
-def own_method(run: Model, teacher: Encoder | None, learned: bool) -> Method:
-    """Return the method of the run, with its maps as they were `learned` or as they began."""
-    settings, maps = run.settings, Path(run.name, "projections.safetensors")
-    chosen = {name: settings[name] for name in METHOD_SETTINGS if settings.get(name)}
-    teacher_config = teacher and teacher.config
-    method = build_method(settings["method"], run.encoder.config, teacher_config, **chosen)
-    method.check_models(run.encoder, teacher)
-    if learned and maps.exists():
+def load_maps(method: Method, run: str) -> None:
+    """Load the maps that a run learned, where its method has any."""
+    file = Path(run, "projections.safetensors")
+    if file.exists():
         try:
-            method.load_state_dict(read_weight_file(maps))
+            method.load_state_dict(read_weight_file(file))
         except RuntimeError as error:
             reason = " ".join(str(error).split())
-            raise UserError(f"{run.name}: its maps do not fit this teacher: {reason}") from None
-    return method
+            raise UserError(f"{run}: its maps do not fit this teacher: {reason}") from None
 
 
 def on_sentences(
