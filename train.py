@@ -27,7 +27,7 @@ from distill.hs import STRATEGIES
 from distill.method import Batch, Method
 from distill.program import cli
 from distill.program.cli import setting
-from distill.program.machine import autocast, can_compile, choose_device, choose_precision
+from distill.program.machine import autocast, choose_device, choose_precision
 from distill.program.progress import progress_bar
 from distill.training.held_out import held_out_loss
 from distill.training.models import freeze_unreached, load_models
@@ -192,7 +192,7 @@ def distil(config: TrainConfig, run: Run) -> int:
         if model is not None:
             model.to(device)
     frozen = freeze_unreached(student, method, teacher, held_out[0])
-    if config.compile and can_compile(device):
+    if config.compile:
         student.compile()
         if teacher is not None:
             teacher.compile()
@@ -270,7 +270,7 @@ def distil(config: TrainConfig, run: Run) -> int:
         )
         bar.set_postfix_str(f"loss {loss:.4f}, {speed:,.0f} tokens/s", refresh=False)
         bar.update()
-        if reason := skipped.note(step + 1, finite, count, save):
+        if reason := skipped.note(step + 1, finite, count):
             bar.write(f"step {step + 1} is skipped: {reason}", sys.stdout)
     bar.close()
     if stop and not last:

@@ -217,6 +217,14 @@ class Killed(BaseException):
     """A SIGKILL as seen inside the process: nothing catches it, nothing is tidied up."""
 
 
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """Return a new folder to work in, which holds the cache, too."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
 @pytest.fixture(scope="session")
 def embedded():
     """Return (Encoder, Tokenizer) of the embedded teacher; shared, so do not change them."""

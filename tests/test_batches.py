@@ -7,15 +7,7 @@ from conftest import WORDS, CountingTokenizer, numbers, tiny_tokenizer
 
 from distill.data import corpus
 from distill.data.batches import Text, mask_tokens, prefetch
-from distill.data.corpus import TokenFile
 from minitransformer.errors import UserError
-
-
-@pytest.fixture(autouse=True)
-def folder(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    return tmp_path
-
 
 # ---- order ---------------------------------------------------------------------------------------
 
@@ -31,7 +23,7 @@ def test_the_order_depends_on_the_seed_and_on_nothing_else(folder):
     def text(seed=5, counts=None):
         made = Text(specs, CountingTokenizer(), 10, seed=seed)
         if counts:  # a resume: the counts alone say where it stands
-            made.load_state_dict({"counts": counts, "streams": [None, None]})
+            made.load_state_dict({"counts": counts, "streams": []})
         np.random.seed(len(counts or []))
         torch.manual_seed(len(counts or []))
         return made
@@ -60,7 +52,7 @@ def test_prefetching_draws_ahead_and_its_state_does_not(folder):
         assert torch.equal(expected, rows_of([batches]))
         assert state["counts"] == [12 * step]
     assert ahead.counts.tolist() == [60]  # nothing beyond the last step
-    ahead._draw = lambda read: 1 / 0
+    ahead._draw = lambda: 1 / 0
     with pytest.raises(ZeroDivisionError):
         next(prefetch(ahead, 5, 3, 2, 1, 2, masked=True))
 
@@ -76,18 +68,17 @@ def test_held_out_text_and_its_masks_do_not_depend_on_the_seed(folder):
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.3, 1.0])
-def test_shares_follow_n_to_the_alpha(folder, alpha, monkeypatch):
+def test_shares_follow_n_to_the_alpha(folder, alpha):
     """Fifteen languages: every count is p_i * draws to within two, where chance would have a
     standard deviation of dozens.
     """
     sizes = np.array([1e9, 5e8, 3e8, 1e8, 8e7, 5e7, 2e7, 1e7, 5e6, 2e6, 1e6, 3e5, 1e5, 2e4, 4000])
     specs = [f"{numbers(folder, f'l{i}', 100)}@{size:.0f}" for i, size in enumerate(sizes)]
     text = Text(specs, CountingTokenizer(), 10, alpha=alpha)
-    monkeypatch.setattr(TokenFile, "sequence", lambda self, draw, read: None)
     share = sizes**alpha / (sizes**alpha).sum()
     worst = 0.0
     for draw in range(20_000):
-        text._draw(read=False)
+        text._draw()
         if draw % 97 == 0 or draw == 19_999:
             off = text.counts - share * (draw + 1)
             assert off.max() < 1
@@ -108,7 +99,7 @@ def test_sizes_are_those_of_the_files_where_none_is_declared(folder, monkeypatch
     with pytest.raises(UserError, match="names a, a are not all different"):
         Text([specs[0], specs[0]], CountingTokenizer(), 10)
     monkeypatch.setattr(corpus, "HELD_OUT", 4)
-    monkeypatch.setattr(corpus, "BUFFER", 4)
+    monkeypatch.setattr(corpus, "BLOCK", 4)
     (folder / "dataset").mkdir()
     for name in ("a.txt", "b.txt"):
         (folder / "dataset" / name).write_bytes((folder / name).read_bytes())
@@ -196,8 +187,3 @@ def test_masked_text_needs_a_mask_token_and_words(folder):
     assert text.held_out(8, masked=False)
     with pytest.raises(UserError, match=r"no mask token.*; choose --method mha"):
         text.held_out(8, masked=True)
-    tokenizer.mask_id, tokenizer.special_ids = 3, range(1000)
-    with pytest.raises(UserError, match="nothing but special tokens"):
-        text.held_out(8, masked=True)
-    with pytest.raises(UserError, match="--seq-len 2 leaves no room"):
-        Text([spec], tokenizer, 2)

@@ -147,10 +147,11 @@ def test_killed_three_times_each_method_ends_as_if_nothing_had_happened(
     assert f"resuming {new} at step 0 (0 sequences read)" in capsys.readouterr().out
     killed_at(9, *resume)
     assert "at step 3" in capsys.readouterr().out
-    os.truncate(new / "checkpoint-000000006" / "state.pt", 5000)
+    (newest,) = new.glob("checkpoint-000000006-*")
+    os.truncate(newest, 5000)
     main(*resume)
     printed = capsys.readouterr().out
-    assert "checkpoint-000000006 is damaged, trying the one before" in printed
+    assert f"{newest} is damaged, trying the one before" in printed
     assert "at step 3 (" in printed
     assert differences(new, unbroken(method)) == []
     assert steps_once(new)
@@ -201,8 +202,8 @@ def test_signals_finish_the_step_save_and_say_how_to_go_on(folder, flags):
         assert printed.splitlines()[-1] == (
             f"stopped after step {steps}; to go on: python train.py --out {run} --resume"
         )
-        left = sorted(path.name for path in run.iterdir())
-        assert left == [f"checkpoint-{steps:09d}", "log.jsonl"]
+        checkpoint, log = sorted(path.name for path in run.iterdir())
+        assert (checkpoint[:20], log) == (f"checkpoint-{steps:09d}", "log.jsonl")
         main("--out", run, "--resume")
         assert differences(run, whole) == []
 
@@ -276,20 +277,19 @@ def test_settings_of_the_schedule_may_change_and_stay_changed(flags, new):
     assert steps_once(new)
 
 
-@pytest.mark.slow
-def test_what_the_run_depends_on_must_not_have_changed(folder, flags, new):
-    text, before = folder / "text.txt", (folder / "text.txt").read_text()
-    killed_at(5, *flags, "--out", new)
-    resume = ["--out", new, "--resume"]
+def test_what_the_run_depends_on_must_not_have_changed(flags, new):
+    killed_at(2, *flags, "--out", new)
     with pytest.raises(UserError, match=r"--seed 1, but .* was started with 0; leave --seed out"):
-        main(*resume, "--seed", "1")
-    try:
-        text.write_text(before + "\n\nmore of the text")
-        with pytest.raises(UserError, match="the text web has changed since"):
-            main(*resume)
-    finally:
-        text.write_text(before)
-    main(*resume)
+        main("--out", new, "--resume", "--seed", "1")
+    log = new / "log.jsonl"
+    begun = log.read_text()
+    first = json.loads(begun.splitlines()[0])
+    facts = {"the teacher": first["teacher"], "the text web": first["text"][0]}
+    facts["the untrained student"] = first["start"]
+    for what, fact in facts.items():
+        log.write_text(begun.replace(fact["hash"], "another"))
+        with pytest.raises(UserError, match=f"{what} has changed .*: sha256 another then, "):
+            main("--out", new, "--resume")
 
 
 # ---- steps that teach nothing --------------------------------------------------------------------
@@ -329,18 +329,15 @@ def test_a_step_that_teaches_nothing_is_skipped_and_counted(how, flags, new, mon
     assert all(tensor.isfinite().all() for tensor in weights.values())
 
 
-def test_ten_skipped_steps_in_a_row_stop_the_run():
-    """The streak is part of the state; where nothing could be counted, a resume goes past it."""
-    skipped, saves = SkippedSteps(), []
+def test_the_streak_of_skipped_steps_is_part_of_the_state():
+    skipped, resumed = SkippedSteps(), SkippedSteps()
     for step in range(1, 10):
-        assert skipped.note(step, False, 5.0, saves.append) == "its loss or gradient is not finite"
-    resumed = SkippedSteps()
+        assert skipped.note(step, False, 5.0) == "its loss or gradient is not finite"
     resumed.load_state_dict(skipped.state_dict())
-    assert skipped.note(10, True, 5.0, saves.append) == ""
-    assert skipped.note(11, False, 5.0, saves.append)
+    assert skipped.note(10, True, 5.0) == ""
+    assert skipped.note(11, False, 5.0)
     with pytest.raises(UserError, match=r"10 steps in a row .* step 10: it has nothing .*--resume"):
-        resumed.note(10, False, 0.0, saves.append)
-    assert (saves, resumed.in_a_row) == ([10], 0)
+        resumed.note(10, False, 0.0)
 
 
 @pytest.mark.slow
@@ -352,7 +349,7 @@ def test_too_many_steps_that_are_not_finite_stop_the_run(flags, new, monkeypatch
         spoil(patch, range(5, 30), "loss")
         with pytest.raises(UserError, match=r"10 steps in a row .* step 14: .* lower --lr"):
             main(*flags, "--steps", "30", "--out", new)
-    assert [path.name for path in Run(new).checkpoints()] == ["checkpoint-000000003"]
+    assert [path.name[:20] for path in Run(new).checkpoints()] == ["checkpoint-000000003"]
     main("--out", new, "--resume")
     assert records(new)[-1]["skipped_steps"] == 0
 
@@ -365,7 +362,7 @@ def test_a_stream_resumes_where_it_stood(folder, flags, new, monkeypatch, capsys
     """With its place in the files, the rest of a document, and the buffer it is shuffled in; killed
     in the first pass and in the second, at once after a resume and later.
     """
-    monkeypatch.setattr(corpus, "BUFFER", 24)
+    monkeypatch.setattr(corpus, "BLOCK", 24)
     monkeypatch.setattr(corpus, "HELD_OUT", 8)
     dataset = folder / "dataset"
     dataset.mkdir()
@@ -380,7 +377,6 @@ def test_a_stream_resumes_where_it_stood(folder, flags, new, monkeypatch, capsys
     whole = folder / "unbroken-stream"
     main(*flags, "--out", whole)
     printed = capsys.readouterr().out
-    assert "pass 2 begins" in printed
     assert "text: size unknown" in printed
     killed_at(4, *flags, "--out", new)
     for step in (5, 7, 12, 13, 20):

@@ -2,7 +2,6 @@
 
 import errno
 import os
-import shutil
 from pathlib import Path
 
 import pytest
@@ -16,7 +15,7 @@ from minitransformer.errors import UserError
 @pytest.fixture
 def run(tmp_path):
     with Run(tmp_path / "run") as run:
-        run.create()
+        run.create("unused")
         run.log("start")
         yield run
 
@@ -26,7 +25,7 @@ def state(number):
 
 
 def saved(run):
-    return [folder.name for folder in run.checkpoints()]
+    return [int(file.name.split("-")[1]) for file in run.checkpoints()]
 
 
 def test_a_checkpoint_comes_back_and_the_two_newest_are_kept(run):
@@ -35,8 +34,8 @@ def test_a_checkpoint_comes_back_and_the_two_newest_are_kept(run):
     back = run.newest()
     assert (back["step"], back["log_length"]) == (20, run.log_file.stat().st_size)
     assert torch.equal(back["student"]["w"], state(20)["student"]["w"])
-    assert saved(run) == ["checkpoint-000000015", "checkpoint-000000020"]
-    (run.folder / "checkpoint-000000025.tmp").mkdir()
+    assert saved(run) == [15, 20]
+    (run.folder / "checkpoint-unfinished.tmp").touch()
     run.remove_checkpoints()
     assert sorted(path.name for path in run.folder.iterdir()) == [".lock", "log.jsonl"]
 
@@ -65,60 +64,46 @@ def test_only_the_writing_rank_writes(run):
     assert other.newest()["step"] == 1
 
 
-def flip(folder):
-    data = bytearray((folder / "state.pt").read_bytes())
+def flip(file):
+    data = bytearray(file.read_bytes())
     data[len(data) // 2] ^= 1
-    (folder / "state.pt").write_bytes(data)
+    file.write_bytes(data)
 
 
-DAMAGE = {
-    "one bit flipped": flip,
-    "cut off": lambda folder: os.truncate(folder / "state.pt", 100),
-    "no state": lambda folder: (folder / "state.pt").unlink(),
-    "no hash": lambda folder: (folder / "state.sha256").unlink(),
-    "hash is no text": lambda folder: (folder / "state.sha256").write_bytes(b"\xff\xfe\0"),
-}
-
-
-@pytest.mark.parametrize("damage", DAMAGE)
+@pytest.mark.parametrize("damage", [flip, lambda file: os.truncate(file, 100)])
 def test_a_damaged_newest_is_named_and_the_one_before_is_used(run, damage, capsys):
     run.save(5, state(5))
     run.save(10, state(10))
-    DAMAGE[damage](run.checkpoints()[-1])
+    damage(run.checkpoints()[-1])
     assert run.newest()["step"] == 5
-    assert "checkpoint-000000010 is damaged" in capsys.readouterr().out
+    assert "checkpoint-000000010-" in capsys.readouterr().out
     run.save(10, state(11))  # the next of that step takes the damaged one's place
+    assert saved(run) == [5, 10]
     assert run.newest()["student"]["w"][0] == 11
-
-
-def test_damaged_checkpoints_alone_are_an_error_and_not_a_fresh_start(run):
-    run.save(5, state(5))
-    flip(run.checkpoints()[0])
-    with pytest.raises(UserError, match=r"checkpoint-000000005 are damaged"):
+    for file in run.checkpoints():
+        damage(file)
+    with pytest.raises(UserError, match="all its checkpoints are damaged"):  # no fresh start
         run.newest()
-    assert Run(run.folder.parent / "other").newest() is None
 
 
-@pytest.mark.parametrize("moment", ["mkdir", "save", "digest", "replace", "prune"])
+@pytest.mark.parametrize("moment", ["save", "flush", "replace", "prune"])
 def test_killed_at_any_moment_of_a_save(run, moment, monkeypatch):
     """What is found afterwards is the checkpoint before or the new one, never anything else."""
     run.save(5, state(5))
     run.save(10, state(10))
 
     def kill(*args, **settings):
-        if args[0] != run.folder / "checkpoint-000000015":  # rmtree of a damaged one of this step
-            raise Killed
+        raise Killed
 
     def half(whole, file):
         file.write(b"half of it")
         raise Killed
 
     place = {
-        "mkdir": (Path, "mkdir", kill),
         "save": (torch, "save", half),
-        "digest": (Path, "write_text", kill),
+        "flush": (os, "fsync", kill),
         "replace": (os, "replace", kill),
-        "prune": (shutil, "rmtree", kill),
+        "prune": (Path, "unlink", kill),
     }[moment]
     with monkeypatch.context() as patch:
         patch.setattr(*place)
@@ -127,7 +112,7 @@ def test_killed_at_any_moment_of_a_save(run, moment, monkeypatch):
     found = 15 if moment == "prune" else 10
     assert run.newest()["step"] == found
     run.save(20, state(20))  # over what the killed one left
-    assert saved(run) == [f"checkpoint-{found:09d}", "checkpoint-000000020"]
+    assert saved(run) == [found, 20]
     assert not list(run.folder.glob("*.tmp"))
 
 
@@ -146,8 +131,7 @@ def test_all_is_on_the_disk_before_it_has_its_name(run, monkeypatch):
     monkeypatch.setattr(os, "fsync", watched_fsync)
     monkeypatch.setattr(os, "replace", watched_replace)
     run.save(5, state(5))
-    unfinished = "checkpoint-000000005.tmp"
-    assert seen == ["log.jsonl", "state.pt", "state.sha256", unfinished, "renamed", "run"]
+    assert seen == ["log.jsonl", "checkpoint-unfinished.tmp", "renamed", "run"]
 
 
 def test_a_failed_write_leaves_the_last_good_one(run, monkeypatch):
@@ -156,18 +140,14 @@ def test_a_failed_write_leaves_the_last_good_one(run, monkeypatch):
     def full(*args, **settings):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    for place in ((os, "fsync"), (os, "replace"), (Path, "mkdir"), (torch, "save")):
+    for place in ((os, "fsync"), (os, "replace"), (torch, "save")):
         with monkeypatch.context() as patch:
             patch.setattr(*place, full)
             with pytest.raises(UserError, match=r"step 9 .*No space left.*before are kept"):
                 run.save(9, state(9))
-        assert saved(run) == ["checkpoint-000000005"]
+        assert saved(run) == [5]
         assert run.newest()["step"] == 5
         assert not list(run.folder.glob("*.tmp"))
-    with monkeypatch.context() as patch:
-        patch.setattr("builtins.open", full)
-        with pytest.raises(UserError, match=r"log.jsonl: cannot be written \(No space left"):
-            run.log("step", step=6)
 
 
 def test_an_error_that_is_no_full_disk_is_not_hidden(run, monkeypatch):
@@ -204,31 +184,13 @@ def test_the_log_is_cut_back_to_the_checkpoint(run):
         b'{"event": "step"}\n',
         b"3\n",
         b'{"event": "start"}\n\xff\xfe\n',
-        b"[" * 100_000 + b"\n",
     ],
-    ids=lambda content: repr(content)[:30],
 )
 def test_a_log_that_no_run_wrote(tmp_path, content):
     if content is not None:
         (tmp_path / "log.jsonl").write_bytes(content)
-    with pytest.raises(UserError, match=r"log.jsonl: "):
+    with pytest.raises(UserError, match=r"log.jsonl is missing, damaged or has no start record"):
         Run(tmp_path).records()
-
-
-def test_a_run_resumes_only_with_the_teacher_start_and_text_that_it_began_with(tmp_path):
-    def facts(teacher="aaaa", text="bbbb", start="eeee"):
-        texts = [{"name": "web", "hash": text}]
-        return {"teacher": {"hash": teacher}, "text": texts, "start": {"hash": start}}
-
-    run = Run(tmp_path)
-    run.log("start", **facts())
-    run.check_unchanged(facts())
-    with pytest.raises(UserError, match=r"the teacher has changed .* aaaa then, cccc now"):
-        run.check_unchanged(facts(teacher="cccc"))
-    with pytest.raises(UserError, match=r"the text web has changed .* bbbb then, dddd now"):
-        run.check_unchanged(facts(text="dddd"))
-    with pytest.raises(UserError, match=r"the untrained student has changed .* eeee then"):
-        run.check_unchanged(facts(start="ffff"))
 
 
 def test_a_new_folder_must_be_new_and_possible(tmp_path):
@@ -240,8 +202,6 @@ def test_a_new_folder_must_be_new_and_possible(tmp_path):
             Run(tmp_path / name).check_new()
     with pytest.raises(UserError, match="nothing can be made in"):
         Run(tmp_path / "file" / "run").check_new()
-    with pytest.raises(UserError, match="cannot be made"):
-        Run(tmp_path / "file" / "run").create()
     (tmp_path / "mha-1").mkdir()
     with Run(None) as run:
         run.check_new()

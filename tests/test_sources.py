@@ -17,13 +17,6 @@ from distill.data.sources import LONGEST_DOCUMENT, cut, documents, identity, par
 from minitransformer.errors import UserError
 
 
-@pytest.fixture(autouse=True)
-def folder(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
 def read(spec):
     return list(documents(parse_source(spec), Counter()))
 
@@ -113,8 +106,7 @@ def test_txt_documents_end_at_blank_lines_or_are_lines(folder):
     assert read("w=a.txt") == ["one\ntwo\n", "three\nfour\n", "fünf 字"]
     for content, expected in (
         ("\n\n\n", []),
-        ("one\ntwo\n\n", ["one\ntwo\n"]),
-        ("\none\ntwo\n", ["one\n", "two\n"]),  # no blank line: each line is a document
+        ("\none\ntwo\n\n", ["one\n", "two\n"]),  # no blank line between: each is a document
         ("one\n" * 60_000, ["one\n"] * 60_000),  # of more than one bound
     ):
         (folder / "b.txt").write_text(content)
@@ -156,11 +148,8 @@ def test_rows_without_text_are_counted_by_reason(folder):
     ]
     (folder / "a.jsonl").write_text("\n\n".join(json.dumps(row) for row in rows))
     assert read("w=a.jsonl") == ["a\nb"]
-    assert skipped("w=a.jsonl") == {"empty": 2, "null": 1, "no such column": 1}
+    assert skipped("w=a.jsonl") == {"empty": 2, "null": 1, "without a column 'text'": 1}
     assert read("w=a.jsonl:body") == ["c", "d"]
-    message = "none of the 5 rows has a column 'x'; the first has text, body; name it as w=PATH:COL"
-    with pytest.raises(UserError, match=message):
-        read("w=a.jsonl:x")
 
 
 def test_parquet(folder):
@@ -170,8 +159,7 @@ def test_parquet(folder):
     assert read("w=a.parquet:t") == ["d", "f"]
     with pytest.raises(UserError, match=r"row 1: column 'n' holds int, not text"):
         read("w=a.parquet:n")
-    with pytest.raises(UserError, match="no column 'body', but text, n, t; name it as"):
-        read("w=a.parquet:body")
+    assert skipped("w=a.parquet:body") == {"without a column 'body'": 3}
 
 
 def test_several_files_in_the_order_of_their_names_with_nulls_in_the_last(folder):
@@ -238,12 +226,3 @@ def test_a_damaged_parquet_file(folder, content):
     (folder / "a.parquet").write_bytes(content)
     with pytest.raises(UserError, match="not a readable parquet file"):
         read("w=a.parquet")
-
-
-def test_a_file_that_is_gone_when_its_turn_comes(folder):
-    (folder / "a.txt").write_text("x")
-    source = parse_source("w=a.txt")
-    (folder / "a.txt").unlink()
-    for use in (identity, lambda source: list(documents(source, Counter()))):
-        with pytest.raises(UserError, match=r"a.txt: cannot be read \(No such file"):
-            use(source)

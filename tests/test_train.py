@@ -103,11 +103,10 @@ def test_what_a_run_leaves(here, method):
 
 @pytest.mark.slow
 def test_the_figures_of_a_run(here, capsys):
-    """Without the shortcut of the other tests: loss.png and latencies are real."""
+    """Without the shortcut of the other tests: loss.png is real."""
     argv = ["--teacher", str(here / "teacher"), "--data", f"t={here}/text.txt", "--steps", "1"]
     assert train.main([*argv, *FAST, "--out", str(here / "figures")]) == 0
     assert (here / "figures" / "loss.png").read_bytes().startswith(b"\x89PNG")
-    assert records(here / "figures")[-1]["latency_s"][1] > 0
     printed = capsys.readouterr().out
     assert "starts from teacher layers 2, 3 (uniform)" in printed
     assert "next:\n  python evaluate.py" in printed
@@ -132,7 +131,7 @@ def test_the_model_card(here, method, monkeypatch):
     source = "headless" if method == "mlm" else "teacher"
     assert f"from `{here / source}`" in text
     before, after = evals(log)[0], evals(log)[2]
-    assert f"held-out loss {before:.4f} before training, {after:.4f} after 2 steps" in text
+    assert f"held-out loss {before:.4f} -> {after:.4f} in 2 steps" in text
     assert f"- t: 100.0% of the sequences, {log[0]['text'][0]['tokens']:,} tokens" in text
     assert f"python train.py --method {method} --data 'a b'" in text
     ids = [hub_id(name) for name in ("embedded", "google-bert/bert-base-uncased", str(here))]

@@ -8,7 +8,6 @@
                                         micro-batches slice it
 
 Nothing here owns a random state that could be lost: order and masks are functions of (seed, draw).
-Only the buffer of a stream has a generator, which is saved with its position.
 """
 
 from collections.abc import Iterator
@@ -56,10 +55,6 @@ class Text:
         seed: int = 0,
     ):
         sources = parse_sources(specs)
-        if length < 3:
-            raise UserError(
-                f"--seq-len {length} leaves no room between [CLS] and [SEP]; give at least 3"
-            )
         self.tokenizer, self.length, self.seed = tokenizer, length, seed
         self.corpora, weights = [], []
         for source in sources:
@@ -73,6 +68,7 @@ class Text:
                 )
             self.corpora.append(corpus)
             weights.append(float(size or 1) ** alpha)
+        self.streams = [corpus for corpus in self.corpora if isinstance(corpus, TokenStream)]
         self.shares = np.array(weights) / sum(weights)
         self.counts = np.zeros(len(weights), dtype=np.int64)  # draws from each corpus
 
@@ -85,46 +81,36 @@ class Text:
         """
         batches = []
         for turn in range(accumulate * world):
-            rows = [self._draw(read=turn % world == rank) for _ in range(batch_size)]
+            draws = [self._draw() for _ in range(batch_size)]
             if turn % world == rank:
-                batches.append(self._batch(rows, masked))
+                rows = [(draw, self.corpora[i].sequence(place)) for draw, i, place in draws]
+                batches.append(self._batch(rows, masked, self.seed))
         return batches
 
-    def _draw(self, read: bool) -> tuple[int, np.ndarray | None]:
-        index = int(self.counts.sum())
-        corpus = int(np.argmax(self.shares * (index + 1) - self.counts))
-        sequence = self.corpora[corpus].sequence(int(self.counts[corpus]), read)
+    def _draw(self) -> tuple[int, int, int]:
+        """Return the number of the next draw, which corpus it goes to, and its number there."""
+        draw = int(self.counts.sum())
+        corpus = int(np.argmax(self.shares * (draw + 1) - self.counts))
         self.counts[corpus] += 1
-        return index, sequence
+        return draw, corpus, int(self.counts[corpus]) - 1
 
-    def held_out(self, batch_size: int, *, masked: bool, sequences: int = HELD_OUT) -> list[Batch]:
+    def held_out(self, batch_size: int, *, masked: bool) -> list[Batch]:
         """Return batches of text that no run trains on; their masks do not depend on the seed."""
         rows = []
         for corpus in self.corpora:
-            rows += corpus.held_out(max(1, sequences // len(self.corpora)))
+            rows += corpus.held_out(max(1, HELD_OUT // len(self.corpora)))
         numbered = list(enumerate(rows))
-        batches = []
-        for start in range(0, len(rows), batch_size):
-            batches.append(
-                self._batch(numbered[start : start + batch_size], masked, seed=2**32 - 1)
-            )
-        if masked and not any(len(batch.positions) for batch in batches):
-            raise UserError(
-                "the held-out text is nothing but special tokens, so there is no word to predict;"
-                " does the tokenizer know its script?"
-            )
-        return batches
+        starts = range(0, len(rows), batch_size)
+        parts = [numbered[start : start + batch_size] for start in starts]
+        return [self._batch(part, masked, seed=2**32 - 1) for part in parts]
 
-    def _batch(
-        self, rows: list[tuple[int, np.ndarray]], masked: bool, seed: int | None = None
-    ) -> Batch:
-        """Return the batch of (draw, row) pairs."""
+    def _batch(self, rows: list[tuple[int, np.ndarray]], masked: bool, seed: int) -> Batch:
+        """Return the batch of (draw, row) pairs; the masks depend on the seed."""
         ids = np.empty((len(rows), self.length), dtype=np.int64)  # (B, N)
         ids[:, 0], ids[:, -1] = self.tokenizer.cls_id, self.tokenizer.sep_id
         ids[:, 1:-1] = [row for _, row in rows]
         batch = Batch(torch.from_numpy(ids), torch.ones(ids.shape, dtype=torch.bool))
         if masked:
-            seed = self.seed if seed is None else seed
             masked_ids, positions = ids.copy(), []
             for b, (draw, _) in enumerate(rows):
                 masked_ids[b], chosen = mask_tokens(ids[b], self.tokenizer, [seed, draw])
@@ -153,15 +139,13 @@ class Text:
         ]
 
     def state_dict(self) -> dict:
-        return {
-            "counts": self.counts.tolist(),
-            "streams": [corpus.state_dict() for corpus in self.corpora],
-        }
+        streams = [stream.state_dict() for stream in self.streams]
+        return {"counts": self.counts.tolist(), "streams": streams}
 
     def load_state_dict(self, state: dict) -> None:
         self.counts = np.array(state["counts"], dtype=np.int64)
-        for corpus, stream in zip(self.corpora, state["streams"], strict=True):
-            corpus.load_state_dict(stream)
+        for stream, saved in zip(self.streams, state["streams"], strict=True):
+            stream.load_state_dict(saved)
 
 
 def prefetch(

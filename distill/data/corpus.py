@@ -2,11 +2,11 @@
 
     TokenFile     docs and files: tokenised once into a memory-mapped file beside a sidecar that
                   says what is in it
-    TokenStream   hub datasets: tokenised as they arrive, shuffled in a buffer, never on disk as a
+    TokenStream   hub datasets: tokenised as they arrive, shuffled in blocks, never on disk as a
                   whole
 
-Both have `name`, `tokens` (None where unknown), `statistics`, `hash`, `sequence(draw, read)`,
-`held_out(n)`, `state_dict`, `load_state_dict`.
+Both have `name`, `tokens` (None where unknown), `statistics`, `hash`, `sequence(draw)` and
+`held_out(n)`. Draws may be left out, but not go back.
 
 Whole documents are held out, and equal documents are on one side, so that no held-out text is
 trained on. "Equal" means the same tokens.
@@ -14,8 +14,7 @@ trained on. "Equal" means the same tokens.
 
 import hashlib
 import json
-import os
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,7 +23,7 @@ import numpy as np
 import torch
 from filelock import FileLock
 
-from distill.data.sources import NoColumn, Source, cut, documents, identity, text_of
+from distill.data.sources import Source, cut, documents, identity, text_of
 from distill.program.progress import progress_bar
 from minitransformer.errors import UserError, first_line
 from minitransformer.files import atomic, cache_folder
@@ -32,11 +31,11 @@ from minitransformer.tokenizer import Tokenizer
 
 HELD_OUT = 256  # rows a corpus at most; a fiftieth of a small one
 HELD_OUT_TOKENS = HELD_OUT * 512  # the most that a token file's sidecar names documents for
-BUFFER = 4096  # rows in the shuffle buffer of a stream
+BLOCK = 4096  # rows of a stream that are shuffled together
 CHUNK = 1_000_000  # characters tokenised at a time
 WARN_UNKNOWN, REFUSE_UNKNOWN = 0.1, 0.9  # shares of unknown tokens
 
-Span = tuple[int, int]  # start and stop in a token file
+Span = tuple[int, int, int]  # hash, start and stop of some text in a token file
 
 
 @dataclass
@@ -95,12 +94,6 @@ def fingerprint(tokens: np.ndarray) -> int:
     return int.from_bytes(hashlib.blake2b(tokens.tobytes(), digest_size=8).digest(), "big")
 
 
-def announce_pass(name: str, what: str, number: int) -> None:
-    """Print that pass 2, 4, 8, ... begins; a line a pass would flood the log of a tiny corpus."""
-    if number & (number - 1) == 0:
-        print(f"corpus {name}: {what}, pass {number} begins", flush=True)
-
-
 # --------------------------------------------------------------------------------------------------
 # Token files
 # --------------------------------------------------------------------------------------------------
@@ -123,7 +116,7 @@ class TokenFile:
         self.statistics.report(self.name, tokenizer)
         self.memory = np.memmap(file, dtype=sidecar["dtype"], mode="r")
         wanted = max(self.body, min(self.tokens // 50, HELD_OUT * self.body))
-        self._hold_out(smallest(dict(enumerate(sidecar["held_out"])), wanted))
+        self._hold_out(smallest(sidecar["held_out"], wanted))
         if len(self.held) > self.tokens // 10:
             self._hold_out(smallest(self._pieces(tokenizer.sep_id), wanted))
         self.train_rows = (self.tokens - len(self.held)) // self.body
@@ -133,30 +126,24 @@ class TokenFile:
                 f" least {2 * self.body}, and some text that stands there only once to hold out"
             )
 
-    def _hold_out(self, groups: dict[int, list[Span]]) -> None:
+    def _hold_out(self, spans: list[Span]) -> None:
         """Take these spans of the file out of the training text."""
-        spans = sorted((start, stop) for group in groups.values() for start, stop in group)
-        self.held = np.concatenate([self.memory[start:stop] for start, stop in spans])
-        starts, stops = np.array(spans).T
+        starts, stops = np.array(sorted(span[1:] for span in spans)).T
+        parts = [self.memory[start:stop] for start, stop in zip(starts, stops, strict=True)]
+        self.held = np.concatenate(parts)
         self.left_out = np.cumsum([0, *(stops - starts)])  # tokens, up to each span
         self.gaps = starts - self.left_out[:-1]  # where in the training text a span is missing
 
-    def _pieces(self, sep_id: int) -> dict[int, list[Span]]:
-        """Return where each piece of a document and its copies stand, by hash."""
-        pieces, start = defaultdict(list), 0
+    def _pieces(self, sep_id: int) -> Iterator[Span]:
+        start = 0
         for end in (np.flatnonzero(self.memory == sep_id) + 1).tolist():
             for piece in range(start, end, self.body):
                 stop = min(piece + self.body, end)
-                pieces[fingerprint(self.memory[piece:stop])].append((piece, stop))
+                yield fingerprint(self.memory[piece:stop]), piece, stop
             start = end
-        return pieces
 
-    def sequence(self, draw: int, read: bool) -> np.ndarray | None:
+    def sequence(self, draw: int) -> np.ndarray:
         passes, position = divmod(draw, self.train_rows)
-        if position == 0 and passes > 0:
-            announce_pass(self.name, f"all {self.train_rows} sequences read", passes + 1)
-        if not read:
-            return None
         index = shuffled(position, self.train_rows, f"{self.seed} {self.name} {passes}")
         places = np.arange(index * self.body, (index + 1) * self.body)  # in the training text
         gaps_before = np.searchsorted(self.gaps, places, side="right")
@@ -168,24 +155,19 @@ class TokenFile:
         spread = [i * rows // count * self.body for i in range(count)]
         return [self.held[start : start + self.body] for start in spread]
 
-    def state_dict(self) -> None:
-        return None  # the draw alone says where it stands
 
-    def load_state_dict(self, state: None) -> None:
-        pass
-
-
-def smallest(groups: dict[int, list[Span]], wanted: int) -> dict[int, list[Span]]:
-    """Return the groups with the smallest hashes that together hold `wanted` tokens.
+def smallest(spans: Iterable[Span], wanted: int) -> list[Span]:
+    """Return the spans with the smallest hashes that together hold `wanted` tokens.
 
     Which they are does not depend on the order in which documents came, nor on whether some with
-    larger hashes were dropped before.
+    larger hashes were dropped before. Equal ones are all in or all out.
     """
-    kept, size = {}, 0
-    for key in sorted(groups):
-        if size < wanted:
-            kept[key] = groups[key]
-            size += sum(stop - start for start, stop in groups[key])
+    kept, size = [], 0
+    for key, start, stop in sorted(spans):
+        if size >= wanted and key != kept[-1][0]:
+            break
+        kept.append((key, start, stop))
+        size += stop - start
     return kept
 
 
@@ -214,27 +196,19 @@ def tokenise(source: Source, tokenizer: Tokenizer) -> tuple[Path, dict]:
     statistics, hash, held_out}. The dtype follows the vocabulary (XLM-R has 250,002 ids).
     Processes that want the same file at once wait for the one that makes it.
     """
-    key = hashlib.sha256(f"{identity(source)} {tokenizer.hash} 2".encode()).hexdigest()[:24]
+    key = hashlib.sha256(f"{identity(source)} {tokenizer.hash} 3".encode()).hexdigest()[:24]
     folder = cache_folder() / "tokens"
     file, sidecar_file = folder / f"{key}.bin", folder / f"{key}.json"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / f"{key}.lock"):
-            sidecar = _read_sidecar(file, sidecar_file)
-            if sidecar is None:
-                for killed in folder.glob(f"{key}.*.tmp"):
-                    killed.unlink()
-                with atomic(file) as unfinished:
-                    facts = _write_tokens(source, tokenizer, unfinished)
-                with atomic(sidecar_file) as unfinished:  # last: it vouches for a complete file
-                    unfinished.write_text(json.dumps(facts))
-                sidecar = _read_sidecar(file, sidecar_file)
-    except (OSError, NotImplementedError) as error:  # the latter where locks are not supported
-        raise UserError(
-            f"cannot write the token file {file} ({first_line(error)}); XDG_CACHE_HOME moves the"
-            " cache"
-        ) from None
-    return file, sidecar
+    folder.mkdir(exist_ok=True)
+    with FileLock(folder / f"{key}.lock"):
+        if _read_sidecar(file, sidecar_file) is None:
+            for killed in folder.glob(f"{key}.*.tmp"):
+                killed.unlink()
+            with atomic(file) as unfinished:
+                sidecar = _write_tokens(source, tokenizer, unfinished)
+            with atomic(sidecar_file) as unfinished:  # last: it vouches for a complete file
+                unfinished.write_text(json.dumps(sidecar))
+        return file, _read_sidecar(file, sidecar_file)
 
 
 def _read_sidecar(file: Path, sidecar_file: Path) -> dict | None:
@@ -248,30 +222,30 @@ def _read_sidecar(file: Path, sidecar_file: Path) -> dict | None:
 
 
 def _write_tokens(source: Source, tokenizer: Tokenizer, file: Path) -> dict:
+    """Write the tokens of all documents to the file, and return its sidecar."""
     dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32)
-    statistics, digest, groups = Statistics(), hashlib.sha256(), defaultdict(list)
-    plain = all(Path(name).suffix in (".txt", ".jsonl") for name in source.files)
-    size = sum(os.path.getsize(name) for name in source.files) if plain else 0
-    bar = progress_bar(f"tokenising {source.name}", size or None, "B")
-    with open(file, "wb") as out:
+    statistics, digest, spans = Statistics(), hashlib.sha256(), []
+    with open(file, "wb") as out, progress_bar(f"tokenising {source.name}", None, "token") as bar:
         for texts in chunks(documents(source, statistics.skipped)):
             start = statistics.tokens
             for row in statistics.encode(tokenizer, texts):
                 document = np.array(row, dtype=dtype)
-                groups[fingerprint(document)].append((start, start + len(row)))
+                spans.append((fingerprint(document), start, start + len(row)))
                 start += len(row)
                 out.write(document.tobytes())
                 digest.update(document.tobytes())
-            groups = defaultdict(list, smallest(groups, HELD_OUT_TOKENS))
-            bar.update(sum(len(text.encode("utf-8", "surrogatepass")) for text in texts))
-    bar.close()
+            spans = smallest(spans, HELD_OUT_TOKENS)
+            bar.update(statistics.tokens - bar.n)
     if statistics.tokens == 0:
-        raise UserError(f"--data {source.name}: the text is empty{statistics.reasons()}")
+        raise UserError(
+            f"--data {source.name}: the text is empty{statistics.reasons()}; give other text, or"
+            f" the column that holds it as {source.name}=PATH:COLUMN"
+        )
     return {
         "dtype": dtype.name,
         "statistics": vars(statistics),
         "hash": digest.hexdigest(),
-        "held_out": list(groups.values()),
+        "held_out": spans,
     }
 
 
@@ -294,30 +268,35 @@ def chunks(texts: Iterable[str]) -> Iterator[list[str]]:
 
 
 class TokenStream:
-    """A hub dataset, tokenised as it arrives and shuffled in a buffer.
+    """A hub dataset, tokenised as it arrives and shuffled in blocks of BLOCK rows.
 
     The documents of its first HELD_OUT rows are held out, and later documents equal to one of them
     are skipped, in every pass. Every rank reads the whole stream and keeps its slice, which makes
-    the order the same for any number of ranks. The state is the library's own position, the tokens
-    left over from the last document, and the buffer with its generator: exact on resume.
+    the order the same for any number of ranks. The state is that before the block which is drawn
+    from, with the library's own position in the dataset; a resume reads this block again.
     """
 
     def __init__(self, source: Source, tokenizer: Tokenizer, length: int, seed: int):
-        self.name, self.body = source.name, length - 2
+        self.name, self.seed, self.body = source.name, seed, length - 2
         self.source, self.tokenizer = source, tokenizer
         self.dataset = self._open()
-        self.tokens = source.tokens or self._declared_tokens()
+        split = (self.dataset.info.splits or {}).get(source.split)
+        self.tokens = source.tokens or (split.num_bytes // 4 if split else None)
         facts = f"{source.dataset} {source.config} {source.split}"
-        self.hash = hashlib.sha256(facts.encode()).hexdigest()
-        self.rng = np.random.default_rng([seed, *source.name.encode()])
-        self.statistics, self.passes, self.fresh, self.buffer = Statistics(), 0, 0, None
+        self.hash = hashlib.sha256(facts.encode()).hexdigest()  # then also of the text read
+        self.statistics, self.passes, self.blocks = Statistics(), 0, 0
         self.rest = np.empty(0, dtype=np.int64)  # tokens that are in no row yet
-        self.position = None  # of a resumed stream that was not read from yet
         self.held_documents: set[int] = set()  # fingerprints
         self.held = np.empty(0, dtype=np.int64)
-        self.documents = iter(self.dataset)
+        self._read_from({})
         while len(self.held) < HELD_OUT * self.body or len(self.rest) < self.body:
             self._read_document()
+            if self.passes > 0:
+                raise UserError(
+                    f"--data {self.name}: the stream ends within {HELD_OUT + 1} sequences, of"
+                    f" which {HELD_OUT} are held out{self.statistics.reasons()}"
+                )
+        self.saved = self._state()
         self.statistics.report(self.name, tokenizer, " (its beginning)")
 
     def _open(self):
@@ -329,22 +308,20 @@ class TokenStream:
         try:
             dataset = datasets.load_dataset(
                 source.dataset, source.config or None, split=source.split, streaming=True
-            )
-            columns = dataset.column_names or list(next(iter(dataset)))
+            ).select_columns([source.column])
+            next(iter(dataset), None)  # only now are the columns of some formats known
         except Exception as error:  # the library raises a dozen unrelated types for a wrong name
             raise UserError(
-                f"--data {self.name}: cannot open the hub dataset {source.dataset}"
-                f" ({first_line(error)})"
+                f"--data {self.name}: cannot open column {source.column!r} of the hub dataset"
+                f" {source.dataset} ({first_line(error)})"
             ) from None
-        if source.column not in columns:
-            raise UserError(
-                f"--data {self.name}: no column {source.column!r}, but {', '.join(columns[:10])}"
-            )
-        return dataset.select_columns([source.column])
+        return dataset
 
-    def _declared_tokens(self) -> int | None:
-        split = (self.dataset.info.splits or {}).get(self.source.split)
-        return split and split.num_bytes // 4
+    def _read_from(self, position: dict) -> None:
+        """Go to a position in the dataset; {} is its beginning."""
+        self.position = position
+        self.dataset.load_state_dict(position)
+        self.documents = iter(self.dataset)
 
     def _read_document(self) -> None:
         """Append the tokens of the stream's next document to those held out or to `rest`."""
@@ -355,17 +332,15 @@ class TokenStream:
                 f"--data {self.name}: the stream broke off ({first_line(error)}); once it can"
                 " be read again, --resume goes on from the last checkpoint"
             ) from None
-        self.position = None
         if row is None:
-            self._start_again()
+            self.passes += 1
+            self._read_from({})
             return
-        column = self.source.column
-        value = row.get(column, NoColumn(row))
+        self.position = self.dataset.state_dict()
         statistics = self.statistics if self.passes == 0 else Statistics()
-        text = text_of(value, f"--data {self.name}: column {column!r}", statistics.skipped)
-        new = [self.rest]
-        for texts in chunks(cut(text or "")):
-            for ids in statistics.encode(self.tokenizer, texts):
+        text = text_of(row, self.source.column, f"--data {self.name}", statistics.skipped)
+        for part in cut(text):
+            for ids in statistics.encode(self.tokenizer, [part]):
                 tokens = np.array(ids, dtype=np.int64)
                 key = fingerprint(tokens)
                 if len(self.held) < HELD_OUT * self.body:
@@ -374,59 +349,41 @@ class TokenStream:
                 elif key in self.held_documents:
                     statistics.skipped["equal to a held-out one"] += 1
                 else:
-                    new.append(tokens)
-                    self.fresh += len(tokens)
-        self.rest = np.concatenate(new)
+                    self.rest = np.concatenate([self.rest, tokens])
 
-    def _start_again(self) -> None:
-        if self.fresh < self.body:  # the held-out rows are not full, or nothing else came
-            raise UserError(
-                f"--data {self.name}: the stream ends within {HELD_OUT + 1} sequences, of which"
-                f" {HELD_OUT} are held out{self.statistics.reasons()}"
-            )
-        self.passes, self.fresh = self.passes + 1, 0
-        announce_pass(self.name, "the stream ended", self.passes + 1)
-        self.dataset.load_state_dict({})  # else a resumed stream begins where it was resumed
-        self.documents, self.rest = iter(self.dataset), np.empty(0, dtype=np.int64)
-
-    def _next_row(self) -> np.ndarray:
-        while len(self.rest) < self.body:
-            self._read_document()
-        row, self.rest = self.rest[: self.body], self.rest[self.body :]
-        return row
-
-    def sequence(self, draw: int, read: bool) -> np.ndarray:
-        if self.buffer is None:
-            self.buffer = np.stack([self._next_row() for _ in range(BUFFER)])  # (BUFFER, N-2)
+    def _read_block(self) -> None:
+        self.saved = self._state()
+        block = np.empty((BLOCK, self.body), dtype=np.int64)  # (BLOCK, N - 2)
+        for row in block:
+            while len(self.rest) < self.body:
+                self._read_document()
+            row[:], self.rest = self.rest[: self.body], self.rest[self.body :]
+        self.hash = hashlib.sha256(self.hash.encode() + block.tobytes()).hexdigest()
+        rng = np.random.default_rng([self.seed, self.blocks, *self.name.encode()])
+        self.block = rng.permutation(block)
+        self.blocks += 1
+        if self.blocks == 1:
             self.statistics.report(self.name, self.tokenizer, " (so far)")
-        slot = int(self.rng.integers(BUFFER))
-        sequence = self.buffer[slot].copy()
-        self.buffer[slot] = self._next_row()
-        # of the text that was really read
-        self.hash = hashlib.sha256(self.hash.encode() + sequence.tobytes()).hexdigest()
-        return sequence
+
+    def sequence(self, draw: int) -> np.ndarray:
+        block, place = divmod(draw, BLOCK)
+        while self.blocks <= block:
+            self._read_block()
+        return self.block[place]
 
     def held_out(self, sequences: int) -> list[np.ndarray]:
         return list(self.held[: HELD_OUT * self.body].reshape(HELD_OUT, self.body)[:sequences])
 
+    def _state(self) -> dict:
+        state = {name: getattr(self, name) for name in ("position", "passes", "blocks", "hash")}
+        statistics = {**vars(self.statistics), "skipped": dict(self.statistics.skipped)}
+        return {**state, "rest": torch.tensor(self.rest), "statistics": statistics}
+
     def state_dict(self) -> dict:
-        return {
-            "dataset": self.position or json.dumps(self.dataset.state_dict()),
-            "rng": json.dumps(self.rng.bit_generator.state),
-            "rest": torch.from_numpy(self.rest.copy()),
-            "buffer": None if self.buffer is None else torch.from_numpy(self.buffer.copy()),
-            "passes": self.passes,
-            "fresh": self.fresh,
-            "hash": self.hash,
-            "statistics": {**vars(self.statistics), "skipped": dict(self.statistics.skipped)},
-        }
+        return self.saved
 
     def load_state_dict(self, state: dict) -> None:
-        self.position = state["dataset"]
-        self.dataset.load_state_dict(json.loads(self.position))
-        self.documents = iter(self.dataset)
-        self.rng.bit_generator.state = json.loads(state["rng"])
-        self.rest = state["rest"].numpy()
-        self.buffer = None if state["buffer"] is None else state["buffer"].numpy()
-        self.passes, self.fresh, self.hash = state["passes"], state["fresh"], state["hash"]
-        self.statistics = Statistics(**state["statistics"])
+        self.saved = state
+        self.passes, self.blocks, self.hash = state["passes"], state["blocks"], state["hash"]
+        self.rest, self.statistics = state["rest"].numpy(), Statistics(**state["statistics"])
+        self._read_from(state["position"])

@@ -46,14 +46,10 @@ def docs_documents() -> list[tuple[str, str]]:
     seen: set[str] = set()
     documents = []
     for name, docstrings in _all_docstrings():
-        paragraphs = []
-        for docstring in docstrings:
-            for paragraph in _paragraphs(docstring):
-                if paragraph not in seen:
-                    seen.add(paragraph)
-                    paragraphs.append(paragraph)
-        if paragraphs:
-            documents.append((name, "\n".join(paragraphs)))
+        new = [text for text in dict.fromkeys(_paragraphs(docstrings)) if text not in seen]
+        seen.update(new)
+        if new:
+            documents.append((name, "\n".join(new)))
     with atomic(file) as unfinished:
         unfinished.write_text(json.dumps(documents, ensure_ascii=False), "utf-8")
     return documents
@@ -92,10 +88,10 @@ def _docstrings(path: Path) -> list[str]:
     return [d for d in docstrings if d]
 
 
-def _paragraphs(docstring: str) -> list[str]:
+def _paragraphs(docstrings: list[str]) -> list[str]:
     """Return the paragraphs that are prose: eight words or more, nearly all letters, no >>>."""
     kept = []
-    for paragraph in re.split(r"\n\s*\n", docstring):
+    for paragraph in re.split(r"\n\s*\n", "\n\n".join(docstrings)):
         words = paragraph.split()
         text = " ".join(words)
         prose = sum(c.isalpha() or c in " ,.;:'()-" for c in text)

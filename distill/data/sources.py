@@ -1,16 +1,10 @@
-"""Sources: what `--data` may name, and the documents in it. Each value names one corpus:
+"""Sources: what `--data` may name (docs/usage.md, Text), and the documents in it.
 
-    docs                                      English prose of the installed libraries' docstrings
-                                              and the Python reference
-    NAME=path/or/glob[:column]                .txt (a document ends at a blank line; in a file that
-                                              has none, each line is a document), .jsonl, .parquet
-                                              (column: default `text`); .txt and .jsonl also as .gz,
-                                              .xz, .bz2 or .zst
-    NAME=hub:dataset[:config][:split][:column]   a hub dataset, streamed, never on disk as a whole
+    docs                                         the prose that docs.py finds on this machine
+    NAME=path/or/glob[:column]                   .txt, .jsonl and .parquet files
+    NAME=hub:dataset[:config][:split][:column]   a hub dataset, streamed
 
-An `@N` after the last two declares the size of the corpus in tokens
-(`sw=hub:uonlp/CulturaX:sw@1.2e9`). Several corpora need it for their language weights where a
-stream does not declare its size itself.
+An `@N` after the last two declares the size of the corpus in tokens, for the language weights.
 """
 
 import bz2
@@ -26,6 +20,7 @@ import zlib
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -98,14 +93,11 @@ def identity(source: Source) -> str:
     facts: list[Any] = [source.column]
     for file in source.files:
         digest = hashlib.sha256()
-        try:
-            status = os.stat(file)
-            with open(file, "rb") as stream:
-                for start in (0, status.st_size // 2 - part // 2, status.st_size - part):
-                    stream.seek(max(0, start))
-                    digest.update(stream.read(part))
-        except OSError as error:
-            raise UserError(f"{file}: cannot be read ({error.strerror})") from None
+        status = os.stat(file)
+        with open(file, "rb") as stream:
+            for start in (0, status.st_size // 2 - part // 2, status.st_size - part):
+                stream.seek(max(0, start))
+                digest.update(stream.read(part))
         facts += [os.path.abspath(file), status.st_size, status.st_mtime_ns, digest.hexdigest()]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
@@ -113,10 +105,6 @@ def identity(source: Source) -> str:
 # --------------------------------------------------------------------------------------------------
 # Documents
 # --------------------------------------------------------------------------------------------------
-
-
-class NoColumn(list):
-    """What a reader yields for a row that lacks the column: the names of those it has."""
 
 
 def documents(source: Source, skipped: Counter) -> Iterator[str]:
@@ -128,31 +116,25 @@ def documents(source: Source, skipped: Counter) -> Iterator[str]:
     if source.kind == "docs":
         for _, text in docs_documents():
             yield from cut(text)
-    rows, columns = 0, None
     for file in source.files:
-        for place, value in _reader(file)(file, source.column):
-            rows += 1
-            if columns is None and isinstance(value, NoColumn):
-                columns = ", ".join(value[:10])
-            text = text_of(value, f"{file}, {place}: column {source.column!r}", skipped)
-            if text is not None:
-                yield from cut(text)
-    if columns is not None and skipped["no such column"] == rows:
-        raise UserError(
-            f"--data {source.name}: none of the {rows:,} rows has a column {source.column!r}; the"
-            f" first has {columns or 'none'}; name it as {source.name}=PATH:COLUMN"
-        )
+        for place, row in _reader(file)(file, source.column):
+            yield from cut(text_of(row, source.column, f"{file}, {place}", skipped))
 
 
-def text_of(value: Any, where: str, skipped: Counter) -> str | None:
-    """Return a row's text, or None where it has none; the reason is counted in `skipped`."""
+def text_of(row: dict, column: str, where: str, skipped: Counter) -> str:
+    """Return a row's text, "" where it has none; the reason is counted in `skipped`."""
+    value = row.get(column)
     if isinstance(value, str) and value.strip():
         return value
-    reasons = {str: "empty", type(None): "null", NoColumn: "no such column"}
-    if type(value) not in reasons:
-        raise UserError(f"{where} holds {type(value).__name__}, not text")
-    skipped[reasons[type(value)]] += 1
-    return None
+    if column not in row:
+        skipped[f"without a column {column!r}"] += 1
+    elif value is None:
+        skipped["null"] += 1
+    elif isinstance(value, str):
+        skipped["empty"] += 1
+    else:
+        raise UserError(f"{where}: column {column!r} holds {type(value).__name__}, not text")
+    return ""
 
 
 def cut(text: str) -> Iterator[str]:
@@ -171,32 +153,31 @@ def cut(text: str) -> Iterator[str]:
 
 
 # --------------------------------------------------------------------------------------------------
-# Files. A reader yields (place, value): where the row stands, and what the column holds there.
+# Files. A reader yields (place, row): where the row stands, and its columns.
 # --------------------------------------------------------------------------------------------------
 
 
-def read_txt(file: str, column: str) -> Iterator[tuple[str, str]]:
-    text, separated = "", False  # whether a blank line was seen
+def read_txt(file: str, column: str) -> Iterator[tuple[str, dict]]:
+    head = "".join(line for _, line in islice(_lines(file, LONGEST_DOCUMENT), 1000))
+    separated = re.search(r"\n\s*\n", head.strip())  # by a blank line between two others
+    text = ""
     # a line without end arrives in parts, so a file of one line costs no more memory than another
     for number, line in _lines(file, LONGEST_DOCUMENT):
-        if line.strip():
+        place, blank = f"line {number}", not line.strip()
+        if not blank:
             text += line
-            if len(text) > LONGEST_DOCUMENT:
-                *whole, text = _split(text, separated)
-                yield from ((f"line {number}", part) for part in whole)
-        elif text:
-            yield f"line {number}", text
-            text, separated = "", True
-    yield from (("last line", part) for part in _split(text, separated))
+        if len(text) > LONGEST_DOCUMENT:
+            *whole, text = cut(text)
+            for part in whole:
+                yield place, {column: part}
+        if text and (blank if separated else line.endswith("\n")):
+            yield place, {column: text}
+            text = ""
+    if text:
+        yield "last line", {column: text}
 
 
-def _split(text: str, separated: bool) -> list[str]:
-    """Return the parts of a text of bounded length: its lines, where no blank line was seen."""
-    lines = [text] if separated else text.splitlines(keepends=True)
-    return [part for line in lines for part in cut(line)]
-
-
-def read_jsonl(file: str, column: str) -> Iterator[tuple[str, Any]]:
+def read_jsonl(file: str, column: str) -> Iterator[tuple[str, dict]]:
     for number, line in _lines(file):
         if not line.strip():
             continue
@@ -208,25 +189,19 @@ def read_jsonl(file: str, column: str) -> Iterator[tuple[str, Any]]:
         if not isinstance(row, dict):
             kind = type(row).__name__
             raise UserError(f"{file}, {place}: holds {kind}, not an object with column {column!r}")
-        yield place, row[column] if column in row else NoColumn(list(row))
+        yield place, row
 
 
-def read_parquet(file: str, column: str) -> Iterator[tuple[str, Any]]:
+def read_parquet(file: str, column: str) -> Iterator[tuple[str, dict]]:
     import pyarrow  # here, because it takes half a second that other sources need not pay
     import pyarrow.parquet
 
     try:
-        table = pyarrow.parquet.ParquetFile(file)
-        if column not in table.schema_arrow.names:
-            names = ", ".join(table.schema_arrow.names[:10])
-            raise UserError(
-                f"{file}: no column {column!r}, but {names}; name it as NAME=PATH:COLUMN"
-            )
-        row = 0
-        for batch in table.iter_batches(batch_size=64, columns=[column]):
-            for value in batch.column(0):
-                row += 1
-                yield f"row {row}", value.as_py()
+        number = 0
+        for batch in pyarrow.parquet.ParquetFile(file).iter_batches(64, columns=[column]):
+            for row in batch.to_pylist():
+                number += 1
+                yield f"row {number}", row
     except (pyarrow.ArrowException, OSError) as error:
         raise UserError(f"{file}: not a readable parquet file ({first_line(error)})") from None
 
@@ -274,7 +249,5 @@ def _lines(file: str, limit: int = -1) -> Iterator[tuple[int, str]]:
                     raise UserError(f"{file}, line {number}: not UTF-8 ({byte}); convert it first")
                 yield number, line
     except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
-        if getattr(error, "strerror", None):
-            raise UserError(f"{file}: cannot be read ({error.strerror})") from None
         problem = f"damaged or cut short behind line {number} ({first_line(error)})"
         raise UserError(f"{file}: {problem}; fetch or compress it again") from None

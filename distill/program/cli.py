@@ -36,10 +36,10 @@ def setting(default, help: str, *, least=None, most=1e15, choices=None):
 
 def given_settings(config_class: type, description: str, argv: list[str] | None) -> dict:
     """Return the settings that the command line gives; --field-name for each field of the class."""
-    parser = Parser(description=description)
+    parser = Parser(description=description, argument_default=argparse.SUPPRESS)
     for f in fields(config_class):
         kind = get_args(f.type)[0] if type(None) in get_args(f.type) else f.type  # int | None
-        options = {"default": None, "help": f.metadata["help"]}
+        options = {"help": f.metadata["help"]}
         if kind is bool:
             options["action"] = "store_true"
         elif get_origin(kind) is list:
@@ -49,8 +49,7 @@ def given_settings(config_class: type, description: str, argv: list[str] | None)
             if f.default is not None:
                 options["help"] += f" (default: {f.default})"
         parser.add_argument("--" + f.name.replace("_", "-"), **options)
-    values = vars(parser.parse_args(argv))
-    return {name: value for name, value in values.items() if value is not None}
+    return vars(parser.parse_args(argv))
 
 
 def check_bounds(config) -> None:
@@ -98,7 +97,7 @@ def answer(error: BaseException) -> tuple[int, str | None]:
     if isinstance(error, OSError):
         disk = (errno.ENOSPC, getattr(errno, "EDQUOT", None), errno.EROFS, errno.EACCES, errno.EIO)
         if error.errno in disk:
-            return 2, f"{error.filename or 'a file'}: {error.strerror}"
+            return 2, f"{error.filename or 'the run folder or the cache'}: {error.strerror}"
     text = str(error)
     if isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in text:
         return 2, f"out of memory ({text}); lower --batch-size, raise --accumulate"

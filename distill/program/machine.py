@@ -1,9 +1,9 @@
 """Devices and precision, and what a measured number depends on besides its command."""
 
 import importlib.metadata
-import importlib.util
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -40,10 +40,8 @@ def machine() -> str:
     """Return one line: processor or GPU, cores, threads, memory."""
     name = platform.processor() or platform.machine()
     if os.path.exists("/proc/cpuinfo"):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                name = line.split(":", 1)[1].strip()
-                break
+        models = re.findall(r"^model name\s*: (.*)", Path("/proc/cpuinfo").read_text(), re.M)
+        name = models[0] if models else name
     line = f"{name}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
     if "SC_PHYS_PAGES" in getattr(os, "sysconf_names", ()):  # neither Windows nor every macOS
         line += f", {os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.0f} GiB"
@@ -67,13 +65,11 @@ def choose_device(name: str) -> torch.device:
             raise RuntimeError("only cpu, cuda and mps are supported")
         if device.type == "mps" and not torch.backends.mps.is_available():
             raise RuntimeError("PyTorch finds no Apple GPU")
-        if device.type == "cuda":
-            if not torch.cuda.is_available():
-                raise RuntimeError("PyTorch finds no GPU")
-            if device.index is None:
-                device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
-            torch.cuda.set_device(device)
+        if name == "cuda":
+            device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
         torch.empty(0, device=device)
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
     except (RuntimeError, AssertionError) as error:
         raise UserError(
             f"--device {name} cannot be used here ({first_line(error)}); give auto"
@@ -82,32 +78,20 @@ def choose_device(name: str) -> torch.device:
 
 
 def choose_precision(name: str, device: torch.device) -> str:
-    """Return fp32 or bf16; `auto` is bf16 where the hardware multiplies it."""
-    if name == "auto":
-        return "bf16" if native_bfloat16(device) else "fp32"
-    return name
+    """Return fp32 or bf16; `auto` is bf16 where the hardware multiplies it: emulated, it is up to
+    50 times slower.
+    """
+    if name != "auto":
+        return name
+    if device.type == "cuda":
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:  # on mps it was not measured: float32 is the safe choice
+        capabilities = torch.cpu.get_capabilities() if device.type == "cpu" else {}
+        names = ("avx512_bf16", "amx_bf16", "bf16")
+        native = any(capabilities.get(name, False) for name in names)
+    return "bf16" if native else "fp32"
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
     """Return the context in which products run in this precision; it may be entered again."""
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
-
-
-def can_compile(device: torch.device) -> bool:
-    """Return whether torch.compile has what it needs; if not, print what is missing."""
-    compiler = os.environ.get("CXX", "g++")
-    found = shutil.which(compiler) if device.type == "cpu" else importlib.util.find_spec("triton")
-    if not found:
-        missing = f"C++ compiler ({compiler})" if device.type == "cpu" else "triton package"
-        print(f"--compile: this machine has no {missing}; training without it")
-    return bool(found)
-
-
-def native_bfloat16(device: torch.device) -> bool:
-    """Return whether bfloat16 products run in hardware; emulated they are up to 50 times slower."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    if device.type == "mps":
-        return False  # not measured: float32 is the safe choice
-    capabilities = torch.cpu.get_capabilities()
-    return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))

@@ -19,7 +19,7 @@ class Lines:
 def progress_bar(what: str, total: int | None, unit: str, done: int = 0) -> tqdm:
     """Return a bar of `total` units, of which `done` are done; None where it is unknown."""
     settings = {"desc": what, "total": total, "unit": unit, "initial": done}
-    settings["unit_scale"] = unit == "B"
+    settings["unit_scale"] = total is None
     # both: a rank above 0 has no stdout, and must not draw over the bar of rank 0
     if sys.stdout.isatty() and sys.stderr.isatty():
         return tqdm(**settings)

@@ -4,6 +4,8 @@ import re
 import shlex
 from pathlib import Path
 
+from huggingface_hub import ModelCardData
+
 from distill.training.processes import launcher
 from minitransformer.embedded import EMBEDDED_TEACHER
 from minitransformer.files import atomic
@@ -15,17 +17,14 @@ FINE_TUNE = """
 layer never learned, so its sentence vectors say little before that.
 """
 CARD = """---
-library_name: transformers
-pipeline_tag: {task}
-tags: [distillation, {method}, sentence-transformers]
-{known}---
+{metadata}---
 
 # {name}
 
 An encoder {verb} from `{source}`, for any later task.
 
-- method: `{method}`; held-out loss {before} before training, {after} after {steps} steps
-- student: {sizes}; {start}
+- method: `{method}`; held-out loss {losses} in {steps} steps
+- student: {sizes}
 
 Text it was trained on:
 
@@ -53,29 +52,32 @@ vectors = SentenceTransformer("{name}").encode(["a sentence"])
 
 
 def write_card(
-    folder: Path, record: dict, student: Encoder, descriptions: dict[str, str], text: list[dict]
+    folder: Path, record: dict, student: Encoder, losses: str, sizes: str, text: list[dict]
 ) -> None:
     """Write the card of a finished run.
 
-    record         the run's start record
-    descriptions   before, after (held-out losses), sizes and start of the student
-    text           Text.describe() at the end
+    record   the run's start record
+    losses   on held-out text, before and after
+    sizes    of the student, and what it started from
+    text     Text.describe() at the end
     """
     settings = record["settings"]
     # MLM may have no teacher; then it goes on with the model that --init names
     source = settings["teacher"] if record["teacher"] else settings["init"]
-    known = f"base_model: {hub_id(source)}\n" if hub_id(source) else ""
     datasets = [re.match("[^=]*=hub:([^:@]+)", spec) for spec in settings["data"]]
-    datasets = [found[1] for found in datasets if found and hub_id(found[1])]
-    if datasets:
-        known += f"datasets: [{', '.join(datasets)}]\n"
+    metadata = ModelCardData(
+        library_name="transformers",
+        pipeline_tag="fill-mask" if student.mlm_head is not None else "feature-extraction",
+        tags=["distillation", settings["method"], "sentence-transformers"],
+        base_model=hub_id(source),
+        datasets=[found[1] for found in datasets if found and hub_id(found[1])] or None,
+    )
     corpora = []
     for corpus in text:
         size = "size unknown" if corpus["tokens"] is None else f"{corpus['tokens']:,} tokens"
         corpora.append(f"- {corpus['name']}: {corpus['share']:.1%} of the sequences, {size}")
     card = CARD.format(
-        task="fill-mask" if student.mlm_head is not None else "feature-extraction",
-        known=known,
+        metadata=f"{metadata}\n",
         name=folder.name,
         verb="trained further" if settings["method"] == "mlm" else "distilled",
         source=hub_id(source) or source,
@@ -85,7 +87,8 @@ def write_card(
         fine_tune=FINE_TUNE if settings["method"] in ("mha", "direct-minilm") else "",
         launcher=launcher(record["processes"]),
         program=shlex.join(["train.py", *record["argv"][1:]]),
-        **descriptions,
+        losses=losses,
+        sizes=sizes,
     )
     with atomic(folder / "README.md") as temporary:
         temporary.write_text(card, "utf-8")

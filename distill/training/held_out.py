@@ -1,5 +1,6 @@
 """The loss on text that training never sees."""
 
+import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 
@@ -18,7 +19,7 @@ def held_out_loss(
     batches: list[Batch],
     autocast: AbstractContextManager,
 ) -> float:
-    """Return sum / count over all batches; each rank computes every world()-th batch.
+    """Return sum / count over all batches, NaN if nothing counts; each rank takes its share.
 
     compute    (teacher, batch) -> (sum, count), a method's loss with its student inside
     autocast   entered anew for each batch, as machine.autocast returns it
@@ -31,4 +32,4 @@ def held_out_loss(
         totals.append(total)
         counts.append(count)
     total, count = sums_over_ranks(totals, counts)
-    return total / count
+    return total / count if count else math.nan

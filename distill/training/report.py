@@ -1,6 +1,5 @@
-"""The end of a run: export, loss.png, model card, summary, and the table that train.py prints."""
+"""The end of a run: export, loss.png, model card, summary, and the lines that train.py prints."""
 
-import math
 import statistics
 from pathlib import Path
 
@@ -8,7 +7,6 @@ import safetensors.torch
 
 from distill.program import cost
 from distill.program.machine import machine
-from distill.program.table import columns
 from distill.training.card import write_card
 from distill.training.models import Models
 from distill.training.run import Run
@@ -51,11 +49,11 @@ def describe_size(text: list[dict]) -> str:
 
 
 def finish(config, run: Run, models: Models, text) -> None:
-    """Write all that a finished run leaves, then print its table.
+    """Write all that a finished run leaves, then print what came of it.
 
     The checkpoints go last, so a kill in here loses nothing.
     """
-    teacher, student = models.teacher, models.student.eval()
+    student = models.student.eval()
     if maps := dict(models.method.named_parameters()):
         maps = {name: parameter.detach().cpu() for name, parameter in maps.items()}
         with atomic(run.folder / "projections.safetensors") as temporary:
@@ -70,30 +68,14 @@ def finish(config, run: Run, models: Models, text) -> None:
         "loss_after": evals[-1]["loss"],
         "tokens_per_s": statistics.median(r["tokens_per_s"] for r in steps),
         "skipped_steps": sum(r["loss"] is None for r in steps),
+        "text": text.describe(),
     }
-    before, after = (show_loss(record) for record in (evals[0], evals[-1]))
-    sizes, start = describe_encoder(student), describe_start(config.init, models.start["layers"])
-    descriptions = {"before": before, "after": after, "sizes": sizes, "start": start}
-    write_card(run.folder, records[0], student, descriptions, text.describe())
-    compared = {"student": student} if teacher is None else {"teacher": teacher, "student": student}
-    encoders, length = list(compared.values()), min(128, config.seq_len)
-    short, long = (cost.latencies(encoders, batch, length) for batch in (1, 32))
-    latency = [statistics.median(seconds) for seconds in short]
-    run.log("summary", **summary, text=text.describe(), latency_s=latency)
+    losses = f"{show_loss(evals[0])} -> {show_loss(evals[-1])}"
+    sizes = f"{describe_encoder(student)}; {describe_start(config.init, models.start['layers'])}"
+    write_card(run.folder, records[0], student, losses, sizes, summary["text"])
+    run.log("summary", **summary)
     run.remove_checkpoints()
-
-    table = {
-        "": list(compared),
-        "layers x width": [
-            f"{e.config.num_hidden_layers} x {e.config.hidden_size}" for e in encoders
-        ],
-        "parameters": [f"{cost.parameter_counts(e)[0] / 1e6:.1f} M" for e in encoders],
-        "size, float32": [f"{cost.megabytes(e):.0f} MB" for e in encoders],
-        f"latency 1 x {length}, median": [f"{1e3 * s:.1f} ms" for s in latency],
-        f"latency 32 x {length}, median": [f"{1e3 * statistics.median(s):.0f} ms" for s in long],
-    }
-    print(f"\n{columns([[name, *cells] for name, cells in table.items()])}")
-    print(f"\nheld-out {config.method} loss  {before} -> {after}")
+    print(f"\nheld-out {config.method} loss  {losses}")
     print(f"training speed     {summary['tokens_per_s']:,.0f} tokens/s")
     if summary["skipped_steps"]:
         print(f"skipped steps      {summary['skipped_steps']}")
@@ -109,7 +91,7 @@ def plot_loss(config, steps: list[dict], evals: list[dict], file: Path) -> None:
 
     figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
     for records, style, label in ((steps, "-", "training"), (evals, "o-", "held-out")):
-        losses = [math.nan if r["loss"] is None else r["loss"] for r in records]
+        losses = [r["loss"] for r in records]  # None leaves a gap
         axes.plot([r["step"] for r in records], losses, style, linewidth=1, label=label)
     axes.set(
         xlabel="optimizer step",

@@ -9,9 +9,7 @@ from distill.training.run import Run
 from minitransformer.errors import UserError
 
 # settings that a resume may change: they alter how the run goes on, not what it is
-MAY_CHANGE = {"out", "resume", "batch_size", "accumulate", "device", "threads"} | {
-    *("save_every", "eval_every", "lr", "clip")
-}
+MAY_CHANGE = "out resume batch_size accumulate device threads save_every eval_every lr clip".split()
 
 
 def resumed_settings(config_class: type, given: dict) -> dict:

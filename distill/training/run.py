@@ -1,10 +1,10 @@
 """The run folder: its lock, its log, its checkpoints, and what they promise.
 
-    RUN/log.jsonl              one record a line, each with an `event`: start, step, eval, resume,
-                               summary
-    RUN/checkpoint-000200/     state.pt and state.sha256: everything that step 200 onwards depends
-                               on; the two newest are kept
-    RUN/.lock                  held by the program that trains here
+    RUN/log.jsonl                     one record a line, each with an `event`: start, step, eval,
+                                      resume, summary
+    RUN/checkpoint-000000200-HASH.pt  everything that step 200 onwards depends on, and a hash of
+                                      the file's bytes; the two newest are kept
+    RUN/.lock                         held by the program that trains here
 
 A checkpoint is written under another name, flushed to disk and renamed, so it is either whole or
 absent. It notes how long the log was; resuming from it cuts the log back to that length, so every
@@ -15,7 +15,6 @@ import hashlib
 import itertools
 import json
 import os
-import shutil
 from pathlib import Path
 
 import torch
@@ -43,14 +42,12 @@ class Run:
 
     def check_new(self) -> None:
         """Refuse a folder that exists or cannot be made: cheap, so before anything slow."""
-        if self.folder is None:
-            return
-        if os.path.lexists(self.folder):
+        if self.folder and os.path.lexists(self.folder):
             raise UserError(f"--out {self.folder} exists; choose another name, or pass --resume")
-        if (path := obstacle(self.folder)) is not None:
-            raise UserError(f"--out {self.folder}: nothing can be made in {path}")
+        if (path := obstacle(self.folder or Path("runs"))) is not None:
+            raise UserError(f"nothing can be made in {path}; name another run folder with --out")
 
-    def create(self, stem: str = "runs/run") -> Path:
+    def create(self, stem: str) -> Path:
         """Make the folder and lock it; without a name it is the first of STEM-1, -2, ... to be new.
 
         All ranks return the folder of rank 0.
@@ -59,10 +56,7 @@ class Run:
             if self.folder is None:
                 names = (Path(f"{stem}-{n}") for n in itertools.count(1))
                 self.folder = next(name for name in names if not name.exists())
-            try:
-                self.folder.mkdir(parents=True)
-            except OSError as error:
-                raise UserError(f"--out {self.folder}: cannot be made ({error.strerror})") from None
+            self.folder.mkdir(parents=True)
             self.lock()
         self.folder = same_on_all_ranks(self.folder)
         return self.folder
@@ -78,8 +72,6 @@ class Run:
             raise UserError(
                 f"another program trains in {self.folder} now; wait for its end or stop it"
             ) from None
-        except OSError as error:
-            raise UserError(f"{self.folder}: cannot be locked ({error.strerror})") from None
 
     def __enter__(self) -> "Run":
         return self
@@ -94,26 +86,21 @@ class Run:
     def log(self, event: str, **fields) -> None:
         if self.writes:
             line = json.dumps({"event": event, **fields}, ensure_ascii=False, allow_nan=False)
-            try:
-                with open(self.log_file, "a", encoding="utf-8") as log:
-                    log.write(line + "\n")
-            except OSError as error:
-                raise UserError(f"{self.log_file}: cannot be written ({error.strerror})") from None
+            with open(self.log_file, "a", encoding="utf-8") as log:
+                log.write(line + "\n")
 
     def records(self) -> list[dict]:
         """Return the log's complete records, the first one `start`; a torn last line is ignored."""
-        if not self.folder.is_dir():
-            raise UserError(f"{self.folder}: no such run folder; pass the --out of a run")
         try:
             lines = self.log_file.read_bytes().split(b"\n")[:-1]
             records = [json.loads(line) for line in lines]
-            events = [record["event"] for record in records]
-        except (OSError, ValueError, RecursionError, TypeError, KeyError):
-            events = []
-        if events[:1] != ["start"]:
+            whole = records[0]["event"] == "start"
+        except (OSError, ValueError, TypeError, LookupError):
+            whole = False
+        if not whole:
             raise UserError(
-                f"{self.log_file}: has no start record or is damaged; restore it, or start a new"
-                " run under another name"
+                f"{self.log_file} is missing, damaged or has no start record; pass the --out of a"
+                " run, or start a new one"
             )
         return records
 
@@ -143,36 +130,32 @@ class Run:
     # ---- checkpoints ----
 
     def checkpoints(self) -> list[Path]:
-        return sorted(p for p in self.folder.glob("checkpoint-*") if p.suffix != ".tmp")
+        return sorted(self.folder.glob("checkpoint-*.pt"))
 
     def save(self, step: int, state: dict) -> None:
         """Write checkpoint `step`; on failure the earlier ones stay and a UserError says why."""
         if not self.writes:
             return
-        target = self.folder / f"checkpoint-{step:09d}"
-        unfinished = target.with_suffix(".tmp")
+        unfinished = self.folder / "checkpoint-unfinished.tmp"
         try:
-            for killed in self.folder.glob("checkpoint-*.tmp"):
-                shutil.rmtree(killed)
-            unfinished.mkdir()
             flush(self.log_file)
             state = {**state, "step": step, "log_length": self.log_file.stat().st_size}
-            with open(unfinished / "state.pt", "wb") as file:
+            with open(unfinished, "wb") as file:
                 torch.save(state, file)
-            (unfinished / "state.sha256").write_text(_digest(unfinished / "state.pt"))
-            for path in (unfinished / "state.pt", unfinished / "state.sha256", unfinished):
-                flush(path)
-            shutil.rmtree(target, ignore_errors=True)  # a damaged one of the same step
-            os.replace(unfinished, target)
+            flush(unfinished)
+            for damaged in self.folder.glob(f"checkpoint-{step:09d}-*"):
+                damaged.unlink()
+            name = f"checkpoint-{step:09d}-{_digest(unfinished)}.pt"
+            os.replace(unfinished, self.folder / name)
             flush(self.folder)
             for old in self.checkpoints()[:-2]:
-                shutil.rmtree(old)
+                old.unlink()
         except (OSError, RuntimeError) as error:
             # torch.save raises a RuntimeError of its own over the OSError of a full disk
             error = error if isinstance(error, OSError) else error.__context__
             if not isinstance(error, OSError):
                 raise
-            shutil.rmtree(unfinished, ignore_errors=True)
+            unfinished.unlink(missing_ok=True)
             raise UserError(
                 f"checkpoint of step {step} cannot be written to {self.folder}"
                 f" ({first_line(error)}); those before are kept, and --resume goes on from them"
@@ -180,28 +163,19 @@ class Run:
 
     def newest(self) -> dict | None:
         """Return the newest whole checkpoint, None where none was written; name damaged ones."""
-        damaged = []
-        for folder in reversed(self.checkpoints()):
-            try:
-                noted = (folder / "state.sha256").read_bytes()
-                whole = _digest(folder / "state.pt").encode() == noted
-            except OSError:
-                whole = False
-            if whole:
-                return torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
-            damaged.append(folder.name)
-            print(f"{folder} is damaged, trying the one before", flush=True)
-        if damaged:
-            raise UserError(
-                f"{self.folder}: {' and '.join(damaged)} are damaged and there is no other"
-                " checkpoint; start a new run"
-            )
+        checkpoints = self.checkpoints()
+        for file in reversed(checkpoints):
+            if file.stem.endswith(_digest(file)):
+                return torch.load(file, map_location="cpu", weights_only=True)
+            print(f"{file} is damaged, trying the one before", flush=True)
+        if checkpoints:
+            raise UserError(f"{self.folder}: all its checkpoints are damaged; start a new run")
         return None
 
     def remove_checkpoints(self) -> None:
         if self.writes:
-            for folder in self.folder.glob("checkpoint-*"):
-                shutil.rmtree(folder)
+            for file in self.folder.glob("checkpoint-*"):
+                file.unlink()
 
 
 def _inputs(record: dict) -> dict[str, str | None]:
@@ -213,5 +187,6 @@ def _inputs(record: dict) -> dict[str, str | None]:
 
 
 def _digest(file: Path) -> str:
+    """Return the first 64 bits of the sha256 of a file, in hex."""
     with open(file, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+        return hashlib.file_digest(stream, "sha256").hexdigest()[:16]
