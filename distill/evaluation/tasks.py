@@ -9,7 +9,6 @@ Own      FOLDER/train.* and FOLDER/dev.* (.parquet, .jsonl, .csv, .tsv) with the
 import csv
 import functools
 import hashlib
-import io
 import json
 import math
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from distill.data.sources import lines, read_jsonl
 from minitransformer.errors import UserError, first_line
 
 CLASS_METRICS, NUMBER_METRICS = ("accuracy", "macro-f1", "matthews"), ("pearson", "spearman")
@@ -130,20 +130,6 @@ def read_parquet(file: Path) -> Iterator[tuple[str, dict]]:
         yield f"row {number}", record
 
 
-def read_jsonl(file: Path) -> Iterator[tuple[str, dict]]:
-    for number, line in enumerate(decode(file).split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-            if not isinstance(record, dict):
-                raise ValueError(f"it is of type {type(record).__name__}")
-        except (ValueError, RecursionError) as error:
-            problem = f"expected one JSON object a line ({error})"
-            raise UserError(f"{file}, line {number}: {problem}") from None
-        yield f"line {number}", record
-
-
 def read_cells(file: Path) -> Iterator[tuple[str, dict]]:
     """A .csv quotes as spreadsheets do; the quotes of a .tsv are plain letters, as in GLUE's.
 
@@ -151,7 +137,7 @@ def read_cells(file: Path) -> Iterator[tuple[str, dict]]:
     """
     form = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if file.suffix == ".tsv" else {}
     csv.field_size_limit(2**30)
-    reader = csv.reader(io.StringIO(decode(file), newline=""), strict=True, **form)
+    reader = csv.reader((line for _, line in lines(file)), strict=True, **form)
     try:
         columns = next(reader, [])
         for cells in reader:
@@ -162,15 +148,6 @@ def read_cells(file: Path) -> Iterator[tuple[str, dict]]:
             yield f"line {reader.line_num}", dict(zip(columns, cells, strict=True))
     except csv.Error as error:
         raise UserError(f"{file}, line {reader.line_num}: {error}") from None
-
-
-def decode(file: Path) -> str:
-    data = file.read_bytes()
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise UserError(f"{file}, line {line}: not UTF-8 ({error.reason})") from None
 
 
 READERS = {".parquet": read_parquet, ".jsonl": read_jsonl, ".csv": read_cells, ".tsv": read_cells}

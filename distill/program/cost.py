@@ -19,11 +19,6 @@ def parameter_counts(encoder: Encoder) -> tuple[int, int]:
     return embeddings + sum(p.numel() for p in encoder.blocks.parameters()), embeddings
 
 
-def megabytes(encoder: Encoder) -> float:
-    """Size of the encoder's weights in MB (10^6 bytes) as float32."""
-    return 4 * parameter_counts(encoder)[0] / 1e6
-
-
 def flops_per_token(encoder: Encoder, length: int) -> int:
     """Forward pass, one of `length` tokens; see the formula above."""
     matrices = sum(p.numel() for p in encoder.blocks.parameters() if p.dim() == 2)
