@@ -7,8 +7,8 @@
 
 RUN is a run folder of train.py, or any folder or hub id with an encoder. One table is printed:
 
-    held-out   each run's own distillation loss; perplexity and agreement with the teacher where
-               there are MLM heads; sentence vectors beside the teacher's, without fine-tuning
+    held-out   each run's own distillation loss; perplexity where there is an MLM head; sentence
+               vectors beside the teacher's, without fine-tuning
     tasks      fine-tuned by one recipe (distill/evaluation/finetune.py) over a grid of learning
                rates and epochs with K seeds; the best cell's mean ± standard deviation
     cost       parameters, megabytes, arithmetic, latency, all models in turns
@@ -23,30 +23,26 @@ so a killed call goes on and a second one computes only what is new.
 import argparse
 import json
 import math
-import time
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
-from distill.evaluation import docs_tasks
 from distill.evaluation.costs import measure_costs
 from distill.evaluation.docs_tasks import DOCS
 from distill.evaluation.finetune import Grid, Recipe
 from distill.evaluation.glue import GLUE, LANGUAGES, glue_task, xnli_task
 from distill.evaluation.held_out import held_out_batches, on_held_out_text, on_sentences
 from distill.evaluation.models import Model, load_models
-from distill.evaluation.table import cell_records, closing_lines, markdown, result_records, table
+from distill.evaluation.table import closing_lines, markdown, result_records, table
 from distill.evaluation.tasks import Task, folder_task
 from distill.program import cli
 from distill.program.machine import autocast, choose_device, choose_precision, provenance
-from distill.program.table import columns
+from distill.program.progress import progress_bar
 from distill.training.processes import world
 from minitransformer.errors import UserError
-from minitransformer.files import atomic, cache_folder, obstacle
+from minitransformer.files import atomic, obstacle
 
-RATES, EPOCHS, BATCH_SIZE = [3e-5, 1e-4, 3e-4], [3], 16  # docs tasks have their own
 KNOWN = ("docs", *DOCS, "glue", *GLUE, "xnli")
 SENTENCE = "The bank refused the loan because it had lent too much money already."
 
@@ -67,22 +63,8 @@ def parse_config(argv: list[str] | None = None) -> argparse.Namespace:
     add("--languages", nargs="+", choices=LANGUAGES, metavar="L", help="of xnli (default: all)")
     add("--regression", action="store_true", help="own tasks: integers are numbers, not classes")
     add("--seeds", type=int, default=2, help="fine-tuned models a cell of the grid (default: 2)")
-    add(
-        "--lrs",
-        type=float,
-        nargs="+",
-        default=[],
-        metavar="LR",
-        help="learning rates of the grid (default: the task's)",
-    )
-    add(
-        "--epochs",
-        type=int,
-        nargs="+",
-        default=[],
-        metavar="N",
-        help="epochs of the grid (default: the task's)",
-    )
+    add("--lrs", nargs="+", type=float, default=[], help="learning rates (default: the task's)")
+    add("--epochs", nargs="+", type=int, default=[], help="of fine-tuning (default: the task's)")
     add("--batch-size", type=int, default=0, help="of fine-tuning (default: the task's)")
     add("--max-tokens", type=int, default=128, help="longer inputs are cut (default: 128)")
     add("--sentence", default=SENTENCE, help="whose relation maps are drawn")
@@ -91,25 +73,16 @@ def parse_config(argv: list[str] | None = None) -> argparse.Namespace:
     add("--threads", type=int, default=0, help="CPU threads (default: PyTorch's choice)")
     add("--out", type=Path, help="folder for results.json, results.md and pictures")
     config = parser.parse_args(argv)
-    least = {"seeds": 1, "batch_size": 0, "max_tokens": 8, "threads": 0, "epochs": 1}
+    least = {"seeds": 1, "batch_size": 0, "max_tokens": 8, "threads": 0}
     for name, bound in least.items():
-        values = getattr(config, name)
-        for value in values if isinstance(values, list) else [values]:
-            if value < bound:
-                flag = "--" + name.replace("_", "-")
-                raise UserError(f"{flag} is {value}, must be at least {bound}")
-    for lr in config.lrs:
-        if not 0 < lr < math.inf:
-            raise UserError(f"--lrs {lr} must be above 0 and finite")
-    for name in ("runs", "tasks", "lrs", "epochs"):
-        setattr(config, name, list(dict.fromkeys(getattr(config, name))))
+        if getattr(config, name) < bound:
+            flag = "--" + name.replace("_", "-")
+            raise UserError(f"{flag} is {getattr(config, name)}, must be at least {bound}")
+    for flag, values in {"--lrs": config.lrs, "--epochs": config.epochs}.items():
+        for value in values:
+            if not 0 < value < math.inf:
+                raise UserError(f"{flag} {value} must be above 0 and finite")
     return config
-
-
-def check_folder(folder: Path) -> None:
-    """Refuse an --out that cannot be written, before hours of work."""
-    if (path := obstacle(folder)) is not None:
-        raise UserError(f"--out {folder}: nothing can be written to {path}")
 
 
 # ---- tasks ---------------------------------------------------------------------------------------
@@ -122,8 +95,6 @@ def load_tasks(config: argparse.Namespace) -> list[Task]:
         if name not in (*DOCS, *GLUE, "xnli") and not Path(name).is_dir():
             known = ", ".join(KNOWN)
             raise UserError(f"--tasks {name}: neither a folder nor one of {known}, none")
-    if config.data_dir and not Path(config.data_dir).is_dir():
-        raise UserError(f"--data-dir {config.data_dir}: no such folder")
     tasks = {}
     for name in dict.fromkeys(names):
         if name in DOCS:
@@ -146,49 +117,37 @@ def make_grids(
     models: dict[str, Model], tasks: list[Task], config: argparse.Namespace, recipe: Recipe
 ) -> dict[tuple[str, str], Grid]:
     """Return {(model, task): its grid}, task by task."""
-    cache = cache_folder() / "finetune"
-    cache.mkdir(exist_ok=True)
     grids = {}
     for task in tasks:
-        lrs, epochs, batch_size = RATES, EPOCHS, BATCH_SIZE
-        if task.name in DOCS:
-            lrs, epochs = [docs_tasks.RATES[task.name]], [docs_tasks.EPOCHS]
-            batch_size = docs_tasks.BATCH_SIZE
-        lrs, epochs = config.lrs or lrs, config.epochs or epochs
-        own_recipe = replace(recipe, batch_size=config.batch_size or batch_size)
-        for model in models.values():
-            grid = Grid(model.fingerprint, task, own_recipe, lrs, epochs, config.seeds, cache)
-            grids[model.name, task.name] = grid
+        lrs, epochs = config.lrs or task.lrs, config.epochs or task.epochs
+        own_recipe = replace(recipe, batch_size=config.batch_size or task.batch_size)
+        for name, model in models.items():
+            grids[name, task.name] = Grid(model, task, own_recipe, lrs, epochs, config.seeds)
     return grids
 
 
-def fine_tune(models: dict[str, Model], grids: dict[tuple[str, str], Grid]) -> None:
+def fine_tune(grids: dict[tuple[str, str], Grid]) -> None:
     """Compute every cell that is not in the cache."""
-    total = sum(grid.steps() for grid in grids.values())
-    bar = tqdm(total=total, unit="step", desc="fine-tuning", disable=None)
-    began = time.monotonic()
+    bar = progress_bar("fine-tuning", sum(grid.steps() for grid in grids.values()), "step")
     for (name, task), grid in grids.items():
-        if not grid.missing():
-            continue
-        bar.set_postfix_str(f"{name} on {task}")
-        grid.compute(models[name].encoder, models[name].tokenizer, bar.update)
-        if bar.disable:
-            seconds = time.monotonic() - began
-            print(f"fine-tuned {name} on {task}, {seconds:.0f} s so far", flush=True)
+        if grid.missing():
+            bar.set_postfix_str(f"{name} on {task}")
+            grid.compute(bar.update)
     bar.close()
 
 
 def notes_on(grids: dict[tuple[str, str], Grid]) -> list[str]:
     """Return what a reader of the scores must know: the grid, and the inputs that were cut."""
-    tasks_of, cut = {}, []
+    settings, cut = {}, []
     for (model, task), grid in grids.items():
         points = ", ".join(f"{lr:g} x {epochs}" for lr, epochs in grid.points)
-        settings = f"{points} (learning rate x epochs), {grid.seeds} seeds, batches of"
-        tasks_of.setdefault(f"{settings} {grid.recipe.batch_size}", {})[task] = True
+        settings[task] = (
+            f"{task}: mean ± standard deviation of the best cell of {points} (learning rate x"
+            f" epochs), {grid.seeds} seeds, batches of {grid.recipe.batch_size}"
+        )
         if grid.cut():
             cut.append(f"{task}: {grid.cut()} inputs are too long for {model}, cut")
-    scores = "mean ± standard deviation of the best cell of"
-    return [f"{', '.join(tasks)}: {scores} {grid}" for grid, tasks in tasks_of.items()] + cut
+    return [*settings.values(), *cut]
 
 
 # ---- all of it -----------------------------------------------------------------------------------
@@ -198,8 +157,8 @@ def main(argv: list[str] | None = None) -> int:
     config = parse_config(argv)
     if world() > 1:
         raise UserError("evaluate.py works in one process; start it with python, not torchrun")
-    if config.out:
-        check_folder(config.out)
+    if config.out and (path := obstacle(config.out)) is not None:  # before hours of work
+        raise UserError(f"--out {config.out}: nothing can be written to {path}")
     device = choose_device(config.device)
     precision = choose_precision(config.precision, device)
     if config.threads:
@@ -216,13 +175,11 @@ def main(argv: list[str] | None = None) -> int:
     facts = {}
     for name, model in models.items():
         facts[name] = {"model": name, "teacher": model.teacher and model.teacher.name}
-        facts[name]["start"] = model.start and model.start.name
 
     # ---- held-out text
     batches = held_out_batches(models, config.data, device)
     for name, model in models.items():
-        products = autocast(device, precision)
-        facts[name] |= on_held_out_text(model, batches[name], products, device)
+        facts[name] |= on_held_out_text(model, batches[name], autocast(device, precision))
 
     # ---- sentence vectors
     if tasks:
@@ -233,8 +190,8 @@ def main(argv: list[str] | None = None) -> int:
     # ---- fine-tuning
     recipe = Recipe(max_tokens=config.max_tokens, precision=precision, device=str(device))
     grids = make_grids(models, tasks, config, recipe)
-    fine_tune(models, grids)
-    records = result_records(grids, tasks, models)
+    fine_tune(grids)
+    records = result_records(grids)
 
     # ---- cost
     for name, costs in measure_costs(models).items():
@@ -245,13 +202,15 @@ def main(argv: list[str] | None = None) -> int:
     headlines = {task.name: task.metrics[0] for task in tasks}
     if any(record["task"] == "glue" for record in records):
         headlines["glue"] = "average"
-    lines = table(rows, records, headlines)
+    lines = markdown(table(rows, records, headlines))
     closing = closing_lines(models, records, headlines)
     notes = [f"measured on {where}", *notes_on(grids)]
-    print("", columns(lines), "", *notes, *([""] if closing else []), *closing, sep="\n")
+    print("", lines, "", *notes, *([""] if closing else []), *closing, sep="\n")
 
     # ---- files and pictures
     if config.out:
+        from distill.evaluation import figures  # here: matplotlib takes a second
+
         recipes = {}
         for (_, task), grid in grids.items():
             recipes[task] = {"lr, epochs": grid.points, **asdict(grid.recipe)}
@@ -260,31 +219,17 @@ def main(argv: list[str] | None = None) -> int:
             "settings": {"seeds": config.seeds, "recipes": recipes},
             "models": rows,
             "rows": records,
-            "cells": cell_records(grids),
             "notes": [*(note for task in tasks for note in task.notes), *notes, *closing],
         }
-        text = "\n\n".join([markdown(lines), "  \n".join(notes), "  \n".join(closing)])
+        text = "\n\n".join([lines, "  \n".join(notes), "  \n".join(closing)])
+        files = {"results.json": json.dumps(results, indent=1), "results.md": text.strip() + "\n"}
         config.out.mkdir(parents=True, exist_ok=True)
-        write(config.out / "results.json", json.dumps(results, indent=1, allow_nan=False))
-        write(config.out / "results.md", text.strip() + "\n")
-        files = draw(models, rows, batches, records, headlines, config)
-        print("written:", config.out / "results.json", config.out / "results.md", *files)
+        for name, content in files.items():
+            with atomic(config.out / name) as unfinished:
+                unfinished.write_text(content, "utf-8")
+        figures.draw(config.out, models, config.sentence)
+        print(f"written to {config.out}")
     return 0
-
-
-def draw(models, rows, batches, records, headlines, config) -> list[Path]:
-    from distill.evaluation import figures  # here: matplotlib takes a second
-
-    files = figures.draw_pairs(config.out, models, batches, config.sentence)
-    if records:
-        files.append(config.out / "score-latency.png")
-        figures.draw_frontier(files[-1], rows, records, headlines)
-    return files
-
-
-def write(file: Path, text: str) -> None:
-    with atomic(file) as temporary:
-        temporary.write_text(text, "utf-8")
 
 
 if __name__ == "__main__":

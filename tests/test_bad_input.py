@@ -44,7 +44,7 @@ EVALUATE = [
     ("./nowhere", "./nowhere: no such folder"),
     ("{here}/unfinished", "unfinished: python train.py --out .* --resume"),
     ("{here}/teacher --tasks poetry", "--tasks poetry: neither a folder nor one"),
-    ("{here}/teacher --tasks rte --data-dir nowhere", "--data-dir nowhere: no such folder"),
+    ("{here}/teacher --tasks rte --data-dir nowhere", "nowhere/rte: no train with one of"),
     ("{here}/teacher --seeds 0", "--seeds is 0"),
     ("{here}/teacher --lrs 0", "--lrs 0.0 must be above 0"),
     ("{here}/teacher --tasks {here}/task", "no dev with one of"),

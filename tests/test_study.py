@@ -238,10 +238,10 @@ def test_a_full_page_ranks_judges_and_leaves_undefined_scores_out(tmp_path, caps
     assert len(pictures) == 3
     assert all((tmp_path / picture).stat().st_size > 1000 for picture in pictures)
     lines = {line.split(" | ")[0].strip("| "): line for line in page.splitlines()}
-    assert "| agrees |" in lines["MHA transfer is generally best"]
+    assert " agrees |" in lines["MHA transfer is generally best"]
     assert "+10.0" in lines["MHA transfer is generally best"]
-    assert "| contradicts |" in lines["HS transfer stays competitive with MHA"]
-    assert "| cannot say |" in lines["MHA: an upper-middle layer over the last"]
+    assert " contradicts |" in lines["HS transfer stays competitive with MHA"]
+    assert " cannot say |" in lines["MHA: an upper-middle layer over the last"]
     assert "Left out, a score is undefined: mlm-0." in page
     write_report(records, tmp_path / "study.md", readme=True)
     printed = capsys.readouterr().out

@@ -158,11 +158,11 @@ def cut(text: str) -> Iterator[str]:
 
 
 def read_txt(file: str, column: str) -> Iterator[tuple[str, dict]]:
-    head = "".join(line for _, line in islice(_lines(file, LONGEST_DOCUMENT), 1000))
+    head = "".join(line for _, line in islice(lines(file, LONGEST_DOCUMENT), 1000))
     separated = re.search(r"\n\s*\n", head.strip())  # by a blank line between two others
     text = ""
     # a line without end arrives in parts, so a file of one line costs no more memory than another
-    for number, line in _lines(file, LONGEST_DOCUMENT):
+    for number, line in lines(file, LONGEST_DOCUMENT):
         place, blank = f"line {number}", not line.strip()
         if not blank:
             text += line
@@ -177,8 +177,8 @@ def read_txt(file: str, column: str) -> Iterator[tuple[str, dict]]:
         yield "last line", {column: text}
 
 
-def read_jsonl(file: str, column: str) -> Iterator[tuple[str, dict]]:
-    for number, line in _lines(file):
+def read_jsonl(file: str, column: str = "text") -> Iterator[tuple[str, dict]]:
+    for number, line in lines(file):
         if not line.strip():
             continue
         place = f"line {number}"
@@ -235,7 +235,7 @@ def _open(file: str) -> BinaryIO:
 NOT_UTF8 = re.compile("[\udc80-\udcff]")  # how the error handler "surrogateescape" marks a byte
 
 
-def _lines(file: str, limit: int = -1) -> Iterator[tuple[int, str]]:
+def lines(file: str, limit: int = -1) -> Iterator[tuple[int, str]]:
     """Yield (number, line); a line of more than `limit` characters comes in parts."""
     number, at_start = 0, True
     try:

@@ -14,6 +14,7 @@ import functools
 import hashlib
 import itertools
 import re
+from collections import defaultdict
 from collections.abc import Callable
 
 from distill.data.docs import docs_documents
@@ -24,21 +25,11 @@ from minitransformer.errors import UserError
 LIBRARY = {"train": 64, "dev": 330}
 ORDER = {"train": 128, "dev": 330}
 PAIRS = {"train": 32, "dev": 200}  # each gives two examples
-# of fine-tuning, where the command line says nothing else
-EPOCHS, BATCH_SIZE = 2, 8
 # at 2e-4 docs-next ends in one class for one seed in two, also for the teacher
-RATES = {"docs-library": 2e-4, "docs-order": 2e-4, "docs-next": 1e-4}
+LRS = {"docs-library": 2e-4, "docs-order": 2e-4, "docs-next": 1e-4}
 
-LIBRARIES = (
-    "huggingface_hub",
-    "matplotlib",
-    "networkx",
-    "numpy",
-    "pandas",
-    "python",  # its standard library
-    "reference",  # of the language
-    "sympy",
-)
+# python is its standard library, reference that of the language
+LIBRARIES = "huggingface_hub matplotlib networkx numpy pandas python reference sympy".split()
 GIVEAWAYS = re.compile(
     r"numpy|pandas|matplotlib|pyplot|networkx|sympy|hugging|\bhub\b|python|\b(np|pd|plt)\.",
     re.IGNORECASE,
@@ -49,12 +40,10 @@ SENTENCE_END = re.compile(r'(?<=[a-z0-9)`"][.!?])\s+(?=[A-Z"`])')
 def docs_library() -> Task:
     """Which library is the sentence from? Sentences with a name that gives it away are left out."""
     found = sentences(lambda sentence: not GIVEAWAYS.search(sentence), LIBRARY)
-    libraries = [name for name in LIBRARIES if found["train", name] and found["dev", name]]
     examples = {"train": [], "dev": []}
-    for split, rows in examples.items():
-        for label, library in enumerate(libraries):
-            rows += [(sentence, label) for sentence in found[split, library]]
-    return docs_task("docs-library", examples, libraries)
+    for (split, library), rows in found.items():
+        examples[split] += [(sentence, LIBRARIES.index(library)) for sentence in rows]
+    return docs_task("docs-library", examples, LIBRARIES)
 
 
 def docs_order() -> Task:
@@ -63,14 +52,14 @@ def docs_order() -> Task:
     examples = {"train": [], "dev": []}
     for (split, _), chosen in found.items():
         for number, sentence in enumerate(chosen):
-            if number % 2:
-                examples[split].append((sentence, 1))
-                continue
-            words = sentence.split()
-            places = swappable(words)
-            place = places[int(scrambled(sentence)[:8], 16) % len(places)]
-            words[place], words[place + 1] = words[place + 1], words[place]
-            examples[split].append((" ".join(words), 0))
+            label = number % 2
+            if label == 0:
+                words = sentence.split()
+                places = swappable(words)
+                place = places[int(scrambled(sentence)[:8], 16) % len(places)]
+                words[place], words[place + 1] = words[place + 1], words[place]
+                sentence = " ".join(words)
+            examples[split].append((sentence, label))
     return docs_task("docs-order", examples, ["swapped", "intact"])
 
 
@@ -90,7 +79,7 @@ def docs_next() -> Task:
     Each first sentence stands in two examples, once before its own second sentence and once before
     that of another pair: no sentence tells the label by itself.
     """
-    found, taken = no_examples(), set()
+    found, taken = defaultdict(list), set()
     for key, document, paragraph in docs_paragraphs():
         for first, second in itertools.pairwise(paragraph):
             if is_whole(first) and is_whole(second) and not taken & {first, second}:
@@ -119,24 +108,20 @@ def docs_task(name: str, examples: dict[str, list[tuple]], classes: list[str]) -
             raise UserError(f"--tasks {name}: the installed libraries have too few docstrings")
         pairs = [row[1] for row in rows] if len(rows[0]) == 3 else None
         splits[split] = Split([row[0] for row in rows], pairs, labels)
-    return Task(name, splits["train"], {"dev": splits["dev"]}, tuple(classes), ("accuracy",))
+    fine_tuning = {"lrs": (LRS[name],), "epochs": (2,), "batch_size": 8}
+    dev = {"dev": splits["dev"]}
+    return Task(name, splits["train"], dev, tuple(classes), ("accuracy",), **fine_tuning)
 
 
-def sentences(
-    fits: Callable[[str], object], sizes: dict[str, int]
-) -> dict[tuple[str, str], list[str]]:
+def sentences(fits: Callable[[str], object], sizes: dict[str, int]) -> dict[tuple, list[str]]:
     """{(split, library): sentences}, as many as `sizes` says, of those that fit; none twice."""
-    found, taken = no_examples(), set()
+    found, taken = defaultdict(list), set()
     for key, _, paragraph in docs_paragraphs():
         for sentence in paragraph:
             if is_whole(sentence) and sentence not in taken and fits(sentence):
                 taken.add(sentence)
                 found[key].append(sentence)
     return {key: sorted(rows, key=scrambled)[: sizes[key[0]]] for key, rows in found.items()}
-
-
-def no_examples() -> dict[tuple[str, str], list]:
-    return {(split, library): [] for split in PAIRS for library in LIBRARIES}
 
 
 @functools.cache

@@ -14,14 +14,16 @@ embeddings only those rows that the task reads (AdamW would move all of XLM-R's 
 step).
 """
 
+import copy
 import hashlib
+import itertools
 import json
 import math
 import statistics
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -30,18 +32,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from distill.evaluation.metrics import METRICS
+from distill.evaluation.models import Model
 from distill.evaluation.tasks import Split, Task
 from distill.program.machine import autocast
 from distill.training.optimizer import learning_rate, make_optimizer, set_learning_rate
 from minitransformer.config import EncoderConfig
-from minitransformer.files import atomic
+from minitransformer.files import atomic, cache_folder
 from minitransformer.model import Encoder
-from minitransformer.pretrained import weights_hash
 from minitransformer.tokenizer import Tokenizer
 
 FORMAT = 2  # of a cached result; to be raised whenever the recipe changes
 CHOOSE = "choose"  # the name of the split `chosen_on` among the scores
-DISTINCT = "distinct predictions"  # stands among a split's scores; 1 = all are the same
+DISTINCT = "distinct predictions"  # stands among a split's metrics; 1 = all are the same
 MEGABATCH = 50  # batches within which sentences are sorted by length
 
 
@@ -58,30 +60,6 @@ class Recipe:
     device: str = "cpu"
 
 
-@dataclass(frozen=True)
-class Cell:
-    """One point of the grid; `scores` has for each seed {split: {metric: score}}, or None where the
-    loss became NaN or inf.
-    """
-
-    lr: float
-    epochs: int
-    scores: list[dict | None]
-
-    def values(self, metric: str, splits: Sequence[str]) -> list[float | None]:
-        """Return for each seed the metric's mean over the splits; None where one is undefined."""
-        values = []
-        for scores in self.scores:
-            parts = [scores[split][metric] for split in splits] if scores else [None]
-            values.append(None if None in parts else statistics.fmean(parts))
-        return values
-
-    def one_answer(self, splits: Sequence[str]) -> int:
-        """Return for how many seeds all predictions on these splits are the same."""
-        counts = [[scores[split][DISTINCT] for split in splits] for scores in self.scores if scores]
-        return sum(max(count) == 1 for count in counts)
-
-
 class Examples:
     """A split as token ids that fit the encoder, and its batches.
 
@@ -94,32 +72,30 @@ class Examples:
         rows = tokenizer.encode_pairs(split.texts, split.text_pairs, max_tokens=limit)
         whole = tokenizer.encode_pairs(split.texts, split.text_pairs, max_tokens=limit + 1)
         self.cut = sum(len(ids) > limit for ids, _ in whole)
-        self.tokens = [(np.array(ids), np.minimum(types, highest)) for ids, types in rows]
+        self.ids = [np.array(ids) for ids, _ in rows]
+        self.types = [np.minimum(types, highest) for _, types in rows]
+        self.lengths = np.array([len(ids) for ids in self.ids])
         self.pad, self.labels = config.pad_token_id, np.array(split.labels)
-        self.lengths = np.array([len(ids) for ids, _ in self.tokens])
 
     def batch(self, rows: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
         """Return (ids, mask, token types), (B, N) each; N is the length of the longest row."""
-        shape = (len(rows), self.lengths[rows].max())
-        ids, mask, types = np.full(shape, self.pad), np.zeros(shape, bool), np.zeros(shape, int)
-        for i, row in enumerate(rows):
-            n = self.lengths[row]
-            mask[i, :n] = True
-            ids[i, :n], types[i, :n] = self.tokens[row]
+        mask = np.arange(self.lengths[rows].max()) < self.lengths[rows][:, None]  # (B, N)
+        ids, types = np.full(mask.shape, self.pad), np.zeros(mask.shape, int)
+        ids[mask] = np.concatenate([self.ids[row] for row in rows])
+        types[mask] = np.concatenate([self.types[row] for row in rows])
         return torch.from_numpy(ids), torch.from_numpy(mask), torch.from_numpy(types)
 
     def shuffled(self, batch_size: int, generator: torch.Generator) -> list[np.ndarray]:
         """The rows of each batch of an epoch; like lengths together, otherwise in random order."""
-        order = torch.randperm(len(self.tokens), generator=generator).numpy()
+        order = torch.randperm(len(self.ids), generator=generator).numpy()
         batches = []
         for start in range(0, len(order), batch_size * MEGABATCH):
-            megabatch = order[start : start + batch_size * MEGABATCH]
-            batches += self.by_length(batch_size, megabatch)
+            batches += self.by_length(batch_size, order[start : start + batch_size * MEGABATCH])
         return [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
 
     def by_length(self, batch_size: int, rows: np.ndarray | None = None) -> list[np.ndarray]:
         """The rows (default: all) in batches, the shortest first."""
-        rows = np.arange(len(self.tokens)) if rows is None else rows
+        rows = np.arange(len(self.ids)) if rows is None else rows
         rows = rows[np.argsort(self.lengths[rows], kind="stable")]
         return [rows[i : i + batch_size] for i in range(0, len(rows), batch_size)]
 
@@ -135,16 +111,13 @@ class Classifier(nn.Module):
 
     def __init__(self, encoder: Encoder, used_ids: np.ndarray, outputs: int, generator):
         super().__init__()
-        with torch.device("meta"):
-            config = replace(encoder.config, vocab_size=len(used_ids))
-            self.encoder = Encoder(config, mlm_head=False)
-        wanted = self.encoder.state_dict().keys()
-        state = {name: tensor for name, tensor in encoder.state_dict().items() if name in wanted}
-        words = "embeddings.word.weight"
-        state[words] = state[words][torch.from_numpy(used_ids).to(state[words].device)]
-        state = {name: tensor.detach().clone() for name, tensor in state.items()}
-        self.encoder.load_state_dict(state, assign=True)
-        self.head = nn.Linear(config.hidden_size, outputs)
+        words = encoder.embeddings.word.weight.detach()
+        used = nn.Embedding.from_pretrained(words[torch.tensor(used_ids, device=words.device)])
+        # while copying, `used` stands for the whole table, of which no copy is made
+        self.encoder = copy.deepcopy(encoder, {id(encoder.embeddings.word): used})
+        self.encoder.mlm_head = None
+        self.encoder.requires_grad_()
+        self.head = nn.Linear(encoder.config.hidden_size, outputs)
         nn.init.normal_(self.head.weight, 0.0, 0.02, generator=generator)
         nn.init.zeros_(self.head.bias)
 
@@ -166,19 +139,17 @@ class Tuner:
         for name, split in splits.items():
             self.splits[name] = Examples(split, tokenizer, encoder.config, recipe.max_tokens)
         self.cut = sum(examples.cut for examples in self.splits.values())
-        self._keep_used_ids()
-        labels = self.splits["train"].labels
-        self.shift, self.scale = (0, 1) if task.classes else (labels.mean(), labels.std() or 1.0)
-
-    def _keep_used_ids(self) -> None:
         # Ids up to the padding's keep their numbers: RoBERTa counts its positions from that one.
-        used = [np.arange(self.encoder.config.pad_token_id + 1)]
+        used = [np.arange(encoder.config.pad_token_id + 1)]
         for examples in self.splits.values():
-            used += [ids for ids, _ in examples.tokens]
+            used += examples.ids
         self.used_ids = np.unique(np.concatenate(used))
         for examples in self.splits.values():
-            rows = examples.tokens
-            examples.tokens = [(np.searchsorted(self.used_ids, ids), types) for ids, types in rows]
+            examples.ids = [np.searchsorted(self.used_ids, ids) for ids in examples.ids]
+        labels = self.splits["train"].labels
+        if not task.classes:
+            labels = ((labels - labels.mean()) / (labels.std() or 1.0)).astype(np.float32)
+        self.targets = labels
 
     def train(
         self, lr: float, epochs: int, seed: int, after_step: Callable = lambda: None
@@ -192,28 +163,27 @@ class Tuner:
         outputs = len(self.task.classes) or 1
         model = Classifier(self.encoder, self.used_ids, outputs, generator).to(self.device)
         optimizer = make_optimizer(model.parameters(), lr, recipe.weight_decay)
-        steps = epochs * math.ceil(len(self.task.train.texts) / recipe.batch_size)
-        step = 0
+        batches = []
         for _ in range(epochs):
-            for rows in self.splits["train"].shuffled(recipe.batch_size, generator):
-                self.loss(model, rows).backward()
-                norm = nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
-                if not math.isfinite(norm):
-                    return None
-                set_learning_rate(optimizer, learning_rate(step, steps, lr, recipe.warmup))
-                optimizer.step()
-                optimizer.zero_grad(set_to_none=True)
-                step += 1
-                after_step()
+            batches += self.splits["train"].shuffled(recipe.batch_size, generator)
+        for step, rows in enumerate(batches):
+            self.loss(model, rows).backward()
+            norm = nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
+            if not math.isfinite(norm):
+                return None
+            set_learning_rate(optimizer, learning_rate(step, len(batches), lr, recipe.warmup))
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            after_step()
         scores = {name: self.score(model, name) for name in self.splits if name != "train"}
         return None if None in scores.values() else scores
 
     def loss(self, model: Classifier, rows: np.ndarray) -> Tensor:
         outputs = self.outputs(model, self.splits["train"], rows)
-        labels = torch.from_numpy(self.splits["train"].labels[rows]).to(self.device)
+        targets = torch.from_numpy(self.targets[rows]).to(self.device)
         if self.task.classes:
-            return F.cross_entropy(outputs, labels)
-        return F.mse_loss(outputs.squeeze(-1), ((labels - self.shift) / self.scale).float())
+            return F.cross_entropy(outputs, targets)
+        return F.mse_loss(outputs.squeeze(-1), targets)
 
     def outputs(self, model: Classifier, examples: Examples, rows: np.ndarray) -> Tensor:
         with autocast(self.device, self.recipe.precision):
@@ -222,7 +192,7 @@ class Tuner:
     @torch.inference_mode()
     def score(self, model: Classifier, split: str) -> dict[str, float | None] | None:
         examples = self.splits[split]
-        predictions = np.empty(len(examples.tokens))
+        predictions = np.empty(len(examples.ids))
         for rows in examples.by_length(64):
             outputs = self.outputs(model, examples, rows).cpu()
             predictions[rows] = outputs.argmax(-1) if self.task.classes else outputs.squeeze(-1)
@@ -235,10 +205,23 @@ class Tuner:
 # ---- grid and cache ------------------------------------------------------------------------------
 
 
-def fingerprint(encoder: Encoder, tokenizer: Tokenizer) -> dict:
-    """What identifies a model: hash of its weights, sizes, hash of its tokenizer."""
-    sizes = {name: value for name, value in asdict(encoder.config).items() if name != "extra"}
-    return {"weights": weights_hash(encoder), "config": sizes, "tokenizer": tokenizer.hash}
+@dataclass(frozen=True)
+class Cell:
+    """One point of the grid; `scores` has for each seed {split: {metric: score}}, or None where the
+    loss became NaN or inf.
+    """
+
+    lr: float
+    epochs: int
+    scores: list[dict | None]
+
+    def values(self, metric: str, splits: Iterable[str]) -> list[float | None]:
+        """Return for each seed the metric's mean over the splits; None where one is undefined."""
+        values = []
+        for scores in self.scores:
+            parts = [scores[split][metric] for split in splits] if scores else [None]
+            values.append(None if None in parts else statistics.fmean(parts))
+        return values
 
 
 @dataclass
@@ -249,51 +232,46 @@ class Grid:
     only when it is whole: a killed grid goes on, and a second call computes what is new.
     """
 
-    model: dict  # its fingerprint
+    model: Model
     task: Task
     recipe: Recipe
     lrs: Sequence[float]
     epochs: Sequence[int]
     seeds: int
-    cache: Path
 
     @property
     def points(self) -> list[tuple[float, int]]:
-        return [(lr, epochs) for lr in self.lrs for epochs in self.epochs]
+        return list(dict.fromkeys(itertools.product(self.lrs, self.epochs)))  # each once
 
     def file(self, lr: float, epochs: int, seed: int) -> Path:
-        key = {"format": FORMAT, "model": self.model, "task": self.task.hash}
+        """Return where the result {scores, cut} is, or will be."""
+        key = {"format": FORMAT, "model": self.model.fingerprint, "task": self.task.hash}
         key |= {"recipe": asdict(self.recipe), "torch": torch.__version__}
         key |= {"lr": lr, "epochs": epochs, "seed": seed}
         digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
-        return self.cache / f"{digest}.json"
-
-    def read(self, lr: float, epochs: int, seed: int) -> dict | None:
-        """Return the cached result {scores, cut}, or None where there is none."""
-        file = self.file(lr, epochs, seed)
-        return json.loads(file.read_bytes()) if file.exists() else None
+        folder = cache_folder() / "finetune"
+        folder.mkdir(exist_ok=True)
+        return folder / f"{digest}.json"
 
     def missing(self) -> list[tuple[float, int, int]]:
+        """Return what is not in the cache."""
         seeds = range(self.seeds)
         points = [(lr, epochs, seed) for seed in seeds for lr, epochs in self.points]
-        return [point for point in points if self.read(*point) is None]
+        return [point for point in points if not self.file(*point).exists()]
 
     def steps(self) -> int:
         """Return the optimizer steps of all that is missing."""
         batches = math.ceil(len(self.task.train.texts) / self.recipe.batch_size)
         return sum(epochs * batches for _, epochs, _ in self.missing())
 
-    def compute(
-        self, encoder: Encoder, tokenizer: Tokenizer, after_step: Callable = lambda: None
-    ) -> None:
+    def compute(self, after_step: Callable[[], object] = lambda: None) -> None:
         """Train what is missing and keep each result at once.
 
         On a CPU every core trains a model of its own: batches are too small to share among cores,
-        and the result does not depend on their number. Ctrl-C, or an error in one of them, stops
-        all of them after the step in progress.
+        and the result does not depend on their number. Ctrl-C stops all of them after the step in
+        progress.
         """
-        tuner = Tuner(encoder, tokenizer, self.task, self.recipe)
-        on_cpu = self.recipe.device == "cpu"
+        tuner = Tuner(self.model.encoder, self.model.tokenizer, self.task, self.recipe)
         threads, stop = torch.get_num_threads(), threading.Event()
 
         def go_on() -> None:
@@ -302,22 +280,20 @@ class Grid:
             after_step()
 
         def train_one(point: tuple[float, int, int]) -> None:
-            if on_cpu:
-                torch.set_num_threads(1)  # of this Python thread
-            try:
-                result = {"scores": tuner.train(*point, go_on), "cut": tuner.cut}
-            except BaseException:
-                stop.set()
-                raise
+            result = {"scores": tuner.train(*point, go_on), "cut": tuner.cut}
             with atomic(self.file(*point)) as temporary:
                 temporary.write_text(json.dumps(result))
 
-        with ThreadPoolExecutor(threads if on_cpu else 1) as pool:
+        workers = threads if self.recipe.device == "cpu" else 1
+        with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
             try:
                 list(pool.map(train_one, self.missing()))
             finally:
                 stop.set()
         torch.set_num_threads(threads)
+
+    def read(self, lr: float, epochs: int, seed: int) -> dict:
+        return json.loads(self.file(lr, epochs, seed).read_bytes())
 
     def cells(self) -> list[Cell]:
         cells = []
@@ -335,7 +311,7 @@ class Grid:
 
         A cell whose loss diverged or whose score is undefined is best only where all are so.
         """
-        splits = [CHOOSE] if self.task.chosen_on else list(self.task.scored)
+        splits = [CHOOSE] if self.task.chosen_on else self.task.scored
 
         def merit(cell: Cell) -> float:
             values = cell.values(self.task.metrics[0], splits)

@@ -41,15 +41,13 @@ class Form:
 
 
 ONE, TWO = ("sentence", None, "label"), ("sentence1", "sentence2", "label")
-NLI_COLUMNS = ("premise", "hypothesis", "label")
+QUESTIONS, NLI_COLUMNS = ("question1", "question2", "label"), ("premise", "hypothesis", "label")
 GLUE = {
     "cola": Form(ONE, ("unacceptable", "acceptable"), ("matthews", "accuracy")),
     "sst2": Form(ONE, ("negative", "positive")),
     "mrpc": Form(TWO, ("not_equivalent", "equivalent"), ("f1", "accuracy")),
     "stsb": Form(TWO, (), ("spearman", "pearson")),
-    "qqp": Form(
-        ("question1", "question2", "label"), ("not_duplicate", "duplicate"), ("f1", "accuracy")
-    ),
+    "qqp": Form(QUESTIONS, ("not_duplicate", "duplicate"), ("f1", "accuracy")),
     "mnli": Form(NLI_COLUMNS, NLI),
     "qnli": Form(("question", "sentence", "label"), ENTAILED),
     "rte": Form(TWO, ENTAILED),
@@ -59,7 +57,7 @@ XNLI = Form(NLI_COLUMNS, NLI)
 
 def glue_task(name: str, data_dir: str | None = None) -> Task:
     """Return one of GLUE's eight tasks; its validation split is scored, both of them for MNLI."""
-    folder, form, notes = task_folder(data_dir, name), GLUE[name], []
+    folder, form, notes = data_dir and Path(data_dir, name), GLUE[name], []
     names = {"dev": "validation"}
     if name == "mnli":
         names = {"matched": "validation_matched", "mismatched": "validation_mismatched"}
@@ -74,7 +72,7 @@ def xnli_task(data_dir: str | None = None, languages: list[str] | None = None) -
 
     languages   those to test (default: all fifteen; of a folder those that it has)
     """
-    folder, notes, chosen = task_folder(data_dir, "xnli"), [], languages or LANGUAGES
+    folder, notes, chosen = data_dir and Path(data_dir, "xnli"), [], languages or LANGUAGES
     if folder and not languages:
         chosen = [language for language in LANGUAGES if (folder / language).is_dir()]
         if len(chosen) < len(LANGUAGES):
@@ -86,13 +84,6 @@ def xnli_task(data_dir: str | None = None, languages: list[str] | None = None) -
     train, validation = split("en", "train"), split("en", "validation")
     scored = {language: split(language, "test") for language in chosen}
     return Task("xnli", train, scored, NLI, XNLI.metrics, validation, tuple(notes))
-
-
-def task_folder(data_dir: str | None, name: str) -> Path | None:
-    folder = Path(data_dir, name) if data_dir else None
-    if folder and not folder.is_dir():
-        raise UserError(f"--data-dir {data_dir}: no folder {name} in it")
-    return folder
 
 
 def read(folder: Path | None, place: tuple[str, str, str], form: Form, notes: list[str]) -> Split:

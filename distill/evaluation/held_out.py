@@ -2,13 +2,13 @@
 
 loss         the run's own distillation loss, of its start and of its student
 perplexity   of the words that are masked, where there is an MLM head
-agreement    share of the masked places at which teacher and student guess the same word
 sentences    how far a sentence's vector, the mean of the last layer over its tokens, is the
              teacher's
 """
 
 import math
 from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -21,6 +21,8 @@ from distill.evaluation.finetune import Examples, mean_over_tokens
 from distill.evaluation.models import Model
 from distill.evaluation.tasks import Split
 from distill.method import Batch, Method
+from distill.mlm import MLM
+from distill.student import METHOD_SETTINGS
 from distill.training.held_out import held_out_loss
 from minitransformer.errors import UserError
 from minitransformer.model import Encoder
@@ -40,77 +42,50 @@ def held_out_batches(
     texts, batches = {}, {}
     for model in models.values():
         settings, tokenizer = model.settings or usual, model.tokenizer
-        names, alpha = tuple(data or settings["data"]), settings["alpha"]
+        names, alpha = data or settings["data"], settings["alpha"]
         length = min(settings["seq_len"], model.encoder.config.max_tokens)
-        key = (names, length, alpha, tokenizer.hash)
+        key = (*names, length, alpha, tokenizer.hash)
         if key not in texts:
-            text = Text(list(names), tokenizer, length, alpha=alpha)
+            text = Text(names, tokenizer, length, alpha=alpha)
             masked = tokenizer.mask_id is not None
             texts[key] = [batch.to(device) for batch in text.held_out(16, masked=masked)]
         batches[model.name] = texts[key]
     return batches
 
 
-def on_held_out_text(
-    model: Model, batches: list[Batch], autocast: AbstractContextManager, device: torch.device
-) -> dict:
-    """Return what can be said of this model: its own losses, perplexity, agreement."""
+def on_held_out_text(model: Model, batches: list[Batch], autocast: AbstractContextManager) -> dict:
+    """Return what can be said of this model: its own losses, perplexity."""
     teacher = model.teacher.encoder if model.reads_like_teacher else None
     facts = {}
 
     def loss(method: Method, student: Encoder) -> float:
-        def compute(teacher: Encoder | None, batch: Batch) -> tuple[Tensor, Tensor]:
-            return method(student, teacher, batch)
+        method.to(batches[0].ids.device)
+        return held_out_loss(partial(method, student), teacher, batches, autocast)
 
-        return held_out_loss(compute, teacher, batches, autocast)
-
-    if model.trained and (teacher or model.settings["method"] == "mlm"):
-        facts["method"] = model.settings["method"]
-        facts["loss"] = loss(own_method(model, teacher, learned=True).to(device), model.encoder)
+    settings = model.settings
+    if model.trained and (teacher or settings["method"] == "mlm"):
+        chosen = {name: settings[name] for name in METHOD_SETTINGS if settings.get(name)}
+        configs = (model.encoder.config, teacher and teacher.config)
+        method = build_method(settings["method"], *configs, **chosen)
+        method.check_models(model.encoder, teacher)
         if model.start:
-            method = own_method(model, teacher, learned=False).to(device)
             facts["start_loss"] = loss(method, model.start.encoder)
+        load_maps(method, model.name)
+        facts |= {"method": settings["method"], "loss": loss(method, model.encoder)}
     if model.encoder.mlm_head is not None and batches[0].masked_ids is not None:
-        mlm = build_method("mlm", model.encoder.config, None)
-        facts["perplexity"] = math.exp(loss(mlm, model.encoder))
-        if teacher and teacher.mlm_head is not None:
-            facts["agreement"] = agreement(model.encoder, teacher, batches, autocast)
+        facts["perplexity"] = math.exp(loss(MLM(model.encoder.config), model.encoder))
     return facts
 
 
-def own_method(run: Model, teacher: Encoder | None, learned: bool) -> Method:
-    """Return the method of the run, with its maps as they were `learned` or as they began."""
-    settings, maps = run.settings, Path(run.name, "projections.safetensors")
-    names = ("mapping", "teacher_layer", "relation_heads", "temperature", "positions")
-    chosen = {name: settings[name] for name in names}
-    teacher_config = teacher and teacher.config
-    method = build_method(settings["method"], run.encoder.config, teacher_config, **chosen)
-    method.check_models(run.encoder, teacher)
-    if learned and maps.exists():
+def load_maps(method: Method, run: str) -> None:
+    """Load the maps that a run learned, where its method has any."""
+    file = Path(run, "projections.safetensors")
+    if file.exists():
         try:
-            method.load_state_dict(read_weight_file(maps))
+            method.load_state_dict(read_weight_file(file))
         except RuntimeError as error:
             reason = " ".join(str(error).split())
-            raise UserError(f"{run.name}: its maps do not fit this teacher: {reason}") from None
-    return method
-
-
-@torch.inference_mode()
-def agreement(
-    student: Encoder, teacher: Encoder, batches: list[Batch], autocast: AbstractContextManager
-) -> float:
-    """Return the share of masked places at which both give the same word the highest score."""
-    same = count = 0
-    for batch in batches:
-        guesses = []
-        for encoder in (student, teacher):
-            with autocast:
-                hidden = encoder(batch.masked_ids, batch.mask, keep="last").hidden[-1]
-                chosen = hidden.flatten(0, 1)[batch.positions]  # (M, D)
-                guesses.append(encoder.mlm_logits(chosen).argmax(dim=-1))
-        same += int((guesses[0] == guesses[1]).sum())
-        count += len(guesses[0])
-    return same / count
+            raise UserError(f"{run}: its maps do not fit this teacher: {reason}") from None
 
 
 def on_sentences(
@@ -119,11 +94,11 @@ def on_sentences(
     """Return for each model that has a teacher how far its sentence vectors are the teacher's."""
     sentences = list(dict.fromkeys(texts))[:SENTENCES]
     vectors = {name: sentence_vectors(model, sentences, device) for name, model in models.items()}
-    return {
-        name: compare_vectors(vectors[name], vectors[model.teacher.name])
-        for name, model in models.items()
-        if model.teacher
-    }
+    facts = {}
+    for name, model in models.items():
+        if model.teacher:
+            facts[name] = compare_vectors(vectors[name], vectors[model.teacher.name])
+    return facts
 
 
 @torch.inference_mode()
@@ -145,10 +120,7 @@ def compare_vectors(student: Tensor, teacher: Tensor) -> dict:
     Returns the mean cosine (only where the widths agree), and the share of sentences whose nearest
     other one by the teacher is also the nearest by the student.
     """
-    nearest = []
-    for vectors in (student, teacher):
-        cosines = vectors @ vectors.T  # (M, M)
-        nearest.append(cosines.fill_diagonal_(-2.0).argmax(dim=-1))
+    nearest = [(v @ v.T).fill_diagonal_(-2.0).argmax(dim=-1) for v in (student, teacher)]
     facts = {"neighbour_kept": float((nearest[0] == nearest[1]).float().mean())}
     if student.shape == teacher.shape:
         facts["sentence_cosine"] = float((student * teacher).sum(dim=-1).mean())

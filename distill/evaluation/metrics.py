@@ -30,15 +30,13 @@ def matthews(predictions, labels):
 
     With c right of M, and class k predicted p_k times and labelled t_k times:
         (c M - sum p_k t_k) / sqrt((M² - sum p_k²) (M² - sum t_k²))          [Gorodkin 2004]
-    In Python's integers, which do not overflow.
     """
     classes = np.union1d(predictions, labels)
-    p = [int(np.sum(predictions == c)) for c in classes]
-    t = [int(np.sum(labels == c)) for c in classes]
-    total, right = len(labels), int(np.sum(predictions == labels))
-    spread = (total**2 - sum(n * n for n in p)) * (total**2 - sum(n * n for n in t))
-    covariance = right * total - sum(a * b for a, b in zip(p, t, strict=True))
-    return covariance / spread**0.5 if spread else 0.0
+    p, t = (np.array([np.sum(side == c) for c in classes]) for side in (predictions, labels))
+    total, right = len(labels), np.sum(predictions == labels)
+    # as floats, since the product of these integers does not fit in 64 bits
+    spread = np.sqrt(float(total**2 - p @ p) * float(total**2 - t @ t))
+    return float((right * total - p @ t) / spread) if spread else 0.0
 
 
 def pearson(predictions, labels):

@@ -1,14 +1,13 @@
 """The models of a table: runs, their untrained starts, their teachers."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from distill.evaluation.finetune import fingerprint
 from distill.student import rebuild_start
 from distill.training.run import Run
 from minitransformer.errors import UserError
 from minitransformer.model import Encoder
-from minitransformer.pretrained import load_pretrained
+from minitransformer.pretrained import load_pretrained, weights_hash
 from minitransformer.tokenizer import Tokenizer
 
 
@@ -19,6 +18,8 @@ class Model:
     settings   of the run of train.py that made it, or that begins with it; None where none did
     trained    whether it is such a run's student, and not its start or a model from elsewhere
     start      a run's untrained start, where it could be rebuilt
+
+    Its fingerprint is what identifies it: hash of its weights, sizes, hash of its tokenizer.
     """
 
     name: str
@@ -30,7 +31,8 @@ class Model:
     start: "Model | None" = None
 
     def __post_init__(self):
-        self.fingerprint = fingerprint(self.encoder, self.tokenizer)
+        weights, sizes = weights_hash(self.encoder), asdict(self.encoder.config)
+        self.fingerprint = {"weights": weights, "config": sizes, "tokenizer": self.tokenizer.hash}
 
     @property
     def reads_like_teacher(self) -> bool:
@@ -43,11 +45,10 @@ def load_models(runs: list[str], teacher: str | None = None) -> dict[str, Model]
     teacher   compare with this one instead of each run's own
     """
     records = {name: start_record(name) for name in runs}
-    teachers = {}
+    teachers, models = {}, {}
     for name, record in records.items():
         own = record["teacher"]["name"] if record and record["teacher"] else None
         teachers[name] = teacher or own
-    models = {}
     for name in teachers.values():
         if name is not None and name not in models:
             asked_for = name in runs or teacher is not None
@@ -85,12 +86,13 @@ def load_model(name: str, record: dict | None, asked_for: bool = True) -> Model:
 
 def check_teacher(run: Model, record: dict) -> None:
     """Refuse a teacher that reads otherwise than its student; note one with other weights."""
-    if run.teacher is None:
+    name, teacher = run.name, run.teacher
+    if teacher is None:
         return
     if not run.reads_like_teacher:
-        raise UserError(f"{run.name} and its teacher {run.teacher.name} have different tokenizers")
-    if record["teacher"] and record["teacher"]["hash"] != run.teacher.fingerprint["weights"]:
-        print(f"note: {run.name} learned from a teacher with other weights than {run.teacher.name}")
+        raise UserError(f"{name} and its teacher {teacher.name} have different tokenizers")
+    if record["teacher"] and record["teacher"]["hash"] != teacher.fingerprint["weights"]:
+        print(f"note: {name} learned from a teacher with other weights than {teacher.name}")
 
 
 def find_start(run: Model, record: dict) -> Model | None:
@@ -101,13 +103,13 @@ def find_start(run: Model, record: dict) -> Model | None:
     try:
         encoder = rebuild_start(run.settings, run.teacher and run.teacher.encoder).eval()
     except UserError as error:
-        problem = str(error)
-    else:
-        name, settings = f"{run.name} (start)", run.settings
-        start = Model(name, encoder, run.tokenizer, settings, teacher=run.teacher)
-        logged, rebuilt = record.get("start", {}).get("hash"), start.fingerprint["weights"]
-        if rebuilt == logged:
-            return start
-        problem = f"rebuilt from its settings it is {rebuilt:.8}, the log says {logged!s:.8}"
+        print(f"note: no column for the start of {run.name}: {error}")
+        return None
+    name = f"{run.name} (start)"
+    start = Model(name, encoder, run.tokenizer, run.settings, teacher=run.teacher)
+    logged, rebuilt = record["start"].get("hash"), start.fingerprint["weights"]
+    if rebuilt == logged:
+        return start
+    problem = f"rebuilt from its settings it is {rebuilt:.8}, the log says {logged!s:.8}"
     print(f"note: no column for the start of {run.name}: {problem}")
     return None

@@ -13,11 +13,12 @@ Shares are counted on the way between two scores, never from 0:
 import statistics
 from collections.abc import Callable
 
-from distill.evaluation.finetune import Grid
+import numpy as np
+
+from distill.evaluation.finetune import DISTINCT, Grid
 from distill.evaluation.glue import GLUE
 from distill.evaluation.metrics import chance
 from distill.evaluation.models import Model
-from distill.evaluation.tasks import Task
 
 WIDEST = 6  # up to so many models: one a column; more: one a row
 
@@ -42,47 +43,36 @@ def record(
     }
 
 
-def result_records(grids: dict[tuple[str, str], Grid], tasks: list[Task], models) -> list[dict]:
-    """Return the best cells' scores. Where several splits are scored, their mean and then each;
-    where all of GLUE was done, its average over one number a task.
+def result_records(grids: dict[tuple[str, str], Grid]) -> list[dict]:
+    """Return the best cells' scores, by (model, task). Where several splits are scored, their mean
+    and then each; where all of GLUE was done, its average over one number a task.
     """
-    records = []
-    for model in models:
-        headlines = {}
-        for task in tasks:
-            best = grids[model, task.name].best()
-            for metric in task.metrics:
-                splits = {metric: list(task.scored)}
-                if len(task.scored) > 1:
-                    splits |= {f"{metric} {split}": [split] for split in task.scored}
-                for name, scored in splits.items():
-                    parts = [chance(metric, task.scored[split].labels) for split in scored]
-                    row = record(
-                        model, task.name, name, best.values(metric, scored), statistics.fmean(parts)
-                    )
-                    if row["mean"] is None:
-                        row["undefined"] = "a correlation with constant predictions"
-                    if None in best.scores:
-                        row["undefined"] = "the loss diverged; give a lower --lrs"
-                    row["one_answer"] = best.one_answer(scored)  # for so many seeds
-                    records.append(row)
-                    headlines.setdefault(task.name, row)
-        if GLUE.keys() <= headlines.keys():
-            parts = [headlines[name] for name in GLUE]
+    records, headlines = [], {}
+    for (model, task_name), grid in grids.items():
+        task, best = grid.task, grid.best()
+        for metric in task.metrics:
+            splits = {metric: list(task.scored)}
+            if len(task.scored) > 1:
+                splits |= {f"{metric} {split}": [split] for split in task.scored}
+            for name, scored in splits.items():
+                values = best.values(metric, scored)
+                parts = [chance(metric, task.scored[split].labels) for split in scored]
+                row = record(model, task_name, name, values, statistics.fmean(parts))
+                row |= {"lr": best.lr, "epochs": best.epochs}
+                row["one_answer"] = best.values(DISTINCT, scored).count(1)  # for so many seeds
+                if None in best.scores:
+                    row["undefined"] = "the loss diverged; give a lower --lrs"
+                elif None in values:
+                    row["undefined"] = "a correlation with constant predictions"
+                records.append(row)
+                headlines.setdefault(model, {}).setdefault(task_name, row)
+    for model, rows in headlines.items():
+        if GLUE.keys() <= rows.keys():
+            parts = [rows[name] for name in GLUE]
             seeds = zip(*(part["values"] for part in parts), strict=True)
             values = [None if None in seed else statistics.fmean(seed) for seed in seeds]
             by_chance = statistics.fmean(part["chance"] for part in parts)
             records.append(record(model, "glue", "average", values, by_chance))
-    return records
-
-
-def cell_records(grids: dict[tuple[str, str], Grid]) -> list[dict]:
-    """Return every cell of every grid, with each seed's scores."""
-    records = []
-    for (model, task), grid in grids.items():
-        best = grid.best()
-        for cell in grid.cells():
-            records.append({"model": model, "task": task, **vars(cell), "best": cell == best})
     return records
 
 
@@ -99,50 +89,33 @@ def share(student: dict, teacher: dict, base: list[float]) -> str | None:
     """
     if None in (*base, *student["values"], *teacher["values"]):
         return None
-    parts = [score - start for score, start in zip(student["values"], base, strict=True)]
-    ways = [score - start for score, start in zip(teacher["values"], base, strict=True)]
-    way = statistics.fmean(ways)
-    if way <= (statistics.stdev(ways) if len(ways) > 1 else 0.0):
+    parts, ways = np.subtract(student["values"], base), np.subtract(teacher["values"], base)
+    way, seeds = ways.mean(), len(ways)
+    if way <= (ways.std(ddof=1) if seeds > 1 else 0.0):
         return None
-    ratio = statistics.fmean(parts) / way
+    ratio = parts.mean() / way
     text = f"{100 * ratio:.0f} %"
-    if len(ways) > 1:
-        rest = [(part - ratio * own) / way for part, own in zip(parts, ways, strict=True)]
-        text += f" ± {100 * statistics.stdev(rest):.0f}"
+    if seeds > 1:
+        text += f" ± {100 * (parts - ratio * ways).std(ddof=1) / way:.0f}"
     return text
 
 
-def kept(score: dict, teacher: dict) -> str:
-    """Return the share of the teacher's way up from chance; "-" where the teacher has none."""
-    return share(score, teacher, [score["chance"]] * score["seeds"]) or "-"
-
-
-def recovered(task: str, who: str, start: dict, student: dict, teacher: dict) -> str:
-    """Say in one line how far training took the student from its start to its teacher."""
-    if None in (start["mean"], student["mean"], teacher["mean"]):
-        return f"{task}: {who} cannot be compared with its start, a score is undefined"
-    scores = f"start {start['mean']:.3f}, student {student['mean']:.3f}"
-    scores += f", teacher {teacher['mean']:.3f}"
-    way = share(student, teacher, start["values"])
-    if way is None:
-        return f"{task}: no way to recover, the teacher is not clearly above the start ({scores})"
-    if student["mean"] < start["mean"]:
-        return f"{task}: {who} is not above its start ({scores})"
-    return f"{task}: {who} recovered {way} of the way from its start to its teacher ({scores})"
-
-
 def closing_lines(models: dict[str, Model], records: list[dict], headlines: dict) -> list[str]:
-    """Return for each task and each run that has a start and a teacher how far it came."""
+    """Say for each task and each run with a start and a teacher how far training took it."""
     by_key = {(r["model"], r["task"], r["metric"]): r for r in records}
     runs = [model for model in models.values() if model.start and model.teacher]
     lines = []
     for task, metric in headlines.items():
         for run in runs:
-            names = (run.start.name, run.name, run.teacher.name)
-            scores = [by_key.get((name, task, metric)) for name in names]
-            who = "the student" if len(runs) == 1 else run.name
-            if None not in scores:
-                lines.append(recovered(task, who, *scores))
+            start, student, teacher = (
+                by_key[model.name, task, metric] for model in (run.start, run, run.teacher)
+            )
+            way = share(student, teacher, start["values"])
+            said = f"recovered {way} of the way from its start to its teacher"
+            if way is None:
+                said = "has no way to recover that is clear of the noise"
+            scores = f"start {score(start)}, student {score(student)}, teacher {score(teacher)}"
+            lines.append(f"{task}: {run.name} {said} ({scores})")
     return lines
 
 
@@ -179,7 +152,6 @@ def table(facts: list[dict], records: list[dict], headlines: dict[str, str]) -> 
     add("held-out loss of its start", "{:.4f}".format, "start_loss")
     add("held-out loss", "{:.4f}".format, "loss")
     add("MLM perplexity", "{:.1f}".format, "perplexity")
-    add("top-1 agreement", "{:.1%}".format, "agreement")
     add("sentence vectors: cosine", "{:.3f}".format, "sentence_cosine")
     add("nearest neighbour kept", "{:.1%}".format, "neighbour_kept")
     for task, metric in dict.fromkeys((r["task"], r["metric"]) for r in records):
@@ -190,11 +162,12 @@ def table(facts: list[dict], records: list[dict], headlines: dict[str, str]) -> 
         title = f"{task} {metric} (chance {by_chance:.3f})"
         lines.append([title, *(score(scores[name]) for name in names)])
         if metric == headlines[task]:
-            cells = []
+            kept = ["kept, from chance"]
             for model in facts:
-                teacher = model["teacher"]
-                cells.append(kept(scores[model["model"]], scores[teacher]) if teacher else "")
-            lines.append(["  kept, from chance", *cells])
+                row, teacher = scores[model["model"]], scores.get(model["teacher"])
+                base = [by_chance] * row["seeds"]
+                kept.append((share(row, teacher, base) or "-") if teacher else "")
+            lines.append(kept)
     return lines if len(names) <= WIDEST else [list(line) for line in zip(*lines, strict=True)]
 
 
@@ -211,6 +184,11 @@ def score(record: dict) -> str:
 
 
 def markdown(lines: list[list[str]]) -> str:
-    rows = ["| " + " | ".join(cell.strip() for cell in line) + " |" for line in lines]
-    rule = "| --- " + "| ---: " * (len(lines[0]) - 1) + "|"
-    return "\n".join([rows[0], rule, *rows[1:]])
+    """Return a Markdown table with aligned columns, so that it can be read as it is, too."""
+    rows = [lines[0], ["---", *["---:"] * (len(lines[0]) - 1)], *lines[1:]]
+    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
+    text = []
+    for first, *others in rows:
+        cells = [cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True)]
+        text.append(" | ".join(["| " + first.ljust(widths[0]), *cells]) + " |")
+    return "\n".join(text)

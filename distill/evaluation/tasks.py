@@ -9,18 +9,18 @@ Own      FOLDER/train.* and FOLDER/dev.* (.parquet, .jsonl, .csv, .tsv) with the
 import csv
 import functools
 import hashlib
-import io
 import json
 import math
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from distill.data.sources import lines, read_jsonl
 from minitransformer.errors import UserError, first_line
 
 CLASS_METRICS, NUMBER_METRICS = ("accuracy", "macro-f1", "matthews"), ("pearson", "spearman")
 OWN_COLUMNS = ("text", "text_pair", "label")  # text_pair may be missing
-SUFFIXES = (".parquet", ".jsonl", ".csv", ".tsv")
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,8 @@ class Task:
     """`classes` names the class numbers; () makes it a regression. Each of `metrics` is measured on
     each split in `scored`. The headline is the first metric, its mean over those splits; it also
     decides which cell of a fine-tuning grid is best, unless `chosen_on` is there to decide that
-    (XNLI: English). A note is for the user: what was left out of a file.
+    (XNLI: English). A note is for the user: what was left out of a file. The last three are the
+    fine-tuning where the command line says nothing else.
     """
 
     name: str
@@ -46,7 +47,10 @@ class Task:
     classes: tuple[str, ...]
     metrics: tuple[str, ...]
     chosen_on: Split | None = None
-    notes: tuple[str, ...] = field(default=(), compare=False)
+    notes: tuple[str, ...] = ()
+    lrs: tuple[float, ...] = (3e-5, 1e-4, 3e-4)
+    epochs: tuple[int, ...] = (3,)
+    batch_size: int = 16
 
     @functools.cached_property
     def hash(self) -> str:
@@ -74,13 +78,13 @@ class Row(NamedTuple):
 
 def find_split(folder: Path, name: str) -> list[Path]:
     """Return the file of a split, or its shards (`train-00000-of-00002.parquet`)."""
-    files = [folder / f"{name}{suffix}" for suffix in SUFFIXES]
+    files = [folder / f"{name}{suffix}" for suffix in READERS]
     files = [file for file in files if file.is_file()]
     files = files or sorted(folder.glob(f"{name}-*-of-*.parquet"))
     if len({file.suffix for file in files}) > 1:
         raise UserError(f"{folder} has {' and '.join(f.name for f in files)}: keep one of them")
     if not files:
-        raise UserError(f"{folder}: no {name} with one of {', '.join(SUFFIXES)}")
+        raise UserError(f"{folder}: no {name} with one of {', '.join(READERS)}")
     return files
 
 
@@ -91,91 +95,59 @@ def read_split(folder: Path, name: str, columns: tuple[str | None, ...]) -> list
     """
     rows = []
     for file in find_split(folder, name):
-        there, records = READERS[file.suffix](file)
+        records = list(READERS[file.suffix](file))
         if not records:
             raise UserError(f"{file}: no rows in it")
         wanted = columns
-        if columns == OWN_COLUMNS and "text_pair" not in there:
+        if columns == OWN_COLUMNS and not any("text_pair" in record for _, record in records):
             wanted = ("text", None, "label")
-        missing = [repr(column) for column in wanted if column not in (None, *there)]
-        if missing:
-            known = ", ".join(map(repr, there))
-            raise UserError(f"{file}: no column {' or '.join(missing)}; it has {known:.200}")
-        rows += [make_row(place, record, wanted) for place, record in records]
+        rows += [make_row(f"{file}, {place}", record, wanted) for place, record in records]
     return rows
 
 
-def make_row(place: str, record: dict, columns: tuple[str, ...]) -> Row:
-    texts = []
-    for column in columns[:2]:
-        value = record.get(column) if column else None
+def make_row(place: str, record: dict, columns: tuple[str | None, ...]) -> Row:
+    text, pair, label = (record.get(column) for column in columns)
+    for column, value in ((columns[0], text), (columns[1], pair)):
         if column and not isinstance(value, str):
             kind = "nothing" if value is None else type(value).__name__
-            raise UserError(f"{place}: column {column!r} holds {kind}, not text")
-        texts.append(value)
-    return Row(place, *texts, read_label(place, record.get(columns[2])))
+            there = f"its columns are {', '.join(map(str, record)):.200}"
+            raise UserError(f"{place}: column {column!r} holds {kind}, not text; {there}")
+    return Row(place, text, pair, read_label(place, label))
 
 
-def read_parquet(file: Path) -> tuple[list[str], list[tuple[str, dict]]]:
-    """Return (columns, [(place, {column: value})]), as every reader does."""
+# A reader yields (place, {column: value}): where the row stands, and what it holds.
+
+
+def read_parquet(file: Path) -> Iterator[tuple[str, dict]]:
     import pyarrow  # here, because it takes half a second that other tasks need not pay
     import pyarrow.parquet
 
     try:
-        table = pyarrow.parquet.read_table(file)
+        records = pyarrow.parquet.read_table(file).to_pylist()
     except pyarrow.ArrowException as error:
         raise UserError(f"{file}: not a readable parquet file ({first_line(error)})") from None
-    records = enumerate(table.to_pylist(), 1)
-    return table.column_names, [(f"{file}, row {number}", record) for number, record in records]
+    for number, record in enumerate(records, 1):
+        yield f"row {number}", record
 
 
-def read_jsonl(file: Path) -> tuple[list[str], list[tuple[str, dict]]]:
-    records, columns = [], {}
-    for number, line in enumerate(decode(file).split("\n"), 1):
-        if not line.strip():
-            continue
-        place = f"{file}, line {number}"
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"{place}: not JSON ({error}); expected one object a line") from None
-        if not isinstance(record, dict):
-            raise UserError(f"{place}: {type(record).__name__}, expected one object a line")
-        records.append((place, record))
-        columns |= record
-    return list(columns), records
-
-
-def read_cells(file: Path) -> tuple[list[str], list[tuple[str, dict]]]:
+def read_cells(file: Path) -> Iterator[tuple[str, dict]]:
     """A .csv quotes as spreadsheets do; the quotes of a .tsv are plain letters, as in GLUE's.
 
     Not pandas: it fills the missing cell of a short line with "" and says nothing.
     """
     form = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if file.suffix == ".tsv" else {}
     csv.field_size_limit(2**30)
-    reader = csv.reader(io.StringIO(decode(file), newline=""), strict=True, **form)
-    columns, records = [], []
+    reader = csv.reader((line for _, line in lines(file)), strict=True, **form)
     try:
+        columns = next(reader, [])
         for cells in reader:
-            place = f"{file}, line {reader.line_num}"
-            if cells and not columns:
-                columns = cells
-            elif cells and len(cells) != len(columns):
-                raise UserError(f"{place}: {len(cells)} cells, the header has {len(columns)}")
-            elif cells:
-                records.append((place, dict(zip(columns, cells, strict=True))))
+            if not cells:  # a blank line
+                continue
+            if len(cells) != len(columns):
+                raise csv.Error(f"{len(cells)} cells, the header has {len(columns)}")
+            yield f"line {reader.line_num}", dict(zip(columns, cells, strict=True))
     except csv.Error as error:
         raise UserError(f"{file}, line {reader.line_num}: {error}") from None
-    return columns, records
-
-
-def decode(file: Path) -> str:
-    data = file.read_bytes()
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise UserError(f"{file}, line {line}: not UTF-8 ({error.reason})") from None
 
 
 READERS = {".parquet": read_parquet, ".jsonl": read_jsonl, ".csv": read_cells, ".tsv": read_cells}
@@ -205,7 +177,7 @@ def drop_unlabelled(rows: list[Row], what: str, notes: list[str], minus_one: boo
     missing = (None,) if minus_one else (None, -1.0)
     labelled = [row for row in rows if row.label not in missing]
     if not labelled:
-        raise UserError(f"{rows[0].place}: none of the {len(rows)} rows of {what} has a label")
+        raise UserError(f"{rows[0].place}: none of the {len(rows)} rows of {what} has a 'label'")
     if len(labelled) < len(rows):
         left_out = f"{len(rows) - len(labelled)} of {len(rows)} rows are left out"
         notes.append(f"{what}: {left_out}, their label is empty, null, '-' or -1")
@@ -247,8 +219,7 @@ def folder_task(folder: str | Path, regression: bool = False) -> Task:
     # -1 is a label, and not the lack of one, where others are negative or all are -1 or 1
     labels = {row.label for rows in tables.values() for row in rows}
     others = {label for label in labels if isinstance(label, float)} - {-1.0}
-    strange = any(n < 0 or not n.is_integer() for n in others)
-    minus_one = regression or strange or others == {1.0}
+    minus_one = regression or others == {1.0} or any(n < 0 or n % 1 for n in others)
     for split, rows in tables.items():
         tables[split] = drop_unlabelled(rows, f"{name} {split}", notes, minus_one)
 

@@ -19,11 +19,6 @@ def parameter_counts(encoder: Encoder) -> tuple[int, int]:
     return embeddings + sum(p.numel() for p in encoder.blocks.parameters()), embeddings
 
 
-def megabytes(encoder: Encoder) -> float:
-    """Size of the encoder's weights in MB (10^6 bytes) as float32."""
-    return 4 * parameter_counts(encoder)[0] / 1e6
-
-
 def flops_per_token(encoder: Encoder, length: int) -> int:
     """Forward pass, one of `length` tokens; see the formula above."""
     matrices = sum(p.numel() for p in encoder.blocks.parameters() if p.dim() == 2)
@@ -32,7 +27,7 @@ def flops_per_token(encoder: Encoder, length: int) -> int:
 
 @torch.inference_mode()
 def latencies(encoders: list[Encoder], batch: int, length: int) -> list[list[float]]:
-    """Sorted seconds of one forward pass (batch, length) for each encoder, without padding.
+    """Seconds of forward passes (batch, length) for each encoder, without padding.
 
     The encoders take turns, so that a machine that slows down slows all of them alike. Two rounds
     are not counted; then 5 to 30 are, as many as fit into three seconds.
@@ -42,12 +37,10 @@ def latencies(encoders: list[Encoder], batch: int, length: int) -> list[list[flo
     inputs = []
     for encoder in encoders:
         encoder.eval()
-        # ids above 10 are no special tokens in any vocabulary here; RoBERTa would not count its
-        # padding id as a position
-        size = encoder.config.vocab_size
-        ids = torch.randint(min(10, size - 1), size, (batch, length), generator=generator)
+        # ids from 10 on are no special tokens; RoBERTa would not count its padding as a position
+        ids = torch.randint(10, encoder.config.vocab_size, (batch, length), generator=generator)
         inputs.append(ids.to(device))
-    seconds: list[list[float]] = [[] for _ in encoders]
+    seconds = [[] for _ in encoders]
     began = time.perf_counter()
     for turn in range(32):
         if turn >= 7 and time.perf_counter() - began > 3:
@@ -59,11 +52,9 @@ def latencies(encoders: list[Encoder], batch: int, length: int) -> list[list[flo
             _wait(device)
             if turn >= 2:
                 row.append(time.perf_counter() - start)
-    return [sorted(row) for row in seconds]
+    return seconds
 
 
 def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    elif device.type == "mps":
-        torch.mps.synchronize()
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)

@@ -118,15 +118,15 @@ def main() -> int:
     rows, grids = [], {}
     for name, model in models.items():
         model.encoder.to(device)
-        grids[name, task.name] = Grid(model.fingerprint, task, recipe, [RATE], [EPOCHS], 2, cache)
-        grids[name, task.name].compute(model.encoder, model.tokenizer)
+        grids[name, task.name] = Grid(model, task, recipe, [RATE], [EPOCHS], 2)
+        grids[name, task.name].compute()
         shares = retrieval(model, sets, device, cache)
         by_language = {f"accuracy {language}": share for language, share in shares.items()}
         mean = statistics.fmean(shares.values())
         for metric, share in {"accuracy": mean, **by_language}.items():
             rows.append(record(name, "help-retrieval", metric, [share], 1 / CANDIDATES))
         print(f"{name}: {task.name} and help-retrieval are done", flush=True)
-    rows += result_records(grids, [task], models)
+    rows += result_records(grids)
     with atomic(config.out) as unfinished:
         unfinished.write_text(json.dumps(rows, indent=1))
     return 0

@@ -57,8 +57,8 @@ def main() -> None:
         lines.append([task.name, f"{len(labels):,}", f"{chance('accuracy', labels):.3f}"])
         lines[-1].append(f"{bag_of_words(task):.3f}")
         print(*lines[-1], flush=True)
-    evaluate.fine_tune(models, grids)
-    for line, record in zip(lines[1:], result_records(grids, tasks, models), strict=True):
+    evaluate.fine_tune(grids)
+    for line, record in zip(lines[1:], result_records(grids), strict=True):
         line.append(score(record))
     print("\n" + markdown(lines))
 
