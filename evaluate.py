@@ -227,7 +227,7 @@ def main(argv: list[str] | None = None) -> int:
         for name, content in files.items():
             with atomic(config.out / name) as unfinished:
                 unfinished.write_text(content, "utf-8")
-        figures.draw(config.out, models, config.sentence)
+        figures.draw(config.out, models, config.sentence, rows, records, headlines)
         print(f"written to {config.out}")
     return 0
 

@@ -92,7 +92,8 @@ def test_the_whole_of_it(here, run, capsys, monkeypatch):
     results = run("mha", "./od", *QUICK, "--out", "results")
     printed = capsys.readouterr().out
     files = {path.name for path in (here / "results").iterdir()}
-    assert files == {"results.json", "results.md", "relations-mha.png", "relations-od.png"}
+    pictures = {"relations-mha.png", "relations-od.png", "score-latency.png"}
+    assert files == {"results.json", "results.md", *pictures}
 
     rows = {(r["model"], r["metric"]): r for r in results["rows"]}
     columns = [str(here / "teacher"), "mha (start)", "mha", "./od (start)", "./od"]
@@ -192,7 +193,7 @@ def test_what_people_bring(here, run, tmp_path, capsys, monkeypatch):
     results = run(tmp_path / "roberta", *flags)
     printed = capsys.readouterr().out
     assert "neighbour_kept" in results["models"][1]
-    assert not list((tmp_path / "out").glob("*.png"))
+    assert [path.name for path in (tmp_path / "out").glob("*.png")] == ["score-latency.png"]
     assert "note: odd train: 1 of 9 rows are left out, their label is" in printed
     assert f"odd: 8 inputs are too long for {tmp_path / 'roberta'}, cut" in printed
     assert results["rows"][0]["chance"] == 0.5

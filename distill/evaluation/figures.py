@@ -1,6 +1,8 @@
-"""Pictures: which tokens resemble which, for teacher and student."""
+"""Pictures: which tokens resemble which for teacher and student, and score against latency."""
 
 import re
+import statistics
+import textwrap
 from pathlib import Path
 
 import matplotlib
@@ -10,20 +12,33 @@ import torch
 from torch import Tensor
 
 from distill.evaluation.models import Model
-from distill.method import Batch, qkv_of
-from distill.mha import MHA, relation_loss
+from distill.method import Batch, choose_heads, choose_teacher_layer, qkv_of
+from distill.mha import relation_loss
+from distill.program.machine import machine
 from minitransformer.attention import attention_map, split_heads
 
 matplotlib.use("agg")  # files only; a window needs a screen
 MOST_TOKENS = 24  # of the sentence whose relations are drawn; more have no legible names
 
 
-def draw(folder: Path, models: dict[str, Model], sentence: str) -> None:
-    """Draw the relations of each run and its teacher."""
+def draw(
+    folder: Path,
+    models: dict[str, Model],
+    sentence: str,
+    facts: list[dict],
+    records: list[dict],
+    headlines: dict[str, str],
+) -> None:
+    """Draw the relations of each run and its teacher, and all scores against latency.
+
+    facts, records, headlines   as distill/evaluation/table.py has them
+    """
     for name, model in models.items():
         if model.reads_like_teacher and not name.endswith(" (start)"):
             short = re.sub(r"[^A-Za-z0-9.-]+", "-", name).strip("-.")
             draw_relations(folder / f"relations-{short}.png", model, sentence)
+    if records:
+        draw_scores(folder / "score-latency.png", facts, records, headlines)
 
 
 def relation_map(states: Tensor, heads: int) -> Tensor:
@@ -44,9 +59,10 @@ def draw_relations(file: Path, model: Model, sentence: str) -> None:
     one scale. A student's title has the loss that MHA transfer would count for this sentence.
     """
     settings, teacher, student = model.settings or {}, model.teacher.encoder, model.encoder
-    chosen = {name: settings.get(name) for name in ("teacher_layer", "relation_heads")}
-    mha = MHA(student.config, teacher.config, **chosen)
-    layer, last, heads = mha.teacher_layer, mha.student_layer, mha.relation_heads
+    widths = (student.config.hidden_size, teacher.config.hidden_size)
+    heads = choose_heads(*widths, settings.get("relation_heads"))
+    layer = choose_teacher_layer(len(teacher.blocks), settings.get("teacher_layer"))
+    last = len(student.blocks)
     row, _ = model.tokenizer.encode_pairs([sentence], max_tokens=MOST_TOKENS)[0]
     tokens = [model.tokenizer.pipeline.id_to_token(i) for i in row]
     ids = torch.tensor([row], device=student.embeddings.word.weight.device)  # (1, N)
@@ -86,10 +102,60 @@ def draw_relations(file: Path, model: Model, sentence: str) -> None:
     title = f"How much each token (row) resembles the others, mean over {heads} relation heads"
     figure.suptitle(title, fontsize=11)
     figure.get_layout_engine().set(h_pad=0.08)
-    figure.savefig(file, dpi=150)
-    plt.close(figure)
+    save(figure, file)
+
+
+def draw_scores(
+    file: Path, facts: list[dict], records: list[dict], headlines: dict[str, str]
+) -> None:
+    """Draw each model at its latency and its mean headline score, with the spread over seeds.
+
+    An untrained start is a hollow point from which an arrow leads to its student. A model with an
+    undefined score is left out.
+    """
+    headlines = {task: metric for task, metric in headlines.items() if task != "glue"}
+    shape = next(iter(facts[0]["latency_ms"]))
+    points, spreads = {}, {}
+    for model in facts:
+        name, scores = model["model"], []
+        for record in records:
+            if record["model"] == name and record["metric"] == headlines.get(record["task"]):
+                scores.append(record["values"])
+        if any(None in values for values in scores):
+            continue
+        seeds = [statistics.fmean(values) for values in zip(*scores, strict=True)]
+        points[name] = (model["latency_ms"][shape]["median"], statistics.fmean(seeds))
+        spreads[name] = statistics.stdev(seeds) if len(seeds) > 1 else 0.0
+    starts = {model["start"] for model in facts}
+    figure, axes = plt.subplots(figsize=(9, 4.5), layout="constrained")
+    for number, model in enumerate(facts):
+        name, start = model["model"], model["start"]
+        if name in starts or name not in points:
+            continue
+        form = {"fmt": "o", "color": f"C{number % 10}", "capsize": 3}
+        axes.errorbar(*points[name], spreads[name], label=shortened(name), **form)
+        if start in points:
+            form |= {"markerfacecolor": "white", "label": shortened(start)}
+            axes.errorbar(*points[start], spreads[start], **form)
+            arrow = {"arrowstyle": "->", "color": "0.4", "shrinkA": 4, "shrinkB": 4}
+            axes.annotate("", points[name], points[start], arrowprops=arrow)
+    # a longer line does not fit beside the axis
+    names = textwrap.fill(", ".join(headlines), 40, break_on_hyphens=False)
+    axes.set_ylabel(f"mean headline score\n{names}")
+    axes.set_xlabel(f"latency of a batch of {shape} tokens, median (ms)")
+    axes.set_title(f"Score and time on {machine()}", fontsize=10)
+    axes.margins(0.1)
+    axes.set_xlim(left=0)
+    axes.grid(alpha=0.3)
+    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=8)
+    save(figure, file)
 
 
 def shortened(name: str) -> str:
     """The end of a long name, which is what tells folders apart."""
     return name if len(name) <= 28 else "…" + name[-27:]
+
+
+def save(figure, file: Path) -> None:
+    figure.savefig(file, dpi=150)
+    plt.close(figure)
