@@ -7,8 +7,8 @@
 
 RUN is a run folder of train.py, or any folder or hub id with an encoder. One table is printed:
 
-    held-out   each run's own distillation loss; perplexity where there is an MLM head; sentence
-               vectors beside the teacher's, without fine-tuning
+    held-out   each run's own distillation loss; perplexity and agreement with the teacher where
+               there are MLM heads; sentence vectors beside the teacher's, without fine-tuning
     tasks      fine-tuned by one recipe (distill/evaluation/finetune.py) over a grid of learning
                rates and epochs with K seeds; the best cell's mean ± standard deviation
     cost       parameters, megabytes, arithmetic, latency, all models in turns

@@ -4,10 +4,11 @@ import json
 import math
 import random
 import shutil
+from contextlib import nullcontext
 
 import pytest
 import torch
-from conftest import WORDS, tiny_config, tiny_encoder, tiny_tokenizer
+from conftest import WORDS, tiny_config, tiny_encoder, tiny_tokenizer, tokens
 from helpers import environment, make_inputs, without_figures
 from test_glue import write_glue, write_xnli
 from test_tasks import own
@@ -83,7 +84,8 @@ def test_held_out_losses_are_those_of_the_logs(here, run):
         assert rows[name]["teacher"] == teacher
     assert rows["mlm"]["perplexity"] == pytest.approx(math.exp(rows["mlm"]["loss"]), rel=1e-5)
     assert "perplexity" in rows[teacher]
-    assert "perplexity" not in rows["mha"]  # has no head
+    assert 0 <= rows["od"]["agreement"] <= 1
+    assert not {"perplexity", "agreement"} & rows["mha"].keys()  # has no head
 
 
 @pytest.mark.slow
@@ -119,11 +121,29 @@ def test_a_copy_of_the_teacher_keeps_everything(here, run, tmp_path):
     flags = (tmp_path / "copy", "--teacher", "teacher", "--data", f"web={here}/text.txt")
     results = run(*flags, *QUICK, "--out", tmp_path / "out")
     teacher, copy = results["models"]
-    assert copy["neighbour_kept"] == 1.0
+    assert copy["agreement"] == copy["neighbour_kept"] == 1.0
     assert copy["sentence_cosine"] == pytest.approx(1.0)
     assert copy["perplexity"] == teacher["perplexity"]
     values = {r["model"]: r["values"] for r in results["rows"] if r["metric"] == "accuracy"}
     assert values["teacher"] == values[str(tmp_path / "copy")]
+
+
+def test_agreement_is_on_masked_text_at_the_masked_places():
+    """Against a loop over places; on clean text or at all places it would be another number."""
+    sides = tiny_encoder(), tiny_encoder(seed=1)
+    moved = {name: p + 0.04 * torch.sign(p) for name, p in sides[0].state_dict().items()}
+    sides[1].load_state_dict(moved)
+    ids, mask = tokens(sides[0].config, [20] * 16)
+    chosen = torch.rand(ids.shape, generator=torch.Generator().manual_seed(0)) < 0.3
+    masked, positions = ids.masked_fill(chosen, 4), chosen.flatten().nonzero().flatten()
+    with torch.inference_mode():
+        guesses = [side.mlm_logits(side(masked, mask).hidden[-1]).argmax(-1) for side in sides]
+        clean = [side.mlm_logits(side(ids, mask).hidden[-1]).argmax(-1) for side in sides]
+    same = [guesses[0][i, j] == guesses[1][i, j] for i, j in chosen.nonzero().tolist()]
+    found = held_out.agreement(*sides, [Batch(ids, mask, masked, positions)], nullcontext())
+    assert found == pytest.approx(sum(map(float, same)) / len(same))
+    assert found != pytest.approx(float((clean[0] == clean[1])[chosen].float().mean()))
+    assert found != pytest.approx(float((guesses[0] == guesses[1]).float().mean()))
 
 
 def test_sentence_vectors_are_means_and_neighbours_are_others():
@@ -192,6 +212,7 @@ def test_what_people_bring(here, run, tmp_path, capsys, monkeypatch):
     flags = (*flags, "--teacher", "teacher", "--out", tmp_path / "out")
     results = run(tmp_path / "roberta", *flags)
     printed = capsys.readouterr().out
+    assert "agreement" not in results["models"][1]
     assert "neighbour_kept" in results["models"][1]
     assert [path.name for path in (tmp_path / "out").glob("*.png")] == ["score-latency.png"]
     assert "note: odd train: 1 of 9 rows are left out, their label is" in printed

@@ -107,7 +107,7 @@ def test_a_share_is_of_means_and_its_spread_pairs_the_seeds(student, teacher, ex
 def test_table_says_what_was_kept_from_chance():
     task = make_task("t")
     grids = {("big", "t"): fake_grid(task, 0.9), ("small", "t"): fake_grid(task, 0.7)}
-    measured = {"method": "mha", "loss": 1.5, "start_loss": 2.0}
+    measured = {"method": "mha", "loss": 1.5, "start_loss": 2.0, "agreement": 0.625}
     measured |= {"sentence_cosine": 0.5, "neighbour_kept": 0.25}
     models = [make_model("big"), make_model("small", "big", **measured)]
     cells = table(models, result_records(grids), {"t": "accuracy"})
@@ -117,6 +117,7 @@ def test_table_says_what_was_kept_from_chance():
     assert found["parameters"] == ["1.5 M", "1.5 M"]
     assert found["latency 1 x 128, ms (p95)"] == ["1.2 (2.5)"] * 2
     assert found["held-out loss of its start"] == ["", "2.0000"]
+    assert found["top-1 agreement"] == ["", "62.5%"]
     assert found["nearest neighbour kept"] == ["", "25.0%"]
     assert "MLM perplexity" not in found  # nobody has one
 

@@ -2,6 +2,7 @@
 
 loss         the run's own distillation loss, of its start and of its student
 perplexity   of the words that are masked, where there is an MLM head
+agreement    share of the masked places at which teacher and student guess the same word
 sentences    how far a sentence's vector, the mean of the last layer over its tokens, is the
              teacher's
 """
@@ -54,7 +55,7 @@ def held_out_batches(
 
 
 def on_held_out_text(model: Model, batches: list[Batch], autocast: AbstractContextManager) -> dict:
-    """Return what can be said of this model: its own losses, perplexity."""
+    """Return what can be said of this model: its own losses, perplexity, agreement."""
     teacher = model.teacher.encoder if model.reads_like_teacher else None
     facts = {}
 
@@ -74,6 +75,8 @@ def on_held_out_text(model: Model, batches: list[Batch], autocast: AbstractConte
         facts |= {"method": settings["method"], "loss": loss(method, model.encoder)}
     if model.encoder.mlm_head is not None and batches[0].masked_ids is not None:
         facts["perplexity"] = math.exp(loss(MLM(model.encoder.config), model.encoder))
+        if teacher and teacher.mlm_head is not None:
+            facts["agreement"] = agreement(model.encoder, teacher, batches, autocast)
     return facts
 
 
@@ -86,6 +89,24 @@ def load_maps(method: Method, run: str) -> None:
         except RuntimeError as error:
             reason = " ".join(str(error).split())
             raise UserError(f"{run}: its maps do not fit this teacher: {reason}") from None
+
+
+@torch.inference_mode()
+def agreement(
+    student: Encoder, teacher: Encoder, batches: list[Batch], autocast: AbstractContextManager
+) -> float:
+    """Return the share of masked places at which both give the same word the highest score."""
+    same = count = 0
+    for batch in batches:
+        guesses = []
+        for encoder in (student, teacher):
+            with autocast:
+                hidden = encoder(batch.masked_ids, batch.mask, keep="last").hidden[-1]
+                chosen = hidden.flatten(0, 1)[batch.positions]  # (M, D)
+                guesses.append(encoder.mlm_logits(chosen).argmax(dim=-1))
+        same += int((guesses[0] == guesses[1]).sum())
+        count += len(guesses[0])
+    return same / count
 
 
 def on_sentences(

@@ -152,6 +152,7 @@ def table(facts: list[dict], records: list[dict], headlines: dict[str, str]) -> 
     add("held-out loss of its start", "{:.4f}".format, "start_loss")
     add("held-out loss", "{:.4f}".format, "loss")
     add("MLM perplexity", "{:.1f}".format, "perplexity")
+    add("top-1 agreement", "{:.1%}".format, "agreement")
     add("sentence vectors: cosine", "{:.3f}".format, "sentence_cosine")
     add("nearest neighbour kept", "{:.1%}".format, "neighbour_kept")
     for task, metric in dict.fromkeys((r["task"], r["metric"]) for r in records):
