@@ -222,7 +222,10 @@ def main(argv: list[str] | None = None) -> int:
             "notes": [*(note for task in tasks for note in task.notes), *notes, *closing],
         }
         text = "\n\n".join([lines, "  \n".join(notes), "  \n".join(closing)])
-        files = {"results.json": json.dumps(results, indent=1), "results.md": text.strip() + "\n"}
+        files = {
+            "results.json": json.dumps(results, indent=1, allow_nan=False),
+            "results.md": text.strip() + "\n",
+        }
         config.out.mkdir(parents=True, exist_ok=True)
         for name, content in files.items():
             with atomic(config.out / name) as unfinished:

@@ -17,6 +17,7 @@ import evaluate
 import train
 from distill.evaluation import figures, held_out, models
 from distill.evaluation.glue import GLUE
+from distill.method import Batch
 from minitransformer import load_pretrained, save_pretrained
 from minitransformer.errors import UserError
 
