@@ -18,13 +18,15 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from minitransformer.config import EncoderConfig
-from minitransformer.convert import family, from_hugging_face, to_hugging_face
+from minitransformer.convert import from_hugging_face, to_hugging_face
 from minitransformer.embedded import EMBEDDED_TEACHER, embedded_teacher_folder
 from minitransformer.errors import UserError, first_line
-from minitransformer.files import atomic, flush
+from minitransformer.files import atomic, flush, read_json
 from minitransformer.model import Encoder
-from minitransformer.tokenizer import Tokenizer, load_tokenizer
+from minitransformer.model_types import MODEL_TYPES
+from minitransformer.tokenizer import Tokenizer
 from minitransformer.tokenizer_files import FILES as TOKENIZER_FILES
+from minitransformer.tokenizer_files import load_tokenizer
 
 # Patterns of weight files and of the indexes of their shards.
 SAFETENSORS = ("model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors")
@@ -43,24 +45,18 @@ def load_pretrained(name_or_folder, revision: str | None = None) -> tuple[Encode
     """
     folder = find_folder(str(name_or_folder), revision)
     try:
-        encoder, notes = read_encoder(folder)
-        tokenizer = load_tokenizer(folder, encoder.config)
+        values, tensors = read_json(folder / "config.json"), read_weights(folder)
+        config = EncoderConfig.from_dict(values, tensors)
+        encoder, notes = from_hugging_face(tensors, config)
+        tokenizer = load_tokenizer(folder, config)
     except UserError as error:
         raise UserError(f"{name_or_folder}: {error}") from error
+    if not values.get("model_type"):
+        notes.append(f"config.json has no model_type, read as {config.model_type}")
     notes += tokenizer.notes
     if notes:
         print(f"{name_or_folder}: {'; '.join(notes)}")
-    return encoder, tokenizer
-
-
-def read_encoder(folder: Path) -> tuple[Encoder, list[str]]:
-    """Return (Encoder, notes on what was dropped) of a folder with config.json and weights."""
-    values, tensors = read_json(folder / "config.json"), read_weights(folder)
-    config = EncoderConfig.from_dict(values, tensors)
-    encoder, notes = from_hugging_face(tensors, config)
-    if not values.get("model_type"):
-        notes.append(f"config.json has no model_type, read as {config.model_type}")
-    return encoder.eval(), notes
+    return encoder.eval(), tokenizer
 
 
 def find_folder(name: str, revision: str | None = None) -> Path:
@@ -100,16 +96,6 @@ def transformer_folder(folder: Path) -> Path:
     return inside[0].parent if inside else folder
 
 
-def read_json(path: Path):
-    """Return the JSON in a file. Errors: UserError when it is missing, unreadable, not JSON."""
-    try:
-        return json.loads(path.read_bytes())
-    except FileNotFoundError as error:
-        raise UserError(f"no {path.name}") from error
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"cannot read {path.name}: {first_line(error)}") from error
-
-
 def read_weights(folder: Path) -> dict[str, torch.Tensor]:
     """Return {name: tensor} of a folder: safetensors before pickles, one file before shards."""
     for name in ("model.safetensors", "pytorch_model.bin"):
@@ -126,11 +112,10 @@ def read_weights(folder: Path) -> dict[str, torch.Tensor]:
 
 def shards(index: Path) -> list[str]:
     """Return the weight files that an index names."""
-    content = read_json(index)
-    weight_map = content.get("weight_map") if isinstance(content, dict) else None
+    weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise UserError(f"{index.name} has no weight_map")
-    names = sorted({str(name) for name in weight_map.values()})
+    names = sorted(set(map(str, weight_map.values())))
     for name in names:
         # A name with a path in it could point at any file of the machine.
         if Path(name).name != name or Path(name).suffix not in (".safetensors", ".bin"):
@@ -152,10 +137,10 @@ def read_weight_file(path: Path) -> dict[str, torch.Tensor]:
         raise UserError(
             f"cannot read {path.name}: it is damaged, or holds more than tensors"
         ) from error
-    items = tensors.items() if isinstance(tensors, dict) else [(None, tensors)]
-    if not all(isinstance(name, str) and isinstance(t, torch.Tensor) for name, t in items):
+    values = tensors.values() if isinstance(tensors, dict) else [None]
+    if not all(isinstance(value, torch.Tensor) for value in values):
         raise UserError(f"{path.name} holds more than named tensors")
-    return dict(items)
+    return {str(name): tensor for name, tensor in tensors.items()}
 
 
 # ---- writing -------------------------------------------------------------------------------------
@@ -174,7 +159,8 @@ def save_pretrained(folder, encoder: Encoder, tokenizer: Tokenizer) -> None:
     Errors   UserError: the folder cannot be written
     """
     folder = Path(folder)
-    architecture = family(encoder.config)[2][encoder.mlm_head is not None]
+    kind = "Model" if encoder.mlm_head is None else "ForMaskedLM"
+    architecture = MODEL_TYPES[encoder.config.model_type] + kind
     config = json.dumps(encoder.config.to_dict(architecture), indent=2, sort_keys=True) + "\n"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -194,13 +180,8 @@ def save_pretrained(folder, encoder: Encoder, tokenizer: Tokenizer) -> None:
         raise UserError(f"cannot write {folder}: {first_line(error)}") from error
 
 
-def weights_hash(source) -> str:
-    """Return sha256 of an encoder's exported tensors: names, dtypes, shapes, bytes.
-
-    `source` is an Encoder or a folder; in whatever form a folder stores its weights, the hash is
-    that of the encoder which it loads as.
-    """
-    encoder = source if isinstance(source, Encoder) else read_encoder(Path(source))[0]
+def weights_hash(encoder: Encoder) -> str:
+    """Return sha256 of an encoder's exported tensors: names, dtypes, shapes, bytes."""
     digest = hashlib.sha256()
     for name, tensor in sorted(to_hugging_face(encoder).items()):
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())

@@ -28,7 +28,7 @@ from minitransformer import (
     load_pretrained,
     save_pretrained,
 )
-from minitransformer.tokenizer import load_tokenizer
+from minitransformer.tokenizer_files import load_tokenizer
 
 MODEL_TYPES = ("bert", "roberta", "xlm-roberta")
 PADDINGS = ("none", "right", "left")

@@ -5,18 +5,15 @@ import torch
 import transformers
 from conftest import PADDINGS, padded, tiny_encoder
 
-from minitransformer.convert import family, to_hugging_face
+from minitransformer.convert import to_hugging_face
 from minitransformer.embedded import embedded_teacher_folder
 from minitransformer.model_types import MODEL_TYPES
 
 
 def reference(encoder):
     """The same weights in transformers' own class; every tensor is given, none left over."""
-    config = encoder.config.to_dict(family(encoder.config)[2][encoder.mlm_head is not None])
-    architecture = getattr(transformers, config["architectures"][0])
-    config = transformers.AutoConfig.for_model(**config)
-    extra = {} if encoder.mlm_head is not None else {"add_pooling_layer": False}
-    model = architecture(config, **extra).eval()
+    config = transformers.AutoConfig.for_model(**encoder.config.to_dict("X"))
+    model = transformers.AutoModelForMaskedLM.from_config(config).eval()
     missing, unexpected = model.load_state_dict(to_hugging_face(encoder), strict=False)
     assert not unexpected
     assert all(".decoder." in name or "position_ids" in name for name in missing)  # tied, buffers

@@ -10,7 +10,7 @@ from conftest import MODEL_TYPES, tiny_config, write_tokenizer
 from test_export import LINES as ALL_LINES
 
 from minitransformer.embedded import embedded_teacher_folder
-from minitransformer.tokenizer import load_tokenizer
+from minitransformer.tokenizer_files import load_tokenizer
 
 LINES = ALL_LINES[:200]
 OTHERS = LINES[::-1]
