@@ -1,6 +1,6 @@
 """Checkpoints that people really bring, rebuilt in little: read right or refused.
 
-A18, B05 and the wrong names of A25 are in test_convert.py.
+A17 is in test_config.py; A18, B05 and the wrong names of A25 are in test_convert.py.
 """
 
 import json
@@ -189,13 +189,6 @@ def test_a15_a_teacher_without_a_head(source):
     assert encoder.mlm_head is None
     with pytest.raises(UserError, match=r"no MLM head .*--method mlm"):
         encoder.mlm_logits(torch.zeros(1, 32))
-
-
-def test_a17_relative_positions(source):
-    checkpoint(source, config={"position_embedding_type": "relative_key"})
-    assert "position_embedding_type 'relative_key' is not supported" in refusal(
-        load_pretrained, source
-    )
 
 
 def test_a_folder_of_old_sentence_transformers(source):
