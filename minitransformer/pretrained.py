@@ -61,19 +61,30 @@ def load_pretrained(name_or_folder, revision: str | None = None) -> tuple[Encode
 
 def find_folder(name: str, revision: str | None = None) -> Path:
     """Return the local folder of a name; a hub id is downloaded into the hub's cache first."""
-    if name == EMBEDDED_TEACHER:
-        return embedded_teacher_folder()
     folder = Path(name).expanduser()
-    if folder.is_dir():
+    if name == EMBEDDED_TEACHER:
+        folder = embedded_teacher_folder()
+    elif folder.is_dir():
         if revision is not None:
             raise UserError(f"{name} is a folder; only a hub id has a revision ({revision!r})")
-        return transformer_folder(folder)
-    if folder.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1:
+    elif folder.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise UserError(f"{name}: no such folder")
+    else:
+        folder = download(name, revision)
+    # Old sentence-transformers saved the encoder in a sub-folder like 0_Transformer.
+    inside = sorted(folder.glob("0_*/config.json"))
+    return inside[0].parent if inside else folder
+
+
+def download(name: str, revision: str | None) -> Path:
+    """Return the hub's snapshot of a model's files; pickles only where there is nothing else."""
     try:
-        folder = download(name, revision, [*TOKENIZER_FILES, *SAFETENSORS])
-        if not any(folder.rglob("model*.safetensors")):
-            folder = download(name, revision, list(PICKLES))
+        for patterns in ([*TOKENIZER_FILES, *SAFETENSORS], PICKLES):
+            patterns = [*patterns, *(f"0_*/{pattern}" for pattern in patterns)]
+            folder = Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
+            if any(folder.rglob("model*.safetensors")):
+                break
+        return folder
     except Exception as error:  # offline, unknown, private, cut off: many kinds, one line
         reason = first_line(error)
         if isinstance(error, LocalEntryNotFoundError):
@@ -81,19 +92,6 @@ def find_folder(name: str, revision: str | None = None) -> Path:
         raise UserError(
             f"{name!r} is not a local folder and could not be downloaded: {reason}"
         ) from error
-    return transformer_folder(folder)
-
-
-def download(name: str, revision: str | None, patterns: list[str]) -> Path:
-    """Return the hub's snapshot of these files, also of a sub-folder like 0_Transformer."""
-    patterns = patterns + [f"0_*/{pattern}" for pattern in patterns]
-    return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
-
-
-def transformer_folder(folder: Path) -> Path:
-    """Return the sub-folder that holds the encoder, as old sentence-transformers saved it."""
-    inside = sorted(folder.glob("0_*/config.json"))
-    return inside[0].parent if inside else folder
 
 
 def read_weights(folder: Path) -> dict[str, torch.Tensor]:

@@ -46,16 +46,14 @@ class Tokenizer:
         pipeline.no_truncation()
         pipeline.no_padding()
         self.pipeline = pipeline
-        self.names = {}
-        for kind, name in sorted(names.items()):
-            if pipeline.token_to_id(name) is not None:
-                self.names[kind] = name
-        ids = {kind: pipeline.token_to_id(name) for kind, name in self.names.items()}
+        vocab = pipeline.get_vocab()
+        self.names = {kind: name for kind, name in sorted(names.items()) if name in vocab}
+        ids = {kind: vocab[name] for kind, name in self.names.items()}
         self.cls_id, self.sep_id, self.pad_id = (ids[kind] for kind in KINDS[:3])
         self.mask_id, self.unk_id = (ids.get(kind) for kind in KINDS[3:])
         added = pipeline.get_added_tokens_decoder().items()
         self.special_ids = sorted({i for i, token in added if token.special} | set(ids.values()))
-        self.vocab_size = 1 + max(pipeline.get_vocab().values())
+        self.vocab_size = 1 + max(vocab.values())
         self.pair_types = pair_types  # whether a pair's second text has token type 1
         self.notes = list(notes)
 

@@ -6,6 +6,7 @@ each, the pipeline is the one that transformers builds from the same file
 here, is refused: its ids would be wrong without a sign of it.
 """
 
+import json
 from operator import itemgetter
 from pathlib import Path
 
@@ -131,10 +132,10 @@ def check_fit(tokenizer: Tokenizer, folder: Path, config: EncoderConfig) -> None
             f" has {rows} rows (vocab_size)"
         )
     # Rows without a token are common: padding to a multiple of 64, words kept for later.
-    for name, read in (("vocab.txt", read_vocab_txt), ("vocab.json", read_json)):
+    for name in ("vocab.txt", "vocab.json"):
         both = (folder / "tokenizer.json").exists() and (folder / name).exists()
         if both and entries < 0.9 * rows:
-            others = len(read(folder / name))
+            others = len(read_vocab(folder / name))
             if entries < others <= rows:
                 raise UserError(
                     f"tokenizer.json has {entries} entries, but {name} has {others} and the"
@@ -172,7 +173,7 @@ def read_pipeline(folder: Path, settings: dict, names: dict, notes: list) -> Pip
                 names[kind] = name
         return pipeline
     if "vocab.txt" in path:
-        vocab = read_vocab_txt(path["vocab.txt"])
+        vocab = read_vocab(path["vocab.txt"])
         check_pieces("vocab.txt", vocab, settings, folder)
         names |= BERT_NAMES | names
         return bert_pipeline(vocab, settings, names, notes)
@@ -191,10 +192,12 @@ def read_pipeline(folder: Path, settings: dict, names: dict, notes: list) -> Pip
     raise UserError("no tokenizer.json, nor vocab.txt, nor vocab.json with merges.txt")
 
 
-def read_vocab_txt(path: Path) -> dict[str, int]:
-    """Return {token: id} of a vocab.txt."""
-    lines = path.read_bytes().decode().rstrip("\n").split("\n")
-    return {line.rstrip("\r"): i for i, line in enumerate(lines)}
+def read_vocab(path: Path) -> dict[str, int]:
+    """Return {token: id} of a vocab.txt or vocab.json."""
+    text = path.read_bytes().decode()
+    if path.suffix == ".json":
+        return json.loads(text)
+    return {line.rstrip("\r"): i for i, line in enumerate(text.rstrip("\n").split("\n"))}
 
 
 def bert_pipeline(vocab: dict[str, int], settings: dict, names: dict, notes: list) -> Pipeline:
