@@ -56,24 +56,21 @@ OTHERS = LINES[1:] + LINES[:1]
 # ---- the kinds of folder -------------------------------------------------------------------------
 
 
-def bert(pipeline=None, name="Bert", **settings):
-    """A BERT with this tokenizer.json, or vocab.txt; `name` is the declared class of tokenizer."""
+def bert(pipeline=None, name="Bert", model_type="bert", **settings):
+    """A folder with this tokenizer.json, or vocab.txt; `name` is the class that is declared."""
     files = {"vocab.txt": vocab_txt()} if pipeline is None else {"tokenizer.json": pipeline}
-    return {"files": files, "settings": declared(name) | settings}
+    if name:
+        settings["tokenizer_class"] = f"{name}Tokenizer"
+    return {"model_type": model_type, "files": files, "settings": settings}
 
 
 def roberta(pipeline=None, name="Roberta", **settings):
-    files = byte_files() if pipeline is None else {"tokenizer.json": pipeline}
-    return {"model_type": "roberta", "files": files, "settings": declared(name) | settings}
+    kind = bert(pipeline, name, "roberta", **settings)
+    return kind if pipeline else kind | {"files": byte_files()}
 
 
 def xlm_r(pipeline, name="XLMRoberta", model_type="xlm-roberta", **settings):
-    files = {"tokenizer.json": pipeline}
-    return {"model_type": model_type, "files": files, "settings": declared(name) | settings}
-
-
-def declared(name):
-    return {"tokenizer_class": f"{name}Tokenizer"} if name else {}
+    return bert(pipeline, name, model_type, **settings)
 
 
 def stored(pipeline):
