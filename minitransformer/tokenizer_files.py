@@ -67,10 +67,10 @@ def read_tokenizer(folder: Path, config: EncoderConfig) -> Tokenizer:
     """Return the tokenizer of a folder."""
     settings = {"tokenizer_class": read_json(folder / "config.json", {}).get("tokenizer_class")}
     settings |= read_json(folder / "tokenizer_config.json", {})
-    settings |= read_json(folder / "special_tokens_map.json", {})
+    named = settings | read_json(folder / "special_tokens_map.json", {})
     names = {}
     for kind in (*KINDS, "bos_token", "eos_token"):
-        token = settings.get(kind)  # plain, or {"content": text, ...}
+        token = named.get(kind)  # plain, or {"content": text, ...}
         if token:
             names[kind] = str(token["content"] if isinstance(token, dict) else token)
     notes = []
@@ -160,7 +160,7 @@ def check_fit(tokenizer: Tokenizer, folder: Path, config: EncoderConfig) -> None
 def read_pipeline(folder: Path, settings: dict, names: dict, notes: list) -> Pipeline:
     """Return the pipeline of the best file that there is.
 
-    settings   tokenizer_config.json and special_tokens_map.json, with the class in config.json
+    settings   tokenizer_config.json, with tokenizer_class also from config.json
     names      {kind: text} of the special tokens, as far as the files say; completed here
     notes      gets a line for what the files leave open
     """

@@ -1,6 +1,6 @@
 """Builders of tiny checkpoints, as people bring them: every file form of a tokenizer.
 
-checkpoint(folder, model_type, files, config, settings, tensors, **sizes)   2 layers x 32
+checkpoint(folder, model_type, files, config, tensors, **sizes)   2 layers x 32
 word_pieces(...)  byte_level(...)  unigrams(...)        pipelines for tokenizer.json
 vocab_txt(...)  byte_files()                            other files' contents
 refusal(call, *arguments)                               the message of a UserError
@@ -82,10 +82,8 @@ def byte_files():
     return {"vocab.json": model["vocab"], "merges.txt": f"#version: 0.2\n{merges}\n"}
 
 
-def checkpoint(
-    folder, model_type="bert", files=(), config=(), settings=None, tensors=None, **sizes
-):
-    """Write config.json, weights, the files and tokenizer_config.json; return the folder.
+def checkpoint(folder, model_type="bert", files=(), config=(), tensors=None, **sizes):
+    """Write config.json, weights and the files, by default vocab.txt; return the folder.
 
     config, tensors   what is changed in config.json, and in the tensors by their names
     """
@@ -95,8 +93,6 @@ def checkpoint(
     values = encoder.config.to_dict("BertForMaskedLM") | dict(config)
     contents = {"vocab.txt": vocab_txt()} if files == () else dict(files)
     contents |= {"config.json": values}
-    if settings is not None:
-        contents["tokenizer_config.json"] = settings
     for name, content in contents.items():
         if isinstance(content, tokenizers.Tokenizer):
             content = content.to_str()
