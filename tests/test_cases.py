@@ -114,6 +114,7 @@ def test_a20_added_tokens_beyond_the_table(source):
 
 
 PIECES = "\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abc▁", "▁the", "▁of", "▁a"])
+MECAB = {"word_tokenizer_type": "mecab"}
 BYTES = {"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3, "a</w>": 4}
 
 
@@ -124,6 +125,7 @@ BYTES = {"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3, "a</w>": 4}
         ({"vocab.txt": vocab_txt()}, "KoBertTokenizer", "'KoBertTokenizer'"),
         ({"vocab.txt": vocab_txt(), "bpe.codes": ""}, "PhobertTokenizer", "'PhobertTokenizer'"),
         ({"vocab.txt": vocab_txt(), "bpe.codes": ""}, None, "bpe.codes"),
+        ({"vocab.txt": vocab_txt(), "tokenizer_config.json": MECAB}, None, "'mecab'"),
         ({"vocab.txt": PIECES}, None, "'▁the', 0 with '##'"),
         ({"vocab.txt": PIECES.replace("▁", "@@")}, "BertTokenizer", "other pieces"),
         ({"vocab.json": BYTES, "merges.txt": ""}, "HerbertTokenizerFast", "'HerbertTokenizerFast'"),
