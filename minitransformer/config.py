@@ -92,11 +92,9 @@ class EncoderConfig:
         """Return the config that a parsed config.json describes.
 
         tensor_names  names in the weight file: they decide where config.json has no model_type
-        Errors        UserError: not a JSON object; a model type, activation, position or decoder
-                      that is not computed here; a size that is missing or out of range.
+        Errors        UserError: a model type, activation, position or decoder that is not computed
+                      here; a size that is missing or out of range.
         """
-        if not isinstance(values, dict):
-            raise UserError(f"config: expected a JSON object, not {type(values).__name__}")
         if not values.get("model_type"):
             values = {**values, "model_type": infer_model_type(values, tensor_names)}
         check_model_type(values["model_type"])

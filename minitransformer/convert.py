@@ -14,7 +14,6 @@ from torch import Tensor
 from minitransformer.config import EncoderConfig
 from minitransformer.errors import UserError, shortened
 from minitransformer.model import Encoder
-from minitransformer.model_types import MODEL_TYPES, families
 
 # ours: Hugging Face's. Each stands for a weight and, where the module has one, a bias.
 EMBEDDINGS = {
@@ -51,13 +50,11 @@ HEADS = {"pooler.dense": "the pooler", "cls.seq_relationship": "the next-sentenc
 WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "model", "auto_model"}
 
 
-def family(config: EncoderConfig) -> tuple[str, dict[str, str], tuple[str, str]]:
-    """Return prefix of the encoder's names, table of the MLM head, classes without and with it."""
-    stem = MODEL_TYPES[config.model_type]
-    classes = (f"{stem}Model", f"{stem}ForMaskedLM")
+def family(config: EncoderConfig) -> tuple[str, dict[str, str]]:
+    """Return the prefix of the encoder's names, and the table of the MLM head."""
     if config.model_type == "bert":
-        return "bert.", BERT_HEAD, classes
-    return "roberta.", ROBERTA_HEAD, classes
+        return "bert.", BERT_HEAD
+    return "roberta.", ROBERTA_HEAD
 
 
 def name_table(encoder: Encoder) -> dict[str, str]:
@@ -99,48 +96,43 @@ def from_hugging_face(
              all together, the cause first, three by name.
     """
     head = family(config)[1]["mlm_head"]
-    cause = wrong_family(tensors, config)
-    tensors, problems, notes = current_names(tensors, config)
-    difference = untied(tensors, head)
+    found, problems, notes = current_names(tensors, config)
+    difference = untied(found, head)
     if difference:
         notes.append(f"dropped the MLM head: its decoder is not tied, it differs from {difference}")
-        tensors = {name: t for name, t in tensors.items() if not name.startswith(f"{head}.")}
-    has_head = any(name.startswith(f"{head}.") for name in tensors)
+        found = {name: t for name, t in found.items() if not name.startswith(f"{head}.")}
+    has_head = any(name.startswith(f"{head}.") for name in found)
     with torch.device("meta"):  # no time spent on a random start that is thrown away
         encoder = Encoder(config, mlm_head=has_head)
-    table = name_table(encoder)
-    shapes = {table[ours]: tensor.shape for ours, tensor in encoder.state_dict().items()}
 
-    for name, shape in shapes.items():
-        tensor = tensors.get(name)
+    state = encoder.state_dict()
+    for ours, name in name_table(encoder).items():
+        tensor, shape = found.pop(name, None), state[ours].shape
         if tensor is None:
             problems.append(f"missing {name}")
         elif tensor.shape != shape:
-            found = str(list(tensor.shape))
-            problems.append(f"{name} has shape {found:.60}, config.json says {list(shape)}")
+            other = str(list(tensor.shape))
+            problems.append(f"{name} has shape {other:.60}, config.json says {list(shape)}")
         elif not plain(tensor):
             problems.append(f"{name} holds {tensor.dtype}, not plain floating point")
-    problems += [f"unknown {name!r:.60}" for name in tensors if name not in shapes]
+        else:
+            state[ours] = tensor.to(torch.float32, copy=True).contiguous()
+    problems += [f"unknown {name!r:.60}" for name in found]
     if problems:
-        causes = [cause or wrong_depth(tensors, config), listed(problems, "; ")]
-        raise UserError("the weights do not fit: " + "; ".join(filter(None, causes)))
-
-    state = {}
-    for ours, name in table.items():
-        state[ours] = tensors[name].to(torch.float32, copy=True).contiguous()
+        reasons = filter(None, [cause(tensors, config), listed(problems, "; ")])
+        raise UserError(f"the weights do not fit: {'; '.join(reasons)}")
     encoder.load_state_dict(state, assign=True)
     return encoder, notes
 
 
 def current_names(tensors, config):
     """Return (encoder and MLM head {name of today, without prefix: tensor}, problems, notes)."""
-    prefix, head, _ = family(config)
+    prefix, head = family(config)
     own = ("embeddings.", "encoder.", "bert.", "roberta.", head["mlm_head"] + ".")
     renamed, problems, wrappers, dropped = {}, [], set(), set()
     for name, tensor in tensors.items():
-        parts = name.split(".")
-        wrappers.update(WRAPPERS.intersection(parts))
-        today = ".".join(part for part in parts if part not in WRAPPERS)
+        wrappers |= WRAPPERS.intersection(name.split("."))
+        today = unwrapped(name)
         # What else is below the prefix, such as an adapter, may take part: it stays, as unknown.
         if today.startswith((f"{prefix}embeddings.", f"{prefix}encoder.", f"{prefix}pooler.")):
             today = today.removeprefix(prefix)
@@ -161,6 +153,11 @@ def current_names(tensors, config):
     if dropped:
         notes.append(f"dropped {listed(sorted(dropped))}, which no method here uses")
     return renamed, problems, notes
+
+
+def unwrapped(name: str) -> str:
+    """Return a tensor's name without the parts that wrappers put into it."""
+    return ".".join(part for part in name.split(".") if part not in WRAPPERS)
 
 
 def untied(tensors, head) -> str | None:
@@ -188,23 +185,15 @@ def plain(tensor: Tensor) -> bool:
 # ---- messages ------------------------------------------------------------------------------------
 
 
-def wrong_family(tensors, config) -> str:
-    """Return the cause in words if the names are those of another family or begin otherwise."""
-    prefix = family(config)[0]
-    found = families(tensors)
-    if found and prefix.removesuffix(".") not in found:
-        return f"the file has {next(iter(found.values()))}*, config.json says {config.model_type}"
-    for name in tensors:
+def cause(tensors, config) -> str:
+    """Return in words what config.json says otherwise than the names, "" where they agree."""
+    prefix, layers = family(config)[0], set()
+    for name in map(unwrapped, tensors):
         start, end, _ = name.partition("embeddings.word_embeddings.weight")
-        start = ".".join(part for part in start.split(".") if part not in WRAPPERS)
         if end and start not in ("", prefix):
-            return f"the names begin with {start!r:.60}, not with {prefix!r}"
-    return ""
-
-
-def wrong_depth(tensors, config) -> str:
-    """Return the cause in words if config.json and the file differ in the number of layers."""
-    layers = {name.split(".")[2] for name in tensors if name.startswith("encoder.layer.")}
+            start = shortened(repr(start)[1:-1], 60)
+            return f"the file has {start}*, config.json says {config.model_type} ({prefix}*)"
+        layers.update(re.findall(r"encoder\.layer\.(\d+)\.", name))
     if len(layers) == config.num_hidden_layers:
         return ""
     return f"config.json says {config.num_hidden_layers} layers, the file holds {len(layers)}"

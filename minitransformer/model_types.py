@@ -27,22 +27,15 @@ def check_model_type(model_type: object) -> None:
         )
 
 
-def families(tensor_names: Iterable[str]) -> dict[str, str]:
-    """Return {family: a part of names that only it has} for the families that the names show."""
-    found = {}
-    for name in tensor_names:
-        for family, parts in FAMILY_NAMES.items():
-            for part in parts:
-                if f".{part}" in f".{name}":
-                    found.setdefault(family, part)
-    return found
-
-
 def infer_model_type(values: dict, tensor_names: Iterable[str]) -> str:
     """Return the model type that tensor names, class name or sizes show; refuse if they do not."""
     architecture = str(values.get("architectures")).strip("[]'")
     named = [t for t, stem in MODEL_TYPES.items() if re.match(f"{stem}(Model|For)", architecture)]
-    found = list(families(tensor_names))
+    names = "\n.".join(["", *tensor_names])  # "." before each, as before each part of one
+    found = []
+    for family, parts in FAMILY_NAMES.items():
+        if any(f".{part}" in names for part in parts):
+            found.append(family)
     if found == ["roberta"] and named != ["bert"]:
         found = named or found
     if not found:  # a bare encoder: its names have no prefix

@@ -18,13 +18,15 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from minitransformer.config import EncoderConfig
-from minitransformer.convert import family, from_hugging_face, to_hugging_face
+from minitransformer.convert import from_hugging_face, to_hugging_face
 from minitransformer.embedded import EMBEDDED_TEACHER, embedded_teacher_folder
 from minitransformer.errors import UserError, first_line
-from minitransformer.files import atomic, flush
+from minitransformer.files import atomic, flush, read_json
 from minitransformer.model import Encoder
-from minitransformer.tokenizer import Tokenizer, load_tokenizer
+from minitransformer.model_types import MODEL_TYPES
+from minitransformer.tokenizer import Tokenizer
 from minitransformer.tokenizer_files import FILES as TOKENIZER_FILES
+from minitransformer.tokenizer_files import load_tokenizer
 
 # Patterns of weight files and of the indexes of their shards.
 SAFETENSORS = ("model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors")
@@ -43,41 +45,46 @@ def load_pretrained(name_or_folder, revision: str | None = None) -> tuple[Encode
     """
     folder = find_folder(str(name_or_folder), revision)
     try:
-        encoder, notes = read_encoder(folder)
-        tokenizer = load_tokenizer(folder, encoder.config)
+        values, tensors = read_json(folder / "config.json"), read_weights(folder)
+        config = EncoderConfig.from_dict(values, tensors)
+        encoder, notes = from_hugging_face(tensors, config)
+        tokenizer = load_tokenizer(folder, config)
     except UserError as error:
         raise UserError(f"{name_or_folder}: {error}") from error
+    if not values.get("model_type"):
+        notes.append(f"config.json has no model_type, read as {config.model_type}")
     notes += tokenizer.notes
     if notes:
         print(f"{name_or_folder}: {'; '.join(notes)}")
-    return encoder, tokenizer
-
-
-def read_encoder(folder: Path) -> tuple[Encoder, list[str]]:
-    """Return (Encoder, notes on what was dropped) of a folder with config.json and weights."""
-    values, tensors = read_json(folder / "config.json"), read_weights(folder)
-    config = EncoderConfig.from_dict(values, tensors)
-    encoder, notes = from_hugging_face(tensors, config)
-    if not values.get("model_type"):
-        notes.append(f"config.json has no model_type, read as {config.model_type}")
-    return encoder.eval(), notes
+    return encoder.eval(), tokenizer
 
 
 def find_folder(name: str, revision: str | None = None) -> Path:
     """Return the local folder of a name; a hub id is downloaded into the hub's cache first."""
-    if name == EMBEDDED_TEACHER:
-        return embedded_teacher_folder()
     folder = Path(name).expanduser()
-    if folder.is_dir():
+    if name == EMBEDDED_TEACHER:
+        folder = embedded_teacher_folder()
+    elif folder.is_dir():
         if revision is not None:
             raise UserError(f"{name} is a folder; only a hub id has a revision ({revision!r})")
-        return transformer_folder(folder)
-    if folder.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1:
+    elif folder.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise UserError(f"{name}: no such folder")
+    else:
+        folder = download(name, revision)
+    # Old sentence-transformers saved the encoder in a sub-folder like 0_Transformer.
+    inside = sorted(folder.glob("0_*/config.json"))
+    return inside[0].parent if inside else folder
+
+
+def download(name: str, revision: str | None) -> Path:
+    """Return the hub's snapshot of a model's files; pickles only where there is nothing else."""
     try:
-        folder = download(name, revision, [*TOKENIZER_FILES, *SAFETENSORS])
-        if not any(folder.rglob("model*.safetensors")):
-            folder = download(name, revision, list(PICKLES))
+        for patterns in ([*TOKENIZER_FILES, *SAFETENSORS], PICKLES):
+            patterns = [*patterns, *(f"0_*/{pattern}" for pattern in patterns)]
+            folder = Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
+            if any(folder.rglob("model*.safetensors")):
+                break
+        return folder
     except Exception as error:  # offline, unknown, private, cut off: many kinds, one line
         reason = first_line(error)
         if isinstance(error, LocalEntryNotFoundError):
@@ -85,29 +92,6 @@ def find_folder(name: str, revision: str | None = None) -> Path:
         raise UserError(
             f"{name!r} is not a local folder and could not be downloaded: {reason}"
         ) from error
-    return transformer_folder(folder)
-
-
-def download(name: str, revision: str | None, patterns: list[str]) -> Path:
-    """Return the hub's snapshot of these files, also of a sub-folder like 0_Transformer."""
-    patterns = patterns + [f"0_*/{pattern}" for pattern in patterns]
-    return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
-
-
-def transformer_folder(folder: Path) -> Path:
-    """Return the sub-folder that holds the encoder, as old sentence-transformers saved it."""
-    inside = sorted(folder.glob("0_*/config.json"))
-    return inside[0].parent if inside else folder
-
-
-def read_json(path: Path):
-    """Return the JSON in a file. Errors: UserError when it is missing, unreadable, not JSON."""
-    try:
-        return json.loads(path.read_bytes())
-    except FileNotFoundError as error:
-        raise UserError(f"no {path.name}") from error
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"cannot read {path.name}: {first_line(error)}") from error
 
 
 def read_weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -126,11 +110,10 @@ def read_weights(folder: Path) -> dict[str, torch.Tensor]:
 
 def shards(index: Path) -> list[str]:
     """Return the weight files that an index names."""
-    content = read_json(index)
-    weight_map = content.get("weight_map") if isinstance(content, dict) else None
+    weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise UserError(f"{index.name} has no weight_map")
-    names = sorted({str(name) for name in weight_map.values()})
+    names = sorted(set(map(str, weight_map.values())))
     for name in names:
         # A name with a path in it could point at any file of the machine.
         if Path(name).name != name or Path(name).suffix not in (".safetensors", ".bin"):
@@ -146,16 +129,14 @@ def read_weight_file(path: Path) -> dict[str, torch.Tensor]:
         if path.suffix == ".safetensors":
             return load_file(path)
         tensors = torch.load(path, map_location="cpu", weights_only=True)
+        # Whatever is no tensor has no detach.
+        return {str(name): tensor.detach() for name, tensor in tensors.items()}
     except (OSError, SafetensorError) as error:
         raise UserError(f"cannot read {path.name}: {first_line(error)}") from error
     except Exception as error:  # whatever the bytes are; torch would explain how to run code in it
         raise UserError(
             f"cannot read {path.name}: it is damaged, or holds more than tensors"
         ) from error
-    items = tensors.items() if isinstance(tensors, dict) else [(None, tensors)]
-    if not all(isinstance(name, str) and isinstance(t, torch.Tensor) for name, t in items):
-        raise UserError(f"{path.name} holds more than named tensors")
-    return dict(items)
 
 
 # ---- writing -------------------------------------------------------------------------------------
@@ -174,7 +155,8 @@ def save_pretrained(folder, encoder: Encoder, tokenizer: Tokenizer) -> None:
     Errors   UserError: the folder cannot be written
     """
     folder = Path(folder)
-    architecture = family(encoder.config)[2][encoder.mlm_head is not None]
+    kind = "Model" if encoder.mlm_head is None else "ForMaskedLM"
+    architecture = MODEL_TYPES[encoder.config.model_type] + kind
     config = json.dumps(encoder.config.to_dict(architecture), indent=2, sort_keys=True) + "\n"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -194,13 +176,8 @@ def save_pretrained(folder, encoder: Encoder, tokenizer: Tokenizer) -> None:
         raise UserError(f"cannot write {folder}: {first_line(error)}") from error
 
 
-def weights_hash(source) -> str:
-    """Return sha256 of an encoder's exported tensors: names, dtypes, shapes, bytes.
-
-    `source` is an Encoder or a folder; in whatever form a folder stores its weights, the hash is
-    that of the encoder which it loads as.
-    """
-    encoder = source if isinstance(source, Encoder) else read_encoder(Path(source))[0]
+def weights_hash(encoder: Encoder) -> str:
+    """Return sha256 of an encoder's exported tensors: names, dtypes, shapes, bytes."""
     digest = hashlib.sha256()
     for name, tensor in sorted(to_hugging_face(encoder).items()):
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())

@@ -1,4 +1,4 @@
-"""Build a tokenizer's pipeline from the files that checkpoints come with.
+"""Build a tokenizer from the files that checkpoints come with, checked against its encoder.
 
 Read is, in this order: tokenizer.json; BERT's vocab.txt; RoBERTa's vocab.json with merges.txt. For
 each, the pipeline is the one that transformers builds from the same file
@@ -7,11 +7,16 @@ here, is refused: its ids would be wrong without a sign of it.
 """
 
 import json
+from operator import itemgetter
+from pathlib import Path
 
+from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors
 from tokenizers import Tokenizer as Pipeline
-from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
-from minitransformer.errors import UserError
+from minitransformer.config import EncoderConfig
+from minitransformer.errors import UserError, first_line
+from minitransformer.files import read_json
+from minitransformer.tokenizer import KINDS, Tokenizer
 
 FILES = (
     "config.json",  # may name the class of the tokenizer
@@ -27,7 +32,6 @@ FILES = (
     "bpe.codes",
 )
 # What the special tokens are called where no file says so.
-KINDS = ("cls_token", "sep_token", "pad_token", "mask_token", "unk_token")
 BERT_NAMES = dict(zip(KINDS, ("[CLS]", "[SEP]", "[PAD]", "[MASK]", "[UNK]"), strict=True))
 ROBERTA_NAMES = dict(zip(KINDS, ("<s>", "</s>", "<pad>", "<mask>", "<unk>"), strict=True))
 # Classes of transformers, without "Tokenizer" and "Fast", that read a file as it is read here.
@@ -42,35 +46,144 @@ READERS = {
 REMEDY = "a tokenizer.json that gives the model's ids would be read"
 
 
-def read_pipeline(files: dict[str, bytes], settings: dict, names: dict, notes: list) -> Pipeline:
+def load_tokenizer(folder: Path, config: EncoderConfig) -> Tokenizer:
+    """Return the tokenizer of a folder, checked against the encoder that it is to feed.
+
+    Errors   UserError: no tokenizer; unreadable files, or such as are read in another way; special
+             tokens that are missing or not BERT's or RoBERTa's two; a vocabulary that does not fit
+             the encoder's
+    """
+    try:
+        tokenizer = read_tokenizer(folder, config)
+        check_fit(tokenizer, folder, config)
+        return tokenizer
+    except UserError:
+        raise
+    except Exception as error:  # the library raises bare Exceptions, and JSON may hold anything
+        raise UserError(f"cannot read the tokenizer: {first_line(error)}") from error
+
+
+def read_tokenizer(folder: Path, config: EncoderConfig) -> Tokenizer:
+    """Return the tokenizer of a folder."""
+    settings = {"tokenizer_class": read_json(folder / "config.json", {}).get("tokenizer_class")}
+    settings |= read_json(folder / "tokenizer_config.json", {})
+    named = settings | read_json(folder / "special_tokens_map.json", {})
+    names = {}
+    for kind in (*KINDS, "bos_token", "eos_token"):
+        token = named.get(kind)  # plain, or {"content": text, ...}
+        if token:
+            names[kind] = str(token["content"] if isinstance(token, dict) else token)
+    notes = []
+    pipeline = read_pipeline(folder, settings, names, notes)
+    add_tokens(pipeline, names, settings, read_json(folder / "added_tokens.json", {}))
+    pipeline.encode("\u2603", add_special_tokens=False)  # needs an unknown token: fail now
+    added = pipeline.num_special_tokens_to_add(False)
+    if added != 2:
+        raise UserError(
+            f"the tokenizer adds {added} special tokens to a text, not 2: its tokenizer.json has"
+            " another post_processor than BERT's or RoBERTa's"
+        )
+    names["cls_token"], names["sep_token"] = pipeline.encode("").tokens[:2]
+    if pipeline.token_to_id(names["pad_token"]) is None:
+        raise UserError(f"the tokenizer's vocabulary lacks {names['pad_token']!r}")
+    reads_types = "token_type_ids" in settings.get("model_input_names", ["token_type_ids"])
+    types = pipeline.encode("a", "a").type_ids
+    pair_types = reads_types and config.type_vocab_size > 1 and any(types)
+    return Tokenizer(pipeline, names, pair_types, notes)
+
+
+def add_tokens(pipeline: Pipeline, names: dict, settings: dict, others: dict) -> None:
+    """Add what transformers adds to a pipeline: tokens of other files, and the special tokens.
+
+    Text that spells such a token is one token then. `others` is added_tokens.json, {text: id}.
+    """
+    wanted = []  # (id, token)
+    for number, token in settings.get("added_tokens_decoder", {}).items():
+        wanted.append((int(number), AddedToken(**token)))
+    for text, number in others.items():
+        special = text in names.values()
+        wanted.append((int(number), AddedToken(text, special=special, normalized=not special)))
+    for name in names.values():
+        if pipeline.token_to_id(name) is not None:
+            # The mask takes the space before it along, as in RoBERTa's own files.
+            token = AddedToken(name, special=True, normalized=False, lstrip=name == "<mask>")
+            wanted.append((pipeline.token_to_id(name), token))
+
+    known = {token.content for token in pipeline.get_added_tokens_decoder().values()}
+    for number, token in sorted(wanted, key=itemgetter(0)):
+        if token.content not in known:
+            pipeline.add_tokens([token])
+            known.add(token.content)
+        found = pipeline.token_to_id(token.content)
+        if found != number:
+            raise UserError(
+                f"the added token {token.content!r:.40} has id {number} in one file, {found} in"
+                " another"
+            )
+
+
+def check_fit(tokenizer: Tokenizer, folder: Path, config: EncoderConfig) -> None:
+    """Refuse a vocabulary that cannot be the one that the encoder was trained with."""
+    rows, entries = config.vocab_size, tokenizer.pipeline.get_vocab_size()
+    if tokenizer.vocab_size > rows:
+        last = tokenizer.vocab_size - 1
+        raise UserError(
+            f"the token {tokenizer.pipeline.id_to_token(last)!r:.40} has id {last}, but the encoder"
+            f" has {rows} rows (vocab_size)"
+        )
+    # Rows without a token are common: padding to a multiple of 64, words kept for later.
+    for name in ("vocab.txt", "vocab.json"):
+        both = (folder / "tokenizer.json").exists() and (folder / name).exists()
+        if both and entries < 0.9 * rows:
+            others = len(read_vocab(folder / name))
+            if entries < others <= rows:
+                raise UserError(
+                    f"tokenizer.json has {entries} entries, but {name} has {others} and the"
+                    f" encoder {rows} rows; remove tokenizer.json if {name} is right"
+                )
+    if entries < 0.5 * rows and rows - entries > 256:
+        raise UserError(
+            f"the tokenizer has {entries} entries, but the encoder has {rows} rows (vocab_size):"
+            " it belongs to another model"
+        )
+    if config.model_type != "bert" and tokenizer.pad_id != config.pad_token_id:
+        raise UserError(
+            f"the padding token {tokenizer.names['pad_token']!r} has id {tokenizer.pad_id}, but"
+            f" pad_token_id is {config.pad_token_id} in config.json, and positions depend on it;"
+            " correct the one that is wrong"
+        )
+
+
+# ---- one function a kind of file -----------------------------------------------------------------
+
+
+def read_pipeline(folder: Path, settings: dict, names: dict, notes: list) -> Pipeline:
     """Return the pipeline of the best file that there is.
 
     settings   tokenizer_config.json, with tokenizer_class also from config.json
     names      {kind: text} of the special tokens, as far as the files say; completed here
     notes      gets a line for what the files leave open
     """
-    if "tokenizer.json" in files:
-        pipeline = Pipeline.from_str(files["tokenizer.json"].decode())
+    path = {name: folder / name for name in FILES if (folder / name).exists()}
+    if "tokenizer.json" in path:
+        pipeline = Pipeline.from_file(str(path["tokenizer.json"]))
         usual = ROBERTA_NAMES if pipeline.token_to_id("[CLS]") is None else BERT_NAMES
         for kind, name in usual.items():
             if pipeline.token_to_id(names.get(kind, "")) is None:
                 names[kind] = name
         return pipeline
-    if "vocab.txt" in files:
-        vocab = read_vocab("vocab.txt", files)
-        check_reader("vocab.txt", settings, files)
-        check_word_pieces(vocab)
+    if "vocab.txt" in path:
+        vocab = read_vocab(path["vocab.txt"])
+        check_pieces("vocab.txt", vocab, settings, folder)
         names |= BERT_NAMES | names
         return bert_pipeline(vocab, settings, names, notes)
-    if "vocab.json" in files and "merges.txt" in files:
-        vocab = read_vocab("vocab.json", files)
-        check_reader("vocab.json", settings, files)
-        if vocab and not any("Ġ" in piece for piece in vocab):
-            raise UserError(f"vocab.json has no byte-level pieces (none holds 'Ġ'); {REMEDY}")
+    if "vocab.json" in path and "merges.txt" in path:
+        vocab, merges = models.BPE.read_file(str(path["vocab.json"]), str(path["merges.txt"]))
+        check_pieces("vocab.json", vocab, settings, folder)
         names |= ROBERTA_NAMES | names
-        return roberta_pipeline(vocab, files["merges.txt"].decode(), settings, names)
+        return roberta_pipeline(vocab, merges, settings, names)
     for name in ("sentencepiece.bpe.model", "spiece.model"):
-        if name in files:
+        if name in path:
             raise UserError(
                 f"{name} alone cannot be read; {REMEDY}, and with sentencepiece and protobuf"
                 " installed, transformers writes it: "
@@ -79,44 +192,12 @@ def read_pipeline(files: dict[str, bytes], settings: dict, names: dict, notes: l
     raise UserError("no tokenizer.json, nor vocab.txt, nor vocab.json with merges.txt")
 
 
-def read_vocab(name: str, files: dict[str, bytes]) -> dict[str, int]:
+def read_vocab(path: Path) -> dict[str, int]:
     """Return {token: id} of a vocab.txt or vocab.json."""
-    if name == "vocab.json":
-        return json.loads(files[name])
-    lines = files[name].decode().rstrip("\n").split("\n")
-    return {line.rstrip("\r"): i for i, line in enumerate(lines)}
-
-
-# ---- what is read in another way elsewhere -------------------------------------------------------
-
-
-def check_reader(name: str, settings: dict, files: dict[str, bytes]) -> None:
-    """Refuse a file that the declared class, or a setting, reads in another way."""
-    declared = str(settings.get("tokenizer_class") or "")
-    reason = None
-    if declared.removesuffix("Fast").removesuffix("Tokenizer") not in READERS[name]:
-        reason = f"tokenizer_class {declared!r:.80}"
-    elif settings.get("word_tokenizer_type", "basic") != "basic":
-        reason = f"word_tokenizer_type {settings['word_tokenizer_type']!r:.80}"
-    elif "bpe.codes" in files:
-        reason = "bpe.codes beside it"
-    if reason:
-        raise UserError(f"{name} cannot be read as {reason} asks for; {REMEDY}")
-
-
-def check_word_pieces(vocab: dict[str, int]) -> None:
-    """Refuse a vocab.txt of other pieces: "▁the" is SentencePiece's, "th@@" is subword-nmt's."""
-    others = [word for word in vocab if word.startswith("▁") or word.endswith("@@")]
-    word_pieces = sum(word.startswith("##") for word in vocab)
-    if len(others) > max(word_pieces, len(vocab) // 20):
-        longest = max(others, key=len)
-        raise UserError(
-            f"vocab.txt holds other pieces than BERT's: {len(others)} like {longest!r:.40},"
-            f" {word_pieces} with '##'; {REMEDY}"
-        )
-
-
-# ---- one function a family -----------------------------------------------------------------------
+    text = path.read_bytes().decode()
+    if path.suffix == ".json":
+        return json.loads(text)
+    return {line.rstrip("\r"): i for i, line in enumerate(text.rstrip("\n").split("\n"))}
 
 
 def bert_pipeline(vocab: dict[str, int], settings: dict, names: dict, notes: list) -> Pipeline:
@@ -138,10 +219,9 @@ def bert_pipeline(vocab: dict[str, int], settings: dict, names: dict, notes: lis
     return pipeline
 
 
-def roberta_pipeline(vocab: dict, merges_txt: str, settings: dict, names: dict) -> Pipeline:
+def roberta_pipeline(vocab: dict, merges: list, settings: dict, names: dict) -> Pipeline:
     """RoBERTa: GPT-2's byte pairs, in which a leading space belongs to the word."""
-    lines = [line for line in merges_txt.split("\n") if line and not line.startswith("#version")]
-    pipeline = Pipeline(models.BPE(vocab, [tuple(line.split()) for line in lines]))
+    pipeline = Pipeline(models.BPE(vocab, merges))
     space = settings.get("add_prefix_space", False)
     pipeline.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=space)
     pipeline.post_processor = processors.RobertaProcessing(
@@ -157,3 +237,29 @@ def ends(names: dict, vocab: dict[str, int]) -> list[tuple[str, int]]:
     if lacking:
         raise UserError(f"the tokenizer's vocabulary lacks {', '.join(map(repr, lacking))}")
     return [(names[kind], vocab[names[kind]]) for kind in ("sep_token", "cls_token")]
+
+
+def check_pieces(name: str, vocab: dict[str, int], settings: dict, folder: Path) -> None:
+    """Refuse a vocabulary of other pieces, or which the declared class reads in another way."""
+    declared = str(settings.get("tokenizer_class") or "")
+    splitter = settings.get("word_tokenizer_type", "basic")
+    # "▁the" is SentencePiece's, "th@@" is subword-nmt's
+    others = [word for word in vocab if word.startswith("▁") or word.endswith("@@")]
+    word_pieces = sum(word.startswith("##") for word in vocab)
+    if declared.removesuffix("Fast").removesuffix("Tokenizer") not in READERS[name]:
+        reason = f"cannot be read as tokenizer_class {declared!r:.80} asks for"
+    elif splitter != "basic":
+        reason = f"cannot be read as word_tokenizer_type {splitter!r:.80} asks for"
+    elif (folder / "bpe.codes").exists():
+        reason = "cannot be read as bpe.codes beside it asks for"
+    elif name == "vocab.json" and not any("Ġ" in piece for piece in vocab):
+        reason = "has no byte-level pieces (none holds 'Ġ')"
+    elif len(others) > max(word_pieces, len(vocab) // 20):
+        longest = max(others, key=len)
+        reason = (
+            f"holds other pieces than BERT's: {len(others)} like {longest!r:.40},"
+            f" {word_pieces} with '##'"
+        )
+    else:
+        return
+    raise UserError(f"{name} {reason}; {REMEDY}")

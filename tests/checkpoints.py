@@ -1,17 +1,18 @@
 """Builders of tiny checkpoints, as people bring them: every file form of a tokenizer.
 
-checkpoint(folder, model_type, files, config, settings, tensors, **sizes)   2 layers x 32
+checkpoint(folder, model_type, files, config, tensors, **sizes)   2 layers x 32
 word_pieces(...)  byte_level(...)  unigrams(...)        pipelines for tokenizer.json
 vocab_txt(...)  byte_files()                            other files' contents
 refusal(call, *arguments)                               the message of a UserError
 """
 
+import copy
 import json
 import string
 
 import pytest
 import tokenizers
-from conftest import tiny_config, tiny_encoder
+from conftest import tiny_config, tiny_encoder, tiny_tokenizer
 from safetensors.torch import save_file
 from tokenizers import AddedToken, models, normalizers, pre_tokenizers, processors
 
@@ -45,20 +46,11 @@ def word_pieces(words=BERT_WORDS, added=True, **settings):
     return pipeline
 
 
-def byte_pairs():
-    """RoBERTa's vocabulary and merges."""
-    merges = [("t", "h"), ("th", "e"), ("Ġ", "the"), ("Ġ", "h"), ("l", "l"), ("Ã", "©")]
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    words = [*START, *alphabet, *("".join(pair) for pair in merges), "<mask>"]
-    return {word: i for i, word in enumerate(words)}, merges
-
-
 def byte_level(space=False):
     """RoBERTa's tokenizer.json."""
-    pipeline = tokenizers.Tokenizer(models.BPE(*byte_pairs()))
+    pipeline = copy.deepcopy(tiny_tokenizer("roberta").pipeline)
     pipeline.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=space)
     pipeline.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0), True, space)
-    pipeline.add_special_tokens([*START, AddedToken("<mask>", lstrip=True)])
     return pipeline
 
 
@@ -85,15 +77,13 @@ def vocab_txt(words=BERT_WORDS):
 
 
 def byte_files():
-    vocab, merges = byte_pairs()
-    merges = "\n".join(" ".join(pair) for pair in merges)
-    return {"vocab.json": vocab, "merges.txt": f"#version: 0.2\n{merges}\n"}
+    model = json.loads(byte_level().to_str())["model"]
+    merges = "\n".join(" ".join(pair) for pair in model["merges"])
+    return {"vocab.json": model["vocab"], "merges.txt": f"#version: 0.2\n{merges}\n"}
 
 
-def checkpoint(
-    folder, model_type="bert", files=(), config=(), settings=None, tensors=None, **sizes
-):
-    """Write config.json, weights, the files and tokenizer_config.json; return the folder.
+def checkpoint(folder, model_type="bert", files=(), config=(), tensors=None, **sizes):
+    """Write config.json, weights and the files, by default vocab.txt; return the folder.
 
     config, tensors   what is changed in config.json, and in the tensors by their names
     """
@@ -103,8 +93,6 @@ def checkpoint(
     values = encoder.config.to_dict("BertForMaskedLM") | dict(config)
     contents = {"vocab.txt": vocab_txt()} if files == () else dict(files)
     contents |= {"config.json": values}
-    if settings is not None:
-        contents["tokenizer_config.json"] = settings
     for name, content in contents.items():
         if isinstance(content, tokenizers.Tokenizer):
             content = content.to_str()

@@ -28,7 +28,7 @@ from minitransformer import (
     load_pretrained,
     save_pretrained,
 )
-from minitransformer.tokenizer import load_tokenizer
+from minitransformer.tokenizer_files import load_tokenizer
 
 MODEL_TYPES = ("bert", "roberta", "xlm-roberta")
 PADDINGS = ("none", "right", "left")
@@ -152,16 +152,15 @@ def same(encoder, other):
     return ours.keys() == theirs.keys() and all(torch.equal(ours[n], theirs[n]) for n in ours)
 
 
-FORMS = ["one .bin", "one .bin of before torch 1.6", "sharded safetensors", "sharded .bin"]
+FORMS = ["one .bin", "sharded safetensors", "sharded .bin"]
 
 
 def rewrite(folder, form):
     """Store the folder's weights in another form, as transformers of some age did."""
     tensors = safetensors.torch.load_file(folder / "model.safetensors")
     (folder / "model.safetensors").unlink()
-    if form.startswith("one"):
-        zipped = form == "one .bin"
-        torch.save(tensors, folder / "pytorch_model.bin", _use_new_zipfile_serialization=zipped)
+    if form == "one .bin":
+        torch.save(tensors, folder / "pytorch_model.bin")
         return
     safe = form == "sharded safetensors"
     save_torch_state_dict(tensors, folder, max_shard_size=70_000, safe_serialization=safe)

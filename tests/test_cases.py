@@ -1,6 +1,6 @@
 """Checkpoints that people really bring, rebuilt in little: read right or refused.
 
-A18, B05 and the wrong names of A25 are in test_convert.py.
+A17 is in test_config.py; A18, B05 and the wrong names of A25 are in test_convert.py.
 """
 
 import json
@@ -114,6 +114,7 @@ def test_a20_added_tokens_beyond_the_table(source):
 
 
 PIECES = "\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abc▁", "▁the", "▁of", "▁a"])
+MECAB = {"word_tokenizer_type": "mecab"}
 BYTES = {"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3, "a</w>": 4}
 
 
@@ -124,6 +125,7 @@ BYTES = {"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3, "a</w>": 4}
         ({"vocab.txt": vocab_txt()}, "KoBertTokenizer", "'KoBertTokenizer'"),
         ({"vocab.txt": vocab_txt(), "bpe.codes": ""}, "PhobertTokenizer", "'PhobertTokenizer'"),
         ({"vocab.txt": vocab_txt(), "bpe.codes": ""}, None, "bpe.codes"),
+        ({"vocab.txt": vocab_txt(), "tokenizer_config.json": MECAB}, None, "'mecab'"),
         ({"vocab.txt": PIECES}, None, "'▁the', 0 with '##'"),
         ({"vocab.txt": PIECES.replace("▁", "@@")}, "BertTokenizer", "other pieces"),
         ({"vocab.json": BYTES, "merges.txt": ""}, "HerbertTokenizerFast", "'HerbertTokenizerFast'"),
@@ -189,13 +191,6 @@ def test_a15_a_teacher_without_a_head(source):
     assert encoder.mlm_head is None
     with pytest.raises(UserError, match=r"no MLM head .*--method mlm"):
         encoder.mlm_logits(torch.zeros(1, 32))
-
-
-def test_a17_relative_positions(source):
-    checkpoint(source, config={"position_embedding_type": "relative_key"})
-    assert "position_embedding_type 'relative_key' is not supported" in refusal(
-        load_pretrained, source
-    )
 
 
 def test_a_folder_of_old_sentence_transformers(source):

@@ -1,10 +1,11 @@
 """EncoderConfig: config.json in, config.json out, and one line for every config that is none."""
 
 import dataclasses
-import json
+import re
 
 import pytest
 import transformers
+from checkpoints import refusal
 from conftest import tiny_config
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -12,23 +13,6 @@ from hypothesis import strategies as st
 from minitransformer import EncoderConfig, UserError
 from minitransformer.config import RANGES, divisors
 from minitransformer.model_types import MODEL_TYPES
-
-# config.json of google-bert/bert-base-uncased, as the hub has it
-BERT_BASE = """{"architectures": ["BertForMaskedLM"], "attention_probs_dropout_prob": 0.1,
- "gradient_checkpointing": false, "hidden_act": "gelu", "hidden_dropout_prob": 0.1,
- "hidden_size": 768, "initializer_range": 0.02, "intermediate_size": 3072, "layer_norm_eps": 1e-12,
- "max_position_embeddings": 512, "model_type": "bert", "num_attention_heads": 12,
- "num_hidden_layers": 12, "pad_token_id": 0, "position_embedding_type": "absolute",
- "transformers_version": "4.6.0.dev0", "type_vocab_size": 2, "use_cache": true,
- "vocab_size": 30522}"""
-
-
-def test_a_real_config_comes_back_without_what_says_nothing_of_an_encoder():
-    source = json.loads(BERT_BASE)
-    written = EncoderConfig.from_dict(source).to_dict(source["architectures"][0])
-    for name in ("transformers_version", "gradient_checkpointing", "use_cache"):
-        source.pop(name)
-    assert written == source
 
 
 @pytest.mark.parametrize("model_type", MODEL_TYPES)
@@ -66,6 +50,7 @@ def test_what_is_null_or_left_out_has_the_default_of_its_family():
 def test_no_key_of_the_teachers_task_or_of_another_distiller_is_written():
     task = {"id2label": {"0": "no"}, "num_labels": 3, "finetuning_task": "mnli"}
     others = {"emb_size": 312, "torch_dtype": "float16", "tie_word_embeddings": False}
+    others |= {"transformers_version": "4.6.0.dev0", "use_cache": True}
     given = tiny_config().to_dict("BertModel")
     assert EncoderConfig.from_dict(given | task | others).to_dict("BertModel") == given
 
@@ -127,6 +112,7 @@ REFUSED = [
     ({"model_type": "gpt2"}, "'gpt2' is not supported; these are: bert, roberta, xlm-roberta, cam"),
     ({"model_type": ["bert"]}, r"model_type \['bert'\]"),
     ({"hidden_act": "gelu_new"}, "hidden_act 'gelu_new' is not supported; only 'gelu'"),
+    ({"position_embedding_type": "relative_key"}, "'relative_key' is not supported; only 'absol"),
     ({"is_decoder": True}, "is_decoder is set"),
     ({"vocab_size": None, "hidden_size": None}, "missing hidden_size, vocab_size"),
     ({"hidden_size": "32"}, "hidden_size must be a whole number from 1 to 65536, not '32'"),
@@ -139,15 +125,8 @@ REFUSED = [
 
 @pytest.mark.parametrize(("change", "message"), REFUSED)
 def test_refused_in_one_line(change, message):
-    with pytest.raises(UserError, match=message) as raised:
-        EncoderConfig.from_dict(tiny_config().to_dict("BertModel") | change)
-    assert "\n" not in str(raised.value)
-    assert len(str(raised.value)) < 200
-
-
-def test_json_that_is_not_an_object_is_refused():
-    with pytest.raises(UserError, match="expected a JSON object, not list"):
-        EncoderConfig.from_dict([])
+    changed = tiny_config().to_dict("BertModel") | change
+    assert re.search(message, refusal(EncoderConfig.from_dict, changed))
 
 
 ANYTHING = st.recursive(

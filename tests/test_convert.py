@@ -7,10 +7,9 @@ import pytest
 import torch
 import transformers
 from checkpoints import refusal
-from conftest import same, tiny_config, tiny_encoder
+from conftest import same, tiny_config
 
-from minitransformer.convert import family, from_hugging_face, to_hugging_face
-from minitransformer.model_types import MODEL_TYPES
+from minitransformer.convert import from_hugging_face, to_hugging_face
 
 WORDS = "embeddings.word_embeddings.weight"
 HEADS = "dropped the next-sentence head, the pooler, which no method here uses"
@@ -55,18 +54,6 @@ def test_every_layout_gives_the_same_encoder_and_comes_back_bit_equal(rename, no
     wanted = {n: t for n, t in tensors.items() if not any(part in n for part in left_out)}
     assert back.keys() == wanted.keys()
     assert all(torch.equal(back[name], wanted[name]) for name in wanted)
-
-
-@pytest.mark.parametrize("mlm_head", [True, False])
-@pytest.mark.parametrize("model_type", MODEL_TYPES)
-def test_export_then_import_is_the_same_encoder(model_type, mlm_head):
-    encoder = tiny_encoder(model_type, mlm_head=mlm_head)
-    exported = to_hugging_face(encoder)
-    prefix = family(encoder.config)[0]
-    assert all(name.startswith((prefix, "cls.", "lm_head.")) for name in exported) == mlm_head
-    again, notes = from_hugging_face(exported, encoder.config)
-    assert notes == []
-    assert same(again, encoder)
 
 
 def test_a_bias_that_stands_only_at_the_decoder_is_found(tensors):
@@ -131,8 +118,8 @@ def test_the_head_is_dropped_when_its_decoder_is_not_tied(part, tensors):
     [
         ("roberta", lambda name: name, "the file has bert.*, config.json says roberta"),
         ("bert", lambda name: name.replace("bert.", "roberta."), "the file has roberta.*, config"),
-        ("bert", lambda name: f"model_a.{name}", "names begin with 'model_a.bert.', not with 'ber"),
-        ("bert", lambda name: "x" * 5000 + f".{name}", "the names begin with 'xxxx"),
+        ("bert", lambda name: f"model_a.{name}", "file has model_a.bert.*, config.json says bert "),
+        ("bert", lambda name: "x" * 5000 + f".{name}", "the file has xxxx"),
     ],
 )
 def test_a25_names_of_another_kind_are_the_cause(model_type, rename, cause, tensors):
@@ -172,15 +159,3 @@ def test_what_does_not_fit_is_named(change, message, tensors):
     said = refusal(from_hugging_face, tensors, tiny_config())
     assert message in said
     assert ";" not in said  # and nothing else
-
-
-def test_three_faults_are_named_and_the_others_counted(tensors):
-    broken = {name: torch.zeros(3) for name in tensors if "output.dense.weight" in name}
-    assert len(broken) == 6
-    assert refusal(from_hugging_face, tensors | broken, tiny_config()).endswith("; and 3 more")
-
-
-def test_nothing_at_all_is_refused():
-    assert refusal(from_hugging_face, {}, tiny_config()).endswith(
-        f"; and {4 + 1 + 3 * 16 - 3} more"
-    )

@@ -13,7 +13,7 @@ from checkpoints import refusal
 from conftest import same, save_tiny, tiny_encoder
 
 from minitransformer import embedded as embedded_file
-from minitransformer import load_pretrained, save_pretrained, weights_hash
+from minitransformer import load_pretrained, save_pretrained
 
 
 @pytest.fixture
@@ -50,7 +50,6 @@ def test_the_embedded_teacher_comes_back_bit_equal(embedded, tmp_path, capsys):
     dropped = {"pooler.dense.weight", "pooler.dense.bias", "embeddings.position_ids"}
     assert ours.keys() == theirs.keys() - dropped
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
-    assert weights_hash(tmp_path) == weights_hash(source) == weights_hash(encoder)
     capsys.readouterr()
     load_pretrained("embedded")
     said = "embedded: dropped the pooler, which no method here uses\n"

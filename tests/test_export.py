@@ -56,24 +56,20 @@ OTHERS = LINES[1:] + LINES[:1]
 # ---- the kinds of folder -------------------------------------------------------------------------
 
 
-def bert(pipeline=None, name="Bert", **settings):
-    """A BERT with this tokenizer.json, or vocab.txt; `name` is the declared class of tokenizer."""
-    files = {"vocab.txt": vocab_txt()} if pipeline is None else {"tokenizer.json": pipeline}
-    return {"files": files, "settings": declared(name) | settings}
+def bert(source, name="Bert", **settings):
+    """What `checkpoint` takes: a tokenizer.json or files; `name` is the class that is declared."""
+    files = source if isinstance(source, dict) else {"tokenizer.json": source}
+    if name:
+        settings["tokenizer_class"] = f"{name}Tokenizer"
+    return {"files": files | {"tokenizer_config.json": settings}}
 
 
-def roberta(pipeline=None, name="Roberta", **settings):
-    files = byte_files() if pipeline is None else {"tokenizer.json": pipeline}
-    return {"model_type": "roberta", "files": files, "settings": declared(name) | settings}
+def roberta(source, name="Roberta", **settings):
+    return {"model_type": "roberta"} | bert(source, name, **settings)
 
 
-def xlm_r(pipeline, name="XLMRoberta", model_type="xlm-roberta", **settings):
-    files = {"tokenizer.json": pipeline}
-    return {"model_type": model_type, "files": files, "settings": declared(name) | settings}
-
-
-def declared(name):
-    return {"tokenizer_class": f"{name}Tokenizer"} if name else {}
+def xlm_r(source, name="XLMRoberta", **settings):
+    return {"model_type": "xlm-roberta"} | bert(source, name, **settings)
 
 
 def stored(pipeline):
@@ -83,22 +79,23 @@ def stored(pipeline):
     return pipeline
 
 
+VOCAB = {"vocab.txt": vocab_txt()}
 MASKLESS = {"vocab.txt": vocab_txt().replace("[MASK]\n", "")}
 RENAMED = {"vocab.txt": vocab_txt().replace("[CLS]", "<start>")}
-ADDED = {"vocab.txt": vocab_txt(), "added_tokens.json": {"<ent>": len(BERT_WORDS)}}
+ADDED = VOCAB | {"added_tokens.json": {"<ent>": len(BERT_WORDS)}}
 ENTITY = {"content": "<ent>", "lstrip": True, "normalized": False, "special": False}
 ENTITY = {str(len(BERT_WORDS)): ENTITY}
 NO_TYPES = ["input_ids", "attention_mask"]
 WORDS_IN_ROBERTA = roberta(word_pieces(), bos_token="[CLS]", eos_token="[SEP]")
 KINDS = {
-    "vocab.txt lower case": bert(do_lower_case=True),
-    "vocab.txt cased": bert(do_lower_case=False),
-    "vocab.txt alone": bert() | {"settings": None},
-    "vocab.txt keeps accents": bert(strip_accents=False),
-    "vocab.txt keeps CJK words": bert(tokenize_chinese_chars=False),
-    "vocab.txt other names": bert(cls_token="<start>") | {"files": RENAMED},
-    "vocab.txt without a mask": bert() | {"files": MASKLESS},
-    "vocab.txt and added tokens": bert() | {"files": ADDED},
+    "vocab.txt lower case": bert(VOCAB, do_lower_case=True),
+    "vocab.txt cased": bert(VOCAB, do_lower_case=False),
+    "vocab.txt alone": {},
+    "vocab.txt keeps accents": bert(VOCAB, strip_accents=False),
+    "vocab.txt keeps CJK words": bert(VOCAB, tokenize_chinese_chars=False),
+    "vocab.txt other names": bert(RENAMED, cls_token="<start>"),
+    "vocab.txt without a mask": bert(MASKLESS),
+    "vocab.txt and added tokens": bert(ADDED),
     "json and added tokens": bert(word_pieces(), added_tokens_decoder=ENTITY),
     "json cased, config lower case": bert(word_pieces(), do_lower_case=True),
     "json lower case, config cased": bert(word_pieces(lowercase=True), do_lower_case=False),
@@ -115,13 +112,13 @@ KINDS = {
     "byte level with space, config not": roberta(byte_level(True), add_prefix_space=False),
     "byte level, config with space": roberta(byte_level(), add_prefix_space=True),
     "byte level, class of BERT": roberta(byte_level(), "Bert"),
-    "vocab.json and merges.txt": roberta(name=""),
-    "vocab.json and merges.txt with space": roberta(add_prefix_space=True),
+    "vocab.json and merges.txt": roberta(byte_files(), ""),
+    "vocab.json and merges.txt with space": roberta(byte_files(), add_prefix_space=True),
     "unigrams": xlm_r(unigrams()),
     "unigrams without space": xlm_r(unigrams(prepend="never", split=False), add_prefix_space=True),
     "unigrams, space but first": xlm_r(unigrams(prepend="first", split=False), ""),
-    "unigrams in BERT": xlm_r(unigrams(), "Bert", "bert", do_lower_case=True),
-    "CamemBERT": xlm_r(unigrams(CAMEMBERT_START), "Camembert", "camembert"),
+    "unigrams in BERT": bert(unigrams(), do_lower_case=True),
+    "CamemBERT": bert(unigrams(CAMEMBERT_START), "Camembert") | {"model_type": "camembert"},
 }
 # One of each family in every run, the others among the slow tests.
 FAST = ["vocab.txt alone", "word pieces in RoBERTa", "unigrams in BERT"]

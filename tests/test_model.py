@@ -52,37 +52,28 @@ class Untouchable(torch.nn.Module):
 
 @pytest.mark.parametrize("padding", PADDINGS)
 def test_stop_gives_the_full_pass_bit_for_bit_and_computes_nothing_above(padding):
+    """What is not to be kept is None; with keep="all", nothing is."""
     encoder = tiny_encoder()
     ids, mask = padded(encoder.config, padding)
     whole = encoder(ids, mask)
     stops = [(0, "hidden"), *itertools.product((1, 2, 3), ("hidden", "qkv"))]
-    for last, what in stops:
+    for (last, what), keep in itertools.product(stops, ("all", "hidden", "last")):
         cut = copy.deepcopy(encoder)
         for i in range(last, 3):
             cut.blocks[i] = Untouchable()
         if what == "qkv":
             for part in ("output", "attention_norm", "expand", "contract", "ffn_norm"):
                 setattr(cut.blocks[last - 1], part, Untouchable())
-        out = cut(ids, mask, stop=(last, what))
+        out = cut(ids, mask, stop=(last, what), keep=keep)
         counts = [last + 1 if what == "hidden" else last, last, last, last]
         assert [len(part) for part in out] == counts
-        for part, whole_part in zip(out, whole, strict=True):
-            assert all(map(torch.equal, part, whole_part))
-
-
-@pytest.mark.parametrize("padding", PADDINGS)
-def test_what_is_not_to_be_kept_is_none_and_the_rest_the_same(padding):
-    encoder = tiny_encoder()
-    ids, mask = padded(encoder.config, padding)
-    for stop in (None, (0, "hidden"), (1, "qkv"), (3, "qkv")):
-        whole = encoder(ids, mask, stop=stop)
-        for keep, kept_hidden in (("last", slice(-1, None)), ("hidden", slice(None))):
-            out = encoder(ids, mask, stop=stop, keep=keep)
-            for part, expected in zip(out, whole, strict=True):
-                kept = range(len(expected))[kept_hidden if part is out.hidden else slice(-1, None)]
-                assert len(part) == len(expected)
-                for i, tensor in enumerate(part):
-                    assert tensor.equal(expected[i]) if i in kept else tensor is None
+        for name, part in out._asdict().items():
+            kept = keep == "all" or (keep == "hidden" and name == "hidden")
+            for i, tensor in enumerate(part):
+                if kept or i == len(part) - 1:
+                    assert torch.equal(tensor, getattr(whole, name)[i])
+                else:
+                    assert tensor is None
 
 
 @pytest.mark.parametrize("stop", [(4, "hidden"), (4, "qkv"), (0, "qkv"), (-1, "hidden")])

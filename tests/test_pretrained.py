@@ -11,6 +11,7 @@ import safetensors.torch
 import sentence_transformers
 import torch
 import transformers
+from checkpoints import refusal
 from conftest import FORMS, Attack, rewrite, same, save_tiny, tiny_encoder
 
 from minitransformer import UserError, load_pretrained, pretrained, save_pretrained, weights_hash
@@ -85,10 +86,9 @@ def test_equal_weights_are_equal_files(tmp_path):
     assert (other / "model.safetensors").read_bytes() != (first / names[1]).read_bytes()
 
 
-def test_weights_hash_sees_one_bit(saved):
-    encoder, _ = load_pretrained(saved)
+def test_weights_hash_sees_one_bit():
+    encoder = tiny_encoder()
     before = weights_hash(encoder)
-    assert before == weights_hash(saved)
     with torch.no_grad():
         encoder.blocks[1].key.bias.view(torch.int32)[5] ^= 1
     assert weights_hash(encoder) != before
@@ -151,16 +151,6 @@ def test_every_form_of_weight_file_is_the_same_encoder(saved, form):
     assert same(encoder, tiny_encoder())
 
 
-def test_a_checkpoint_that_transformers_wrote_in_shards(tmp_path):
-    encoder = tiny_encoder("roberta")
-    source = save_tiny(tmp_path / "source", "roberta")
-    model = transformers.AutoModelForMaskedLM.from_pretrained(source)
-    model.save_pretrained(tmp_path / "shards", max_shard_size="40KB")
-    assert len(list((tmp_path / "shards").glob("*.safetensors"))) > 2
-    shutil.copy(source / "tokenizer.json", tmp_path / "shards")
-    assert same(load_pretrained(tmp_path / "shards")[0], encoder)
-
-
 def test_safetensors_come_before_a_pickle(saved):
     (saved / "pytorch_model.bin").write_bytes(b"never read")
     assert same(load_pretrained(saved)[0], tiny_encoder())
@@ -174,9 +164,9 @@ def test_a_pickle_of_something_else_is_refused_and_never_run(content, saved, mon
         (saved / "pytorch_model.bin").write_bytes(content)
     else:
         torch.save(content, saved / "pytorch_model.bin")
-    with pytest.raises(UserError, match=r"pytorch_model\.bin") as raised:
-        load_pretrained(saved)
-    assert "weights_only" not in str(raised.value)
+    message = refusal(load_pretrained, saved)
+    assert "pytorch_model.bin" in message
+    assert "weights_only" not in message
     assert not (saved / "ran").exists()
 
 
@@ -184,7 +174,8 @@ def test_a_pickle_of_something_else_is_refused_and_never_run(content, saved, mon
     ("index", "message"),
     [
         ("{", "cannot read model.safetensors.index.json: "),
-        ("[]", "model.safetensors.index.json has no weight_map"),
+        ("[]", "model.safetensors.index.json: expected a JSON object, not list"),
+        ("{}", "model.safetensors.index.json has no weight_map"),
         ('{"weight_map": {"x": "../other.safetensors"}}', "names '../other.safetensors', which is"),
         ('{"weight_map": {"x": "gone.safetensors"}}', "gone.safetensors"),
         ('{"weight_map": {"x": "%s"}}' % ("x" * 5000), "which is not a weight file"),
@@ -193,10 +184,7 @@ def test_a_pickle_of_something_else_is_refused_and_never_run(content, saved, mon
 def test_an_index_that_is_damaged_or_names_a_file_elsewhere_is_refused(index, message, saved):
     shutil.move(saved / "model.safetensors", saved.parent / "other.safetensors")
     (saved / "model.safetensors.index.json").write_text(index)
-    with pytest.raises(UserError) as raised:
-        load_pretrained(saved)
-    assert message in str(raised.value)
-    assert len(str(raised.value)) < 400
+    assert message in refusal(load_pretrained, saved)
 
 
 def test_shards_of_any_name_that_the_index_names_are_read(saved):
@@ -217,7 +205,9 @@ def test_a_hub_id_is_read_from_the_hubs_own_cache(tmp_path, monkeypatch):
         base = hub / f"models--{repository.replace('/', '--')}"
         for seed, (branch, commit) in enumerate(commits.items()):
             folder = save_tiny(tmp_path / repository / branch, seed=seed)
-            hashes[repository, branch] = hashes[repository, commit] = weights_hash(folder)
+            hashes[repository, branch] = hashes[repository, commit] = weights_hash(
+                tiny_encoder(seed=seed)
+            )
             if repository == "tiny/pickles":
                 rewrite(folder, "sharded .bin")
             (base / "refs").mkdir(parents=True, exist_ok=True)
