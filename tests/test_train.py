@@ -11,7 +11,6 @@ from helpers import records, without_figures
 import train
 from distill import METHODS
 from distill.program.machine import autocast, can_compile, choose_precision, machine
-from distill.program.table import columns
 from distill.training.card import hub_id
 from distill.training.optimizer import learning_rate
 from distill.training.report import describe_size
@@ -170,7 +169,6 @@ def test_learning_rate_rises_and_falls_in_a_line():
 def test_small_prints(monkeypatch):
     assert describe_size([{"tokens": 1200}, {"tokens": 34}]) == "1,234 tokens"
     assert describe_size([{"tokens": 1200}, {"tokens": None}]) == "size unknown"
-    assert columns([["", "a", "bb"], ["row", "1", "2"]]) == "       a    bb\nrow    1     2"
     assert "GiB" in machine()
     monkeypatch.delattr(os, "sysconf_names")  # as on Windows
     assert "GiB" not in machine()
