@@ -38,7 +38,7 @@ def draw(
             short = re.sub(r"[^A-Za-z0-9.-]+", "-", name).strip("-.")
             draw_relations(folder / f"relations-{short}.png", model, sentence)
     if records:
-        draw_scores(folder / "score-latency.png", facts, records, headlines)
+        draw_scores(folder / "score-latency.png", models, facts, records, headlines)
 
 
 def relation_map(states: Tensor, heads: int) -> Tensor:
@@ -106,7 +106,11 @@ def draw_relations(file: Path, model: Model, sentence: str) -> None:
 
 
 def draw_scores(
-    file: Path, facts: list[dict], records: list[dict], headlines: dict[str, str]
+    file: Path,
+    models: dict[str, Model],
+    facts: list[dict],
+    records: list[dict],
+    headlines: dict[str, str],
 ) -> None:
     """Draw each model at its latency and its mean headline score, with the spread over seeds.
 
@@ -126,12 +130,12 @@ def draw_scores(
         seeds = [statistics.fmean(values) for values in zip(*scores, strict=True)]
         points[name] = (model["latency_ms"][shape]["median"], statistics.fmean(seeds))
         spreads[name] = statistics.stdev(seeds) if len(seeds) > 1 else 0.0
-    starts = {model["start"] for model in facts}
+    start_of = {name: model.start.name for name, model in models.items() if model.start}
     figure, axes = plt.subplots(figsize=(9, 4.5), layout="constrained")
-    for number, model in enumerate(facts):
-        name, start = model["model"], model["start"]
-        if name in starts or name not in points:
+    for number, name in enumerate(models):
+        if name in start_of.values() or name not in points:
             continue
+        start = start_of.get(name)
         form = {"fmt": "o", "color": f"C{number % 10}", "capsize": 3}
         axes.errorbar(*points[name], spreads[name], label=shortened(name), **form)
         if start in points:
