@@ -13,6 +13,7 @@ import json
 import math
 import shutil
 import signal
+import statistics
 import subprocess
 import sys
 import time
@@ -309,7 +310,8 @@ def log_facts(folder: Path) -> dict:
     start = log[0]
     tokens = start["sequences_a_step"] * start["settings"]["seq_len"]
     speeds = [record["tokens_per_s"] for record in log if record["event"] == "step"]
-    seconds = sum(tokens / max(1, speed) for speed in speeds)
+    # by the median step: a machine that slept in one would count its sleep
+    seconds = len(speeds) * tokens / max(1, statistics.median(speeds))
     curve = [[record["step"], record["loss"]] for record in log if record["event"] == "eval"]
     facts = {name: start[name] for name in KEPT_FACTS if name in start}
     facts["settings"] = {name: value for name, value in start["settings"].items() if name != "out"}
