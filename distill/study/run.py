@@ -33,8 +33,8 @@ from minitransformer.errors import UserError
 from minitransformer.pretrained import find_folder, load_pretrained, read_json
 
 ROOT = Path(__file__).resolve().parents[2]
-# without docs-next: of one seed of fine-tuning its score has a standard deviation of 5 points
-# (docs/defaults.md), more than the methods differ by
+# without docs-next: between seeds of fine-tuning its score has a standard deviation of 5 points
+# (docs/evaluation.md), more than the methods differ by
 ENGLISH_TASKS = ("docs-library", "docs-order")
 KEPT_FACTS = ("commit", "versions", "machine", "settings", "text", "teacher", "start", "processes")
 
