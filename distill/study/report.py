@@ -207,9 +207,10 @@ def budget(group: Group) -> str:
 
 def resolution(comparison: Comparison) -> str:
     """The smallest differences that the design can see: twice the pooled standard error."""
-    seeds = Counter(len(seeds) for seeds in comparison.scores.values()).most_common(1)[0][0]
+    repeated = Counter(len(seeds) for seeds in comparison.scores.values() if len(seeds) > 1)
+    seeds = repeated.most_common(1)[0][0] if repeated else 1
     error = comparison.pooled_error(seeds, comparison.tasks)
-    if seeds < 2 or error is None:
+    if error is None:
         return "With one training seed no difference has a standard error."
     tasks = [
         f"{task} {200 * comparison.pooled_error(seeds, [task]):.1f}" for task in comparison.tasks
