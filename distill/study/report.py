@@ -5,6 +5,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import fill
 
 from distill.evaluation.table import markdown
 from distill.study import figures
@@ -18,7 +19,9 @@ MHA = ("mha-L-1", "mha-L-2", "mha-L")
 MAPS = ("hs-uniform", "hs-last", "hs-uniform-consecutive", "hs-uniform+last")
 HS = (*MAPS, "hs-single")
 OD = ("od", "od-after-hs")
-README_METHODS = ("mha-L-1", "direct-minilm", "hs-uniform", "hs-uniform+last", "od", "mlm")
+# rows of the README's table, and the place that the paper's text gives the method
+README_METHODS = {"mha-L-1": "best", "direct-minilm": "", "hs-uniform": "second"}
+README_METHODS |= {"hs-uniform+last": "second", "od": "last", "mlm": ""}
 # (statement, methods on the left, on the right, what the difference left - right is then)
 FINDINGS = (
     ("MHA transfer is generally best", MHA, (*HS, *OD, "direct-minilm", "mlm"), "ahead"),
@@ -152,29 +155,28 @@ def score_table(group: Group, references: dict, methods: Iterable[str], details:
     """One line for the teacher, each start and each method, the best method first."""
     comparison = group.comparison
     ranking = [method for method in comparison.ranking() if method in methods]
-    more = ["over its start", "seeds", "lr", "hours"] if details else []
-    lines = [["", *comparison.tasks, "mean", "to the best", "own held-out loss", *more]]
+    more = ["own held-out loss", "over its start", "seeds", "lr", "hours"]
+    if not details:
+        more = ["seeds", "in the paper"]
+    lines = [["", *comparison.tasks, "mean", "to the best", *more]]
     for name, scores in references.items():
         cells = [f"{percent(scores[t])} ({group.spread(name, t)})" for t in comparison.tasks]
         mean = statistics.fmean(scores[task] for task in comparison.tasks)
-        lines.append([name, *cells, percent(mean), "", "", *[""] * len(more)])
+        lines.append([name, *cells, percent(mean), "", *[""] * len(more)])
     for method in ranking:
         runs = [record for record in group.records if record["method"] == method]
         cells = [percent(*comparison.mean_and_error(method, [task])) for task in comparison.tasks]
         cells.append(percent(*comparison.mean_and_error(method)))
         difference = comparison.difference(method, ranking[0])
         cells.append("" if method == ranking[0] else f"{difference} ({difference.verdict})")
-        first, last = (statistics.fmean(run["curve"][end][1] for run in runs) for end in (0, -1))
-        cells.append(f"{first:.3f} → {last:.3f}")
         if details:
+            ends = (statistics.fmean(run["curve"][end][1] for run in runs) for end in (0, -1))
             rates = sorted({f"{run['settings']['lr']:g}" for run in runs})
             hours = statistics.fmean(run["seconds"] for run in runs) / 3600
-            cells += [
-                gain(runs, comparison.tasks),
-                str(len(runs)),
-                ", ".join(rates),
-                f"{hours:.2f}",
-            ]
+            cells += ["{:.3f} → {:.3f}".format(*ends), gain(runs, comparison.tasks)]
+            cells += [str(len(runs)), ", ".join(rates), f"{hours:.2f}"]
+        else:
+            cells += [str(len(runs)), README_METHODS[method]]
         lines.append([f"`{method}`", *cells])
     return markdown(lines)
 
@@ -280,7 +282,7 @@ def readme_table(group: Group) -> str:
     best = max(starts, key=lambda name: statistics.fmean(starts[name].values()), default=None)
     kept = {name: references[name] for name in ("teacher", best) if name in references}
     table = score_table(group, kept, README_METHODS, details=False)
-    return f"{table}\n\n{budget(group)} {resolution(group.comparison)}"
+    return f"{table}\n\n{fill(f'{budget(group)} {resolution(group.comparison)}', 118)}"
 
 
 # ---- the page ------------------------------------------------------------------------------------
