@@ -203,6 +203,12 @@ def test_an_error_that_is_small_by_chance_is_held_against_the_pooled_one():
     assert steady.difference("a", "b").error > 0.05
     assert steady.difference("a", "b").verdict == "tie"
     assert Comparison(scores(a=[0.6], b=[0.9])).difference("a", "b").verdict == "one seed"
+    # c has one seed: the residuals of a and b, +-0.005, give an SE of sqrt(2 * 2 * 0.0001) / 2
+    one = Comparison(scores(a=[0.60, 0.82], b=[0.50, 0.70], c=[0.61]))
+    assert one.difference("c", "a").mean == pytest.approx(0.01)
+    assert one.difference("c", "a").error == pytest.approx(0.01)
+    assert one.difference("c", "a").verdict == "tie"
+    assert one.difference("c", "b").verdict == "ahead"
 
 
 # ---- the page ------------------------------------------------------------------------------------

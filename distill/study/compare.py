@@ -9,7 +9,8 @@ and T tasks,
     pooled SE   the same from all methods at once: the residual of score = method + seed, per task
 
 Two seeds give a variance by chance nearly 0 now and then; a difference is therefore held against
-the larger of both. Less than twice that is a tie.
+the larger of both. Less than twice that is a tie. Where one seed is shared there is the pooled one
+alone, which takes all methods to vary alike.
 """
 
 import math
@@ -22,7 +23,7 @@ Scores = dict[str, dict[int, dict[str, float]]]  # method -> seed -> task -> sco
 
 @dataclass(frozen=True)
 class Difference:
-    """`error` is None where fewer than two seeds are shared."""
+    """`error` is None where no seed is shared, or one while no other methods tell the spread."""
 
     mean: float
     error: float | None
@@ -70,7 +71,7 @@ class Comparison:
 
     def difference(self, a: str, b: str) -> Difference:
         seeds = sorted(self.scores[a].keys() & self.scores[b].keys())
-        if len(seeds) < 2:
+        if not seeds:
             means = [self.mean_and_error(method)[0] for method in (a, b)]
             return Difference(means[0] - means[1], None)
         differences, variance = [], 0.0
@@ -78,10 +79,13 @@ class Comparison:
             left, right = self.by_seed(a, [task]), self.by_seed(b, [task])
             by_seed = [left[seed] - right[seed] for seed in seeds]
             differences += by_seed
-            variance += statistics.variance(by_seed) / len(seeds)
+            if len(seeds) > 1:
+                variance += statistics.variance(by_seed) / len(seeds)
+        pooled = self.pooled_error(len(seeds), self.tasks)
+        if pooled is None and len(seeds) < 2:
+            return Difference(statistics.fmean(differences), None)
         own_error = math.sqrt(variance) / len(self.tasks)
-        pooled = self.pooled_error(len(seeds), self.tasks) or 0.0
-        return Difference(statistics.fmean(differences), max(own_error, pooled))
+        return Difference(statistics.fmean(differences), max(own_error, pooled or 0.0))
 
     def pooled_error(self, seeds: int, tasks: list[str]) -> float | None:
         """Return the standard error of a difference over that many seeds; None where fewer than
