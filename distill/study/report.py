@@ -301,7 +301,8 @@ def page(records: list[dict], folder: Path) -> str:
         " fine-tuned models. Differences are paired by seed and have a standard error of their"
         " own ([compare.py](../distill/study/compare.py)); what twice that does not separate is a"
         " tie. Errors are of training seeds alone; other dev examples would move the scores, too."
-        " Where a statement is about several methods, the one with the best mean stands for its side, which favours the side with more of them. Commits:"
+        " Where a statement is about several methods, the one with the best mean stands for its"
+        " side, which favours the side with more of them. Commits:"
         f" {', '.join(sorted(commits))}.",
     ]
     if undefined:
