@@ -130,6 +130,8 @@ def draw_scores(
         seeds = [statistics.fmean(values) for values in zip(*scores, strict=True)]
         points[name] = (model["latency_ms"][shape]["median"], statistics.fmean(seeds))
         spreads[name] = statistics.stdev(seeds) if len(seeds) > 1 else 0.0
+    if not points:
+        return
     start_of = {name: model.start.name for name, model in models.items() if model.start}
     figure, axes = plt.subplots(figsize=(9, 4.5), layout="constrained")
     for number, name in enumerate(models):

@@ -106,15 +106,14 @@ class Study:
         file = self.folder / "locks" / name.replace("/", " ")
         file.parent.mkdir(parents=True, exist_ok=True)
         lock = filelock.FileLock(file)
-        while True:
-            try:
-                lock.acquire(timeout=1 if wait else 0)
-                break
-            except filelock.Timeout:
-                if not wait:
-                    raise
-                if time.monotonic() > self.deadline:
-                    raise OutOfTime from None
+        left = self.deadline - time.monotonic()
+        longest = -1 if math.isinf(left) else max(10.0, left)  # -1: for ever
+        try:
+            lock.acquire(timeout=longest if wait else 0)
+        except filelock.Timeout:
+            if wait:
+                raise OutOfTime from None
+            raise
         try:
             yield
         finally:
