@@ -18,7 +18,7 @@ from distill.study.compare import Comparison
 from distill.study.records import Records
 from distill.study.report import measured_speeds, write_report
 from distill.study.run import Study
-from distill.study.units import METHODS, Student, Unit
+from distill.study.units import Student, Unit
 from minitransformer.errors import UserError
 
 STUDENT = Student("own", 2, 32, 40_960, 4_000)  # 20 steps
@@ -37,7 +37,7 @@ def test_the_plan_has_the_teacher_and_the_pilot_first_and_no_unit_twice():
         "english-3x384/hs-uniform/seed-1/2M",
     ]
     assert len(set(names)) == len(names)
-    for method in METHODS:  # three seeds for A, two for B and C
+    for method in units.ALL:  # three seeds for A, two for B and C
         seeds = {
             student: sum(name.startswith(f"english-{student}/{method}/seed") for name in names)
             for student in ("3x384", "4x192", "2x384")
@@ -139,6 +139,16 @@ def test_a_unit_takes_the_best_rate_of_its_search_and_leaves_one_record_and_no_w
     done = len(calls)
     assert study.run(planned) == 0
     assert len(calls) == done  # nothing is started twice
+
+
+def test_a_row_with_another_start_differs_in_the_start_alone(tmp_path):
+    other, own = (Unit(STUDENT, name, 1, 40_960) for name in ("hs-uniform@2,3,4", "hs-uniform"))
+    assert other.rates == own.rates and other.steps == own.steps
+    run = pretended(tmp_path)
+    flags = run._flags(other, 1, 1e-3)
+    at = flags.index("--init")
+    assert flags[at : at + 2] == ["--init", "2,3,4"]
+    assert flags[:at] + flags[at + 2 :] == run._flags(own, 1, 1e-3)
 
 
 def test_a_student_stays_until_the_unit_that_starts_from_it_is_done(tmp_path):

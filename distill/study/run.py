@@ -208,8 +208,9 @@ class Study:
         if method.from_top is not None:
             layers = read_json(find_folder(teacher) / "config.json")["num_hidden_layers"]
             flags += ["--teacher-layer", str(max(1, layers - method.from_top))]
-        if student.init and not method.first:
-            flags += ["--init", student.init]
+        init = method.init or student.init
+        if init and not method.first:
+            flags += ["--init", init]
         if rate is not None:
             flags += ["--lr", f"{rate:g}"]
         for corpus in self._data(unit.setting):

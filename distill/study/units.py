@@ -9,25 +9,26 @@ A unit is one student: trained, evaluated, one record. Its name is its identity:
 m is written from the top of the teacher: L is its last layer, L-1 the last but one.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from minitransformer.errors import UserError
 
 BATCH, LENGTH = 16, 128  # sequences in a step, tokens in a sequence
-RATES = (3e-4, 6e-4, 1.2e-3)  # the grid of learning rates
+RATES = (3e-4, 6e-4, 1.2e-3, 2.4e-3)  # the grid of learning rates
 TEACHER_STEPS, TEACHER_BATCH = 1500, 32  # of the English teacher, which needs an MLM head
 
 
 @dataclass(frozen=True)
 class Method:
     """`first`: the method whose student this one starts from. It costs as many tokens again (od, as
-    in the paper), or half of the unit's tokens (`equal_cost`).
+    in the paper), or half of the unit's tokens (`equal_cost`). `init`: None, the student's.
     """
 
     flags: str
     from_top: int | None = None  # m = L_t - from_top
     first: str | None = None
     equal_cost: bool = False
+    init: str | None = None
 
 
 METHODS = {
@@ -49,6 +50,10 @@ METHODS = {
 PILOT = ("mha-L-1", "hs-uniform")
 CORE = (*PILOT, "mlm", "od", "direct-minilm", "hs-uniform+last")
 CORE_MULTILINGUAL = (*PILOT, "mlm", "mha-L", "hs-uniform+last", "direct-minilm")
+ALL = tuple(METHODS)
+# A copied start follows m, so that a row has both. From the start of mha-L-2, methods alone differ.
+SAME_START = ("mha-L-1", "hs-uniform", "direct-minilm", "od", "mlm")
+METHODS |= {f"{name}@2,3,4": replace(METHODS[name], init="2,3,4") for name in SAME_START}
 
 
 @dataclass(frozen=True)
@@ -77,14 +82,15 @@ EVALUATION_SECONDS = 200
 ORDER = (  # (student, methods, seeds): the earlier ones matter more
     ("english-3x384", PILOT, (0, 1)),
     ("english-3x384", CORE, (0, 1)),
-    ("english-3x384", METHODS, (0, 1)),
-    ("english-3x384", METHODS, (2,)),
+    ("english-3x384", ALL, (0, 1)),
+    ("english-3x384", [f"{name}@2,3,4" for name in SAME_START], (0, 1)),
+    ("english-3x384", ALL, (2,)),
     ("multilingual-6x384", CORE_MULTILINGUAL, (0, 1)),
     ("english-2x384", CORE, (0, 1)),
     ("english-4x192", CORE, (0, 1)),
     ("multilingual-3x384", CORE_MULTILINGUAL, (0, 1)),
-    ("english-2x384", METHODS, (0, 1)),
-    ("english-4x192", METHODS, (0, 1)),
+    ("english-2x384", ALL, (0, 1)),
+    ("english-4x192", ALL, (0, 1)),
 )
 
 
@@ -131,9 +137,11 @@ class Unit:
 
     @property
     def rates(self) -> "Unit":
-        """The unit that searches this one's learning rate; a second phase has that of the method
-        alone."""
-        alone = {"od-after-hs": "od", "mha-after-hs": "mha-L-1"}.get(self.method, self.method)
+        """The unit that searches this one's learning rate; a second phase, or another start, has
+        that of the method alone.
+        """
+        alone = self.method.partition("@")[0]
+        alone = {"od-after-hs": "od", "mha-after-hs": "mha-L-1"}.get(alone, alone)
         return Unit(self.student, alone, None, self.tokens / 4)
 
     @property
@@ -164,7 +172,7 @@ def plan(
     students = {student.name: student for student in STUDENTS}
     order = ORDER
     if own:
-        students, order = {own.name: own}, ((own.name, CORE, (0, 1)), (own.name, METHODS, (0, 1)))
+        students, order = {own.name: own}, ((own.name, CORE, (0, 1)), (own.name, ALL, (0, 1)))
     units: dict[Unit, None] = {}  # a set that keeps its order
     for name, methods, seeds in order:
         student = students[name]
