@@ -199,7 +199,7 @@ class Study:
     def _flags(self, unit: Unit, seed: int, rate: float | None) -> list[str]:
         student, method = unit.student, METHODS[unit.method]
         teacher = self._teacher(unit.setting)
-        evaluations = 8 if unit.seed is not None else 1  # a search asks for the last loss alone
+        evaluations = 4 if unit.seed is not None else 1  # a search asks for the last loss alone
         every = max(1, unit.steps // evaluations)
         flags = [*method.flags.split(), "--teacher", teacher, "--seed", str(seed)]
         flags += ["--steps", str(unit.steps), "--batch-size", str(BATCH), "--seq-len", str(LENGTH)]
