@@ -143,7 +143,8 @@ def test_a_unit_takes_the_best_rate_of_its_search_and_leaves_one_record_and_no_w
 
 def test_a_row_with_another_start_differs_in_the_start_alone(tmp_path):
     other, own = (Unit(STUDENT, name, 1, 40_960) for name in ("hs-uniform@2,3,4", "hs-uniform"))
-    assert other.rates == own.rates and other.steps == own.steps
+    assert other.rates == own.rates
+    assert other.steps == own.steps
     run = pretended(tmp_path)
     flags = run._flags(other, 1, 1e-3)
     at = flags.index("--init")

@@ -11,7 +11,7 @@ from distill.evaluation.table import markdown
 from distill.study import figures
 from distill.study.compare import Comparison, Difference
 from distill.study.help_text import ENGLISH, TRAINED
-from distill.study.units import METHODS, ORDER
+from distill.study.units import METHODS, ORDER, SAME_START
 from minitransformer.errors import UserError
 from minitransformer.files import atomic
 
@@ -22,6 +22,7 @@ OD = ("od", "od-after-hs")
 # rows of the README's table, and the place that the paper's text gives the method
 README_METHODS = {"mha-L-2": "best", "mha-L-1": "best", "direct-minilm": ""}
 README_METHODS |= {"hs-uniform": "second", "od": "last", "mlm": ""}
+OTHERS_FROM_234 = tuple(f"{name}@2,3,4" for name in SAME_START if name not in MHA)
 # (statement, methods on the left, on the right, what the difference left - right is then)
 FINDINGS = (
     ("MHA transfer is generally best", MHA, (*HS, *OD, "direct-minilm", "mlm"), "ahead"),
@@ -35,6 +36,11 @@ QUESTIONS = (
     ("ours: relations over Q, K, V themselves", ("mha-L-1",), ("direct-minilm",), "ahead"),
     ("ours: od from the hs student over od alone, at twice the cost", OD[1:], OD[:1], "ahead"),
     ("ours: half hs, half mha over mha, at equal cost", ("mha-after-hs",), MHA[:1], "ahead"),
+    ("start: 2,3,4 over 2,4,5, for mha", ("mha-L-1@2,3,4",), ("mha-L-1",), "ahead"),
+    ("start: 3,4,5 over 2,4,5, for mha", ("mha-L-1@3,4,5",), ("mha-L-1",), "ahead"),
+    ("start: 2,3,4 over 2,4,6, for hs", ("hs-uniform@2,3,4",), ("hs-uniform",), "ahead"),
+    ("from the start 2,3,4 alike: m = L-2 over L-1", MHA[1:2], ("mha-L-1@2,3,4",), "ahead"),
+    ("from the start 2,3,4 alike: mha over the others", MHA[1:2], OTHERS_FROM_234, "ahead"),
 )
 
 
