@@ -158,7 +158,7 @@ def main(argv: list[str] | None = None) -> int:
     if world() > 1:
         raise UserError("evaluate.py works in one process; start it with python, not torchrun")
     if config.out and (path := obstacle(config.out)) is not None:  # before hours of work
-        raise UserError(f"--out {config.out}: nothing can be written to {path}")
+        raise UserError(f"--out {config.out}: {path} is no folder that can be written to")
     device = choose_device(config.device)
     precision = choose_precision(config.precision, device)
     if config.threads:

@@ -97,7 +97,7 @@ class Method(nn.Module):
         if self.masked_text and self.needs_teacher and teacher.mlm_head is None:
             raise UserError(
                 "the teacher has no MLM head to predict words; train one with"
-                " `python train.py --method mlm --init TEACHER`"
+                " `python train.py --method mlm --init TEACHER`, and pass its folder as --teacher"
             )
 
     def forward(self, student, teacher, batch):

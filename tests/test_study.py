@@ -14,6 +14,7 @@ import torch
 from helpers import ROOT, environment, kill, make_inputs, steps_of, wait_for
 
 from distill.study import help_text, multilingual, units
+from distill.study.__main__ import main
 from distill.study.compare import Comparison
 from distill.study.records import Records
 from distill.study.report import measured_speeds, write_report
@@ -241,6 +242,14 @@ def record(method, seed, score, tasks=("docs-order", "docs-next"), **more):
     return facts | {"evaluation": {"seeds": 1}, "tokens_read": 2e6, "commit": "0" * 40, **more}
 
 
+def report(folder, records, readme=False):
+    """Return the page made from these records."""
+    file, page = folder / "results.jsonl", folder / "study.md"
+    file.write_text("".join(json.dumps(record) + "\n" for record in records))
+    write_report(Records(file), page, readme)
+    return page.read_text()
+
+
 def test_a_full_page_ranks_judges_and_leaves_undefined_scores_out(tmp_path, capsys):
     records = [
         record(method, seed, 0.6 + gain + 0.01 * seed)
@@ -249,8 +258,7 @@ def test_a_full_page_ranks_judges_and_leaves_undefined_scores_out(tmp_path, caps
     ]
     broken = record("mlm", 0, 0.5)
     broken["scores"]["student"][0]["values"] = [None]
-    write_report([*records, broken], tmp_path / "study.md", readme=False)
-    page = (tmp_path / "study.md").read_text()
+    page = report(tmp_path, [*records, broken])
     pictures = re.findall(r"!\[.*\]\((.*)\)", page)
     assert len(pictures) == 3
     assert all((tmp_path / picture).stat().st_size > 1000 for picture in pictures)
@@ -260,13 +268,37 @@ def test_a_full_page_ranks_judges_and_leaves_undefined_scores_out(tmp_path, caps
     assert " contradicts |" in lines["HS transfer stays competitive with MHA"]
     assert " cannot say |" in lines["MHA: an upper-middle layer over the last"]
     assert "Left out, a score is undefined: mlm-0." in page
-    write_report(records, tmp_path / "study.md", readme=True)
+    assert "(results.jsonl)" in page
+    report(tmp_path, records, readme=True)
     printed = capsys.readouterr().out
     assert "2 million tokens" in printed
     assert printed.count("\n| `") == 3  # mha, hs, od
-    write_report(records[:1], tmp_path / "study.md", readme=False)
-    assert "no difference has a standard error" in (tmp_path / "study.md").read_text()
+    assert "no difference has a standard error" in report(tmp_path, records[:1])
     assert measured_speeds(records)["english-3x384"] == pytest.approx(2e6 / 3600)
+
+
+WRONG = [
+    ("plan --only english-9x9", "no unit's name begins so"),
+    ("plan --scale nan", "--scale is nan; it must be a number of at least"),
+    ("plan --tokens 1e999", "--tokens is inf"),
+    ("run --hours -1", "--hours is -1.0"),
+    ("plan --student 3x", "--student 3x: give LAYERSxWIDTH"),
+    ("plan --student 3x384 --data docs", "--student 3x384 needs a --teacher"),
+    ("plan --results {here}", "--results .* is a folder"),
+    ("report --results {here}/nowhere.jsonl", "nowhere.jsonl holds no record"),
+    ("report --results {here}/list.jsonl", "list.jsonl, line 1: no record of a unit"),
+    ("plan --results {here}/text.jsonl", "text.jsonl, line 1: no record of a unit"),
+]
+
+
+@pytest.mark.parametrize(("words", "message"), WRONG)
+def test_a_mistake_is_one_line_and_no_page_is_written(words, message, tmp_path):
+    (tmp_path / "list.jsonl").write_text("[1]\n")
+    (tmp_path / "text.jsonl").write_text("once upon a time\n")
+    page = tmp_path / "study.md"
+    with pytest.raises(UserError, match=message):
+        main([*words.format(here=tmp_path).split(), "--page", str(page)])
+    assert not page.exists()
 
 
 # ---- languages -----------------------------------------------------------------------------------

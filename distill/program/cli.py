@@ -58,7 +58,8 @@ def check_bounds(config) -> None:
         value, least, most = getattr(config, f.name), f.metadata["least"], f.metadata["most"]
         if value is not None and least is not None and not least <= value <= most:  # NaN too
             flag = "--" + f.name.replace("_", "-")
-            raise UserError(f"{flag} is {value}; it must be from {least} to {most:g}")
+            bounds = f"at least {least}" if value < least else f"from {least} to {most:g}"
+            raise UserError(f"{flag} is {value}; it must be {bounds}")
 
 
 def run(main: Callable[[], int]) -> NoReturn:
@@ -76,7 +77,8 @@ def run(main: Callable[[], int]) -> NoReturn:
         if line is None:
             traceback.print_exception(error)
         else:
-            name = Path(sys.argv[0]).name
+            program = Path(sys.argv[0])
+            name = program.parent.name if program.name == "__main__.py" else program.name
             print(f"{name}: {' '.join(line.split())}", file=sys.stderr, flush=True)
     if dist.is_initialized():  # amid an error: gloo's destructors could wait for ever
         sys.stdout.flush()

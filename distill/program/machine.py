@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from minitransformer.errors import UserError, first_line
+from minitransformer.errors import UserError, first_line, shortened
 
 
 def provenance() -> dict:
@@ -73,7 +73,8 @@ def choose_device(name: str) -> torch.device:
             torch.cuda.set_device(device)
     except (RuntimeError, AssertionError) as error:
         raise UserError(
-            f"--device {name} cannot be used here ({first_line(error)}); give auto"
+            f"--device {name} cannot be used here ({shortened(first_line(error), 80)}); give auto,"
+            " cpu, cuda, cuda:N or mps"
         ) from None
     return device
 

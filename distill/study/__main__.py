@@ -30,6 +30,8 @@ from distill.study.run import Study
 from distill.study.units import Student, estimated_seconds
 from minitransformer.errors import UserError
 
+E5 = "intfloat/multilingual-e5-small"  # the teacher of the multilingual setting
+
 
 def parse_config(argv: list[str] | None = None) -> argparse.Namespace:
     parser = cli.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -41,7 +43,7 @@ def parse_config(argv: list[str] | None = None) -> argparse.Namespace:
     rate_help = "search each method's learning rate first, or take train.py's (default: grid)"
     add("--lr-from", choices=["grid", "defaults"], default="grid", help=rate_help)
     add("--teacher-steps", type=int, default=units.TEACHER_STEPS, help="of the English teacher")
-    add("--teacher", default="intfloat/multilingual-e5-small", help="of multilingual, or your own")
+    add("--teacher", help=f"your own, or of multilingual (default: {E5})")
     add("--student", metavar="LxH", help="your own setting: layers and width, such as 6x768")
     add("--data", action="append", default=[], help="your own setting: text, as in train.py")
     add("--tasks", nargs="+", default=["docs"], help="your own setting: as in evaluate.py")
@@ -51,10 +53,19 @@ def parse_config(argv: list[str] | None = None) -> argparse.Namespace:
     add("--page", type=Path, default=Path("docs/study.md"), help="report: the page to write")
     add("--readme", action="store_true", help="report: print the README's table instead")
     config = parser.parse_args(argv)
-    if config.scale <= 0 or min(config.tokens, config.teacher_steps) < 1:
-        raise UserError("--scale must be above 0, --tokens and --teacher-steps at least 1")
-    if config.student and not (config.data and re.fullmatch(r"[1-9]\d*x[1-9]\d*", config.student)):
-        raise UserError(f"--student {config.student}: give LAYERSxWIDTH, --teacher and --data")
+    for name, least in (("scale", 1e-6), ("hours", 0), ("tokens", 1), ("teacher_steps", 1)):
+        value = getattr(config, name)
+        if not least <= value or (value == math.inf and name != "hours"):  # NaN too
+            flag = "--" + name.replace("_", "-")
+            raise UserError(f"{flag} is {value}; it must be a number of at least {least:g}")
+    if config.student:
+        if not re.fullmatch(r"[1-9]\d*x[1-9]\d*", config.student):
+            raise UserError(f"--student {config.student}: give LAYERSxWIDTH, such as 6x768")
+        if not (config.teacher and config.data):
+            raise UserError(f"--student {config.student} needs a --teacher and --data")
+    for flag, path in (("--results", config.results), ("--page", config.page)):
+        if path.is_dir():
+            raise UserError(f"{flag} {path} is a folder; name a file")
     return config
 
 
@@ -83,11 +94,11 @@ def print_plan(planned: list[units.Unit], records: list[dict]) -> None:
     print(f"{finished} of {len(planned)} units are done; about {hours:.1f} hours are left")
 
 
-def main() -> int:
-    config = parse_config()
+def main(argv: list[str] | None = None) -> int:
+    config = parse_config(argv)
     records = Records(config.results)
     if config.command == "report":
-        return write_report(records.read(), config.page, config.readme)
+        return write_report(records, config.page, config.readme)
     planned = planned_units(config)
     if config.command == "plan":
         print_plan(planned, records.read())
@@ -99,7 +110,7 @@ def main() -> int:
         rates=config.lr_from == "grid",
         deadline=time.monotonic() + 3600 * config.hours,
         teacher_steps=config.teacher_steps,
-        teacher=config.teacher,
+        teacher=config.teacher or E5,
         data=tuple(config.data),
         tasks=tuple(config.tasks),
     )

@@ -18,9 +18,15 @@ class Records:
         records = []
         for number, line in enumerate(whole.splitlines(), 1):
             try:
-                records.append(json.loads(line))
-            except ValueError:
-                raise UserError(f"{self.file}, line {number}: not JSON; restore the file") from None
+                record = json.loads(line)
+                is_record = isinstance(record["unit"], str)
+            except (ValueError, TypeError, KeyError):
+                is_record = False
+            if not is_record:
+                raise UserError(
+                    f"{self.file}, line {number}: no record of a unit; restore the file"
+                )
+            records.append(record)
         return records
 
     def units(self) -> set[str]:

@@ -1,5 +1,6 @@
 """docs/study.md and its pictures, from the records alone."""
 
+import os
 import statistics
 from collections import Counter, defaultdict
 from collections.abc import Iterable
@@ -11,6 +12,7 @@ from distill.evaluation.table import markdown
 from distill.study import figures
 from distill.study.compare import Comparison, Difference
 from distill.study.help_text import ENGLISH, TRAINED
+from distill.study.records import Records
 from distill.study.units import METHODS, ORDER, SAME_START
 from minitransformer.errors import UserError
 from minitransformer.files import atomic
@@ -224,8 +226,8 @@ def resolution(comparison: Comparison) -> str:
         f"{task} {200 * comparison.pooled_error(seeds, [task]):.1f}" for task in comparison.tasks
     ]
     return (
-        f"With {seeds} training seeds the design can see differences of {200 * error:.1f} points in"
-        f" the mean ({', '.join(tasks)}): twice the pooled standard error."
+        f"With {seeds} training seeds, differences of {200 * error:.1f} points in the mean can be"
+        f" told apart ({', '.join(tasks)}): twice the pooled standard error."
     )
 
 
@@ -276,7 +278,9 @@ def rates_table(searches: list[dict]) -> str:
             for rate, loss in search["rates"]
         ]
         hours = f"{search['seconds'] / 3600:.2f}"
-        best = f"{search['best']:g}"
+        best, grid = f"{search['best']:g}", [rate for rate, _ in search["rates"]]
+        if search["best"] in (min(grid), max(grid)):
+            best += " (edge of the grid)"
         lines.append([search["student"], search["method"], ", ".join(losses), best, hours])
     return markdown(lines)
 
@@ -294,22 +298,32 @@ def readme_table(group: Group) -> str:
 # ---- the page ------------------------------------------------------------------------------------
 
 
-def page(records: list[dict], folder: Path) -> str:
-    """Return the page's text; its pictures are drawn into `folder`."""
+INTRODUCTION = """\
+Made by `python -m distill.study report` from [the records]({results}), one a run; nothing here is
+typed by hand. How to read it:
+
+- Scores are percent. ± is a standard error over training seeds; a teacher and a start have none,
+  and (least–best) shows their fine-tuned models. Other dev examples would move the scores, too.
+- A difference is paired by seed and has a standard error of its own
+  ([compare.py](../distill/study/compare.py)). What twice that does not separate is a tie.
+- Where a statement is about several methods, the one with the best mean stands for its side; so a
+  side with more methods has an advantage.
+- "mha-L-1" learns from the teacher's last layer but one, and so on; "@2,3,4": from a start of these
+  teacher layers in place of the usual one. A start is what it was before distillation.
+- "own held-out loss": the method's loss on held-out text, before and after. "over its start":
+  points above the untrained start.
+
+Commits: {commits}."""
+
+
+def page(records: list[dict], folder: Path, results: str) -> str:
+    """Return the page's text, with a link to the records; its pictures are drawn into `folder`."""
     found = groups(records)
     commits = {record["commit"][:12] for record in records if record.get("commit")} or {"none yet"}
     undefined = [r["unit"] for r in records if "scores" in r and not is_defined(r)]
     parts = [
         "# The study: which method of transfer is best?",
-        "Made by `python -m distill.study report` from [results.jsonl](study/results.jsonl), one"
-        " record a run; nothing here is typed by hand. Scores are percent, ± is a standard error"
-        " over training seeds; of teacher and start, which have none, (least–best) of the"
-        " fine-tuned models. Differences are paired by seed and have a standard error of their"
-        " own ([compare.py](../distill/study/compare.py)); what twice that does not separate is a"
-        " tie. Errors are of training seeds alone; other dev examples would move the scores, too."
-        " Where a statement is about several methods, the one with the best mean stands for its"
-        " side, which favours the side with more of them. Commits:"
-        f" {', '.join(sorted(commits))}.",
+        INTRODUCTION.format(results=results, commits=", ".join(sorted(commits))),
     ]
     if undefined:
         parts.append(f"Left out, a score is undefined: {', '.join(undefined)}.")
@@ -375,9 +389,12 @@ def latencies(all_groups: list[Group]) -> dict[str, tuple[float, dict[str, float
     return points
 
 
-def write_report(records: list[dict], file: Path, readme: bool) -> int:
-    found = groups(records)
+def write_report(source: Records, file: Path, readme: bool) -> int:
+    records = source.read()
+    if not records:
+        raise UserError(f"--results {source.file} holds no record; name the file of a `run`")
     if readme:
+        found = groups(records)
         if not found:
             raise UserError("no student has been evaluated yet; python -m distill.study run")
         main_student = [group for group in found if group.student == found[0].student]
@@ -386,6 +403,7 @@ def write_report(records: list[dict], file: Path, readme: bool) -> int:
     folder = file.with_suffix("")
     folder.mkdir(parents=True, exist_ok=True)
     with atomic(file) as unfinished:
-        unfinished.write_text(page(records, folder), "utf-8")
+        results = Path(os.path.relpath(source.file, file.parent)).as_posix()
+        unfinished.write_text(page(records, folder, results), "utf-8")
     print(f"written: {file}, its pictures in {folder}")
     return 0

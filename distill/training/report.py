@@ -19,7 +19,8 @@ def announce(config, run: Run, models: Models, text, frozen: str) -> None:
     """Print what is about to be trained, on what."""
     start = describe_start(config.init, models.start["layers"])
     print(f"student: {describe_encoder(models.student)}; {start}")
-    print(f"{config.method}: {models.method.describe()}")
+    form = ", by the formula of its page" if config.plain else ""
+    print(f"{config.method}: {models.method.describe()}{form}")
     if frozen:
         print(frozen)
     size = describe_size(text.describe())
