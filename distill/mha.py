@@ -15,16 +15,17 @@ layer m, best a little below the top:
 
 Source: MiniLMv2 (arXiv 2012.15828); the choice of m as compared by Udagawa et al. (2310.08797).
 
-Worked example: one sequence of two tokens, one relation head of width d = 1.
+Worked example: one sequence of two tokens, one relation head of width d = 4, c = sqrt(2 ln 3).
 
-    student X = (0, 0)             scores X X^T = (0, 0), (0, 0)        R_s = (1/2, 1/2), (1/2, 1/2)
-    teacher X = (0, sqrt(ln 3))    scores X X^T = (0, 0), (0, ln 3)     R_t = (1/2, 1/2), (1/4, 3/4)
+    student X = 0, 0             X X^T / sqrt(d) = (0, 0), (0, 0)     R_s = (1/2, 1/2), (1/2, 1/2)
+    teacher X = 0, (c, 0, 0, 0)  X X^T / sqrt(d) = (0, 0), (0, ln 3)  R_t = (1/2, 1/2), (1/4, 3/4)
     KL of row 1 = 0
     KL of row 2 = 1/4 ln(1/4 / 1/2) + 3/4 ln(3/4 / 1/2) = -0.1733 + 0.3041 = 0.1308
     loss = (0 + 0.1308) / (1 head * 2 tokens) = 0.0654, and one sequence is counted
 
-    >>> student = torch.tensor([[[0.0], [0.0]]])                        # (B, N, D) = (1, 2, 1)
-    >>> teacher = torch.tensor([[[0.0], [math.log(3) ** 0.5]]])
+    >>> student = torch.zeros(1, 2, 4)                                  # (B, N, D)
+    >>> teacher = student.clone()
+    >>> teacher[0, 1, 0] = math.sqrt(2 * math.log(3))
     >>> mask = torch.tensor([[True, True]])
     >>> relation_loss(student, teacher, mask, relation_heads=1)
     (tensor(0.0654), tensor(1.))
@@ -83,7 +84,8 @@ class MHA(QKVMethod):
 
     def __init__(self, student, teacher, *, teacher_layer=None, relation_heads=None, plain=False):
         super().__init__(student, teacher, teacher_layer, relation_heads)
-        # The lean form gives the same numbers without any (B, R, N, N) tensor.
+        # The lean form gives the same numbers without any (B, R, N, N) tensor; it has to be
+        # changed together with relation_loss.
         self.loss = relation_loss if plain else lean_relation_loss
 
     def compare(self, name, student, teacher, mask):

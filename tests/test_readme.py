@@ -10,7 +10,7 @@ from helpers import ROOT
 
 import evaluate
 import train
-from distill.method import Batch, QKVMethod
+from distill.method import Batch
 
 README = (ROOT / "README.md").read_text("utf-8")
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -105,14 +105,16 @@ def test_the_idea_on_one_screen_runs_and_its_loss_falls(capsys):
 def test_the_method_that_the_readme_adds_runs():
     """The class of docs/add_a_method.md is tried in test_methods.py."""
     code = next(block for block in blocks("python") if "(B, N)" in block)
-    names = {"torch": torch, "QKVMethod": QKVMethod}
+    names = {}
     exec(code, names)
     added = next(value for value in reversed(names.values()) if isinstance(value, type))
     config = tiny_config(num_hidden_layers=1)
     student, teacher = tiny_encoder(config, seed=1), tiny_encoder(config)
     batch = Batch(*tokens(config, (6, 6)))
     method = added(config, config)
-    total, _ = method(student, teacher, batch)
+    with torch.autocast("cpu", torch.bfloat16):
+        total, count = method(student, teacher, batch)
+    assert total.dtype == count.dtype == torch.float32
     total.backward()
     assert total > 0
     assert student.blocks[0].query.weight.grad.any()
