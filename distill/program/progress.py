@@ -6,11 +6,14 @@ from tqdm import tqdm
 
 
 class Lines:
-    """A file for a bar where no terminal is: each state of the bar becomes a printed line."""
+    """A file for a bar where no terminal is: each new state of the bar becomes a printed line."""
+
+    last = ""
 
     def write(self, text: str) -> None:
-        if text.strip():
-            print(text.strip(), flush=True)
+        if text.strip() not in ("", self.last):
+            self.last = text.strip()
+            print(self.last, flush=True)
 
     def flush(self) -> None:
         pass
