@@ -10,7 +10,7 @@ from helpers import ROOT
 
 import evaluate
 import train
-from distill.method import Batch
+from distill.method import Batch, QKVMethod, in_float32
 
 README = (ROOT / "README.md").read_text("utf-8")
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -105,7 +105,7 @@ def test_the_idea_on_one_screen_runs_and_its_loss_falls(capsys):
 def test_the_method_that_the_readme_adds_runs():
     """The class of docs/add_a_method.md is tried in test_methods.py."""
     code = next(block for block in blocks("python") if "(B, N)" in block)
-    names = {}
+    names = {"torch": torch, "QKVMethod": QKVMethod, "in_float32": in_float32}
     exec(code, names)
     added = next(value for value in reversed(names.values()) if isinstance(value, type))
     config = tiny_config(num_hidden_layers=1)
