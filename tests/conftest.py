@@ -1,7 +1,7 @@
 """Small models, tokenizers, batches and mistakes that every test file may use.
 
-All but `embedded` are plain functions and classes: `from conftest import tiny_config`. What starts
-train.py and compares runs is in helpers.py.
+All but three fixtures are plain functions and classes: `from conftest import tiny_config`. What
+starts train.py and compares runs is in helpers.py.
 """
 
 import functools
@@ -214,6 +214,34 @@ class Attack:
 
 class Killed(BaseException):
     """A SIGKILL as seen inside the process: nothing catches it, nothing is tidied up."""
+
+
+def environment(folder):
+    """Return this environment with one thread, a cache in `folder`, and the hub offline."""
+    return os.environ | {
+        "OMP_NUM_THREADS": "1",
+        "OMP_WAIT_POLICY": "passive",
+        "HF_HUB_OFFLINE": "1",
+        "XDG_CACHE_HOME": str(folder / "cache"),
+    }
+
+
+def without_figures(patch):
+    """Skip the loss figure of a run and the latencies that evaluate.py measures: both are slow."""
+    patch.setattr("distill.training.report.plot_loss", lambda *figure: None)
+    patch.setattr("distill.program.cost.latencies", lambda models, *shape: [[1.0] for _ in models])
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """Return a folder for all tests of a file to train in: its cache, and runs without figures."""
+    folder = tmp_path_factory.mktemp("home")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        for name, value in environment(folder).items():
+            patch.setenv(name, value)
+        without_figures(patch)
+        yield folder
 
 
 @pytest.fixture

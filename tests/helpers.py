@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from conftest import WORDS, tiny_config, tiny_encoder, tiny_tokenizer
+from conftest import WORDS, environment, tiny_config, tiny_encoder, tiny_tokenizer
 
 from minitransformer import save_pretrained
 
@@ -27,22 +27,6 @@ def make_inputs(folder: Path, **sizes) -> list[str]:
     paragraphs = [" ".join(chance.choices(WORDS, k=60)) for _ in range(100)]
     (folder / "text.txt").write_text("\n\n".join(paragraphs))
     return ["--teacher", f"{folder}/teacher", "--data", f"web={folder}/text.txt", *SMALL]
-
-
-def without_figures(patch) -> None:
-    """Skip the loss figure of a run and the latencies that evaluate.py measures: both are slow."""
-    patch.setattr("distill.training.report.plot_loss", lambda *figure: None)
-    patch.setattr("distill.program.cost.latencies", lambda models, *shape: [[1.0] for _ in models])
-
-
-def environment(folder: Path) -> dict[str, str]:
-    """Return this environment with one thread, a cache in `folder`, and the hub offline."""
-    return os.environ | {
-        "OMP_NUM_THREADS": "1",
-        "OMP_WAIT_POLICY": "passive",
-        "HF_HUB_OFFLINE": "1",
-        "XDG_CACHE_HOME": str(folder / "cache"),
-    }
 
 
 def no_signal_ignored() -> None:

@@ -9,17 +9,7 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
-from helpers import (
-    differences,
-    environment,
-    free_port,
-    make_inputs,
-    records,
-    start,
-    steps_of,
-    wait_for,
-    without_figures,
-)
+from helpers import differences, free_port, make_inputs, records, start, steps_of, wait_for
 
 import train
 from distill import METHODS
@@ -94,33 +84,21 @@ cli.run(train.main)
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("distributed")
-    patch = pytest.MonkeyPatch()
-    patch.chdir(folder)
-    for name, value in environment(folder).items():
-        patch.setenv(name, value)
+def flags(home):
     root = os.path.dirname(train.__file__)
-    without_figures(patch)
-    (folder / "forked.py").write_text(FORKED.format(root=root))
-    (folder / "failing.py").write_text(FAILING.format(root=root))
-    yield folder
-    patch.undo()
+    (home / "forked.py").write_text(FORKED.format(root=root))
+    (home / "failing.py").write_text(FAILING.format(root=root))
+    return make_inputs(home)
 
 
-@pytest.fixture(scope="module")
-def flags(folder):
-    return make_inputs(folder)
-
-
-def start_forked(folder, *runs):
+def start_forked(home, *runs):
     """Start two ranks which train with each of these flags in turn."""
     argvs = [json.dumps([str(word) for word in run]) for run in runs]
-    return start(folder, free_port(), *argvs, script=folder / "forked.py")
+    return start(home, free_port(), *argvs, script=home / "forked.py")
 
 
 @pytest.fixture(scope="module")
-def two_ranks(folder, flags):
+def two_ranks(home, flags):
     """{name: finished run} of every method, and of a longer run, on two processes."""
     runs = {}
     for method in METHODS:
@@ -128,13 +106,13 @@ def two_ranks(folder, flags):
         runs[method] += METHOD_FLAGS.get(method, [])
     runs["long"] = [*flags, *LONG]
     runs["spoiled"] = ["spoil", *runs["mha"]]
-    runs = {name: [*argv, "--out", str(folder / f"two-{name}")] for name, argv in runs.items()}
-    process = start_forked(folder, *runs.values())
+    runs = {name: [*argv, "--out", str(home / f"two-{name}")] for name, argv in runs.items()}
+    process = start_forked(home, *runs.values())
     printed, complaint = process.communicate()
     assert "ended with 0 0" in printed, complaint
     for method in METHODS:  # one voice
         assert printed.count(f"{method}: ") == (3 if method == "mha" else 1)
-    return {name: folder / f"two-{name}" for name in runs}
+    return {name: home / f"two-{name}" for name in runs}
 
 
 def losses(run, event="step"):
@@ -144,12 +122,12 @@ def losses(run, event="step"):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_two_ranks_are_one_process_with_their_batch_or_with_two_micro_batches(
-    method, flags, folder, two_ranks
+    method, flags, home, two_ranks
 ):
     """Losses of every step, held-out losses, weights and learned maps, to 1e-6 in float32."""
     argv = [*flags, *TEN, "--method", method, *METHOD_FLAGS.get(method, [])]
     for name, cut in (("one", "--batch-size 16"), ("micro", "--batch-size 8 --accumulate 2")):
-        other = folder / f"{name}-{method}"
+        other = home / f"{name}-{method}"
         assert train.main([*argv, *cut.split(), "--out", str(other)]) == 0
         for event, number in (("step", 10), ("eval", 3)):
             assert len(losses(other, event)) == number
@@ -175,9 +153,9 @@ def rank_processes(torchrun) -> dict[int, int]:
     return found
 
 
-def test_a_killed_rank_ends_the_others_and_the_resume_is_exact(folder, flags, two_ranks):
-    run = folder / "lost"
-    process = start(folder, *flags, *LONG, "--out", run, processes=2)
+def test_a_killed_rank_ends_the_others_and_the_resume_is_exact(home, flags, two_ranks):
+    run = home / "lost"
+    process = start(home, *flags, *LONG, "--out", run, processes=2)
     assert wait_for(process, lambda: steps_of(run) >= 8)
     os.kill(rank_processes(process)[1], signal.SIGKILL)
     _, complaint = process.communicate(timeout=60)
@@ -188,7 +166,7 @@ def test_a_killed_rank_ends_the_others_and_the_resume_is_exact(folder, flags, tw
     saved = [int(path.name.split("-")[1]) for path in Run(run).checkpoints()]
     assert saved
     assert all(step % 5 == 0 for step in saved)
-    process = start_forked(folder, ["--out", run, "--resume"])
+    process = start_forked(home, ["--out", run, "--resume"])
     printed, complaint = process.communicate()
     assert "ended with 0 0" in printed, complaint
     assert printed.count("resuming") == 1
@@ -196,12 +174,12 @@ def test_a_killed_rank_ends_the_others_and_the_resume_is_exact(folder, flags, tw
 
 
 def test_when_one_rank_is_told_all_agree_and_another_number_of_ranks_goes_on(
-    folder, flags, two_ranks, capsys
+    home, flags, two_ranks, capsys
 ):
-    run = folder / "told"
-    process = start_forked(folder, [*flags, *LONG, "--save-every", "1000", "--out", run])
+    run = home / "told"
+    process = start_forked(home, [*flags, *LONG, "--save-every", "1000", "--out", run])
     assert wait_for(process, lambda: steps_of(run) >= 2)
-    os.kill(json.loads((folder / "ranks.json").read_text())[1], signal.SIGTERM)
+    os.kill(json.loads((home / "ranks.json").read_text())[1], signal.SIGTERM)
     printed, complaint = process.communicate(timeout=60)
     assert "ended with 143 143" in printed, complaint
     steps = steps_of(run)
@@ -217,15 +195,15 @@ def test_when_one_rank_is_told_all_agree_and_another_number_of_ranks_goes_on(
     assert records(run)[-1]["text"] == records(two_ranks["long"])[-1]["text"]
 
 
-def test_a_failing_rank_ends_all_with_its_own_error_shown(folder, flags):
-    process = start(folder, *flags, *LONG, "--out", "failing", processes=2, script="failing.py")
+def test_a_failing_rank_ends_all_with_its_own_error_shown(home, flags):
+    process = start(home, *flags, *LONG, "--out", "failing", processes=2, script="failing.py")
     began = time.monotonic()
     _, complaint = process.communicate(timeout=60)
     assert time.monotonic() - began < 60
     assert process.returncode != 0
     assert "failing.py: this machine has lost its text" in complaint
     assert "exitcode  : 2 " in complaint
-    assert Run(folder / "failing").checkpoints() == []
+    assert Run(home / "failing").checkpoints() == []
 
 
 def test_a_step_not_finite_on_one_rank_is_skipped_on_all(two_ranks):

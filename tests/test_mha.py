@@ -55,13 +55,10 @@ def by_loops(student, teacher, mask, relation_heads):
 
 
 @FORMS
-@pytest.mark.parametrize(
-    "lengths",
-    [[5, 2], [1, 5], [0, 3], pytest.param([3, 4], id="left")],
-)
-def test_equals_explicit_loops(loss, lengths, request):
+@pytest.mark.parametrize(("lengths", "left"), [([1, 5], False), ([0, 3], False), ([3, 4], True)])
+def test_equals_explicit_loops(loss, lengths, left):
     student, teacher = states(2, 5, 12), states(2, 5, 6, seed=1)
-    mask = lengths_mask(lengths, 5, left="left" in request.node.name)
+    mask = lengths_mask(lengths, 5, left)
     total, count = loss(student, teacher, mask, 3)
     expected, expected_count = by_loops(student, teacher, mask, 3)
     assert total.item() == pytest.approx(expected, rel=1e-12)
@@ -78,6 +75,17 @@ def test_by_hand(loss):
     assert total.item() == pytest.approx(0.184032, abs=1e-6)
 
 
+def assert_lean_equals_plain(inputs, tolerance, nothing=0.0, dtype=None):
+    """Value and gradient of these inputs; the lean ones of them in another precision, if given."""
+    student, teacher, *rest = inputs
+    expected, slope, expected_count = value_and_gradient(relation_loss, *inputs)
+    inputs = (x.to(dtype or x.dtype) for x in (student, teacher))
+    value, gradient, count = value_and_gradient(lean_relation_loss, *inputs, *rest)
+    assert value == pytest.approx(expected, rel=tolerance, abs=nothing)
+    assert (gradient - slope).norm() <= tolerance * slope.norm() + nothing
+    assert count == expected_count
+
+
 SIZES = [  # B, N, D_s, D_t, R, lengths
     (4, 33, 48, 32, 16, [33, 1, 0, 20]),
     (2, 48, 48, 192, 24, [40, 48]),
@@ -90,19 +98,13 @@ SIZES = [  # B, N, D_s, D_t, R, lengths
 def test_lean_equals_plain(size, block, form, monkeypatch):
     B, N, D_s, D_t, R, lengths = size
     monkeypatch.setitem(relations.BLOCK, "cpu", block)
-    mask = lengths_mask(lengths, N)
-    tolerances = (
+    for dtype, tolerance, nothing in (
         (torch.float64, 1e-10, 1e-16),
         (torch.float32, 1e-6, 1e-12),
         (torch.bfloat16, 3e-3, 3e-7),
-    )
-    for dtype, tolerance, nothing in tolerances:
-        inputs = states(B, N, D_s, dtype=dtype), states(B, N, D_t, seed=1, dtype=dtype), mask, R
-        value, gradient, count = value_and_gradient(lean_relation_loss, *inputs)
-        expected, slope, expected_count = value_and_gradient(relation_loss, *inputs)
-        assert value == pytest.approx(expected, rel=tolerance, abs=tolerance / 10)
-        assert (gradient - slope).norm() <= tolerance * slope.norm() + nothing
-        assert count == expected_count
+    ):
+        sides = states(B, N, D_s, dtype=dtype), states(B, N, D_t, seed=1, dtype=dtype)
+        assert_lean_equals_plain((*sides, lengths_mask(lengths, N), R), tolerance, nothing)
 
 
 @pytest.mark.parametrize("scale", [1e-20, 1, 4, 20, 1e4])
@@ -112,32 +114,23 @@ def test_lean_equals_plain_for_states_of_any_size(scale, outlier, form):
 
     An outlier among one side's tokens: most rows' largest score is far below what norms allow.
     """
-    student, teacher = scale * states(2, 20, 16), scale * states(2, 20, 24, seed=1)
+    sides = scale * states(2, 20, 16), scale * states(2, 20, 24, seed=1)
     if outlier is not None:
-        (student, teacher)[outlier][0, 7] *= 50
-    mask = lengths_mask([20, 11], 20)
-    expected, slope, _ = value_and_gradient(relation_loss, student, teacher, mask, 2)
+        sides[outlier][0, 7] *= 50
     for dtype, tolerance in ((torch.float64, 1e-10), (torch.float32, 3e-6)):
-        inputs = student.to(dtype), teacher.to(dtype), mask, 2
-        value, gradient, _ = value_and_gradient(lean_relation_loss, *inputs)
-        assert value == pytest.approx(expected, rel=tolerance, abs=tolerance / 10)
-        assert (gradient - slope).norm() <= tolerance * slope.norm() + tolerance / 10
+        inputs = (*sides, lengths_mask([20, 11], 20), 2)
+        assert_lean_equals_plain(inputs, tolerance, tolerance / 10, dtype)
 
 
-def test_heads_beyond_the_range_do_not_spoil_the_others(form, monkeypatch):
+@pytest.mark.parametrize("side", [0, 1])
+def test_heads_beyond_the_range_do_not_spoil_the_others(side, form, monkeypatch):
     """Heads 1 and 4 of 6 have scores that no exponential could hold; two tables fit at a time."""
     monkeypatch.setitem(relations.BLOCK, "cpu", 2 * 20**2)
-    for side in (0, 1):
-        inputs = [states(3, 20, 24), states(3, 20, 24, seed=1)]
-        for head in (1, 4):
-            inputs[side][..., 4 * head : 4 * head + 4] *= 40
-        mask = lengths_mask([20, 11, 1], 20)
-        expected, slope, _ = value_and_gradient(relation_loss, *inputs, mask, 6)
-        value, gradient, _ = value_and_gradient(
-            lean_relation_loss, *(x.float() for x in inputs), mask, 6
-        )
-        assert value == pytest.approx(expected, rel=1e-5)
-        assert (gradient - slope).norm() <= 1e-5 * slope.norm()
+    sides = states(3, 20, 24), states(3, 20, 24, seed=1)
+    for head in (1, 4):
+        sides[side][..., 4 * head : 4 * head + 4] *= 40
+    inputs = (*sides, lengths_mask([20, 11, 1], 20), 6)
+    assert_lean_equals_plain(inputs, 1e-5, dtype=torch.float32)
 
 
 @pytest.mark.parametrize("bits", [89, 91, 127.5])
@@ -145,12 +138,8 @@ def test_largest_score_within_float32(bits):
     """2^127.5 is a float32 number, but not its products: SAFE has to leave room."""
     student, teacher = states(1, 6, 8), states(1, 6, 8, seed=1)
     student[0, 2] *= math.sqrt(bits * math.log(2) * math.sqrt(8)) / student[0, 2].norm()
-    mask = lengths_mask([6], 6)
-    expected, slope, _ = value_and_gradient(relation_loss, student, teacher, mask, 1)
-    single = student.float(), teacher.float(), mask, 1
-    value, gradient, _ = value_and_gradient(lean_relation_loss, *single)
-    assert value == pytest.approx(expected, rel=1e-5)
-    assert (gradient - slope).norm() <= 1e-5 * slope.norm()
+    inputs = student, teacher, lengths_mask([6], 6), 1
+    assert_lean_equals_plain(inputs, 1e-5, dtype=torch.float32)
 
 
 def test_holds_no_table_of_all_heads(form, monkeypatch):

@@ -14,18 +14,7 @@ import pytest
 import safetensors.torch
 import torch
 from conftest import WORDS, Killed
-from helpers import (
-    amid_a_save,
-    differences,
-    environment,
-    kill,
-    make_inputs,
-    records,
-    start,
-    steps_of,
-    wait_for,
-    without_figures,
-)
+from helpers import amid_a_save, differences, kill, make_inputs, records, start, steps_of, wait_for
 
 import train
 from distill import METHODS
@@ -47,30 +36,18 @@ METHOD_FLAGS = {
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("resume")
-    patch = pytest.MonkeyPatch()
-    patch.chdir(folder)
-    for name, value in environment(folder).items():
-        patch.setenv(name, value)
-    without_figures(patch)
-    yield folder
-    patch.undo()
+def flags(home):
+    return [*make_inputs(home), *OFTEN]
 
 
 @pytest.fixture(scope="module")
-def flags(folder):
-    return [*make_inputs(folder), *OFTEN]
-
-
-@pytest.fixture(scope="module")
-def unbroken(folder, flags):
+def unbroken(home, flags):
     """unbroken(method): the folder of a finished run that nobody disturbed."""
     made = {}
 
     def run(method="mha"):
         if method not in made:
-            made[method] = folder / f"unbroken-{method}"
+            made[method] = home / f"unbroken-{method}"
             main(*flags, "--method", method, *METHOD_FLAGS[method], "--out", made[method])
         return made[method]
 
@@ -78,9 +55,9 @@ def unbroken(folder, flags):
 
 
 @pytest.fixture
-def new(folder):
+def new(home):
     """A name for a run that does not exist yet."""
-    return folder / f"run-{len(list(folder.iterdir()))}"
+    return home / f"run-{len(list(home.iterdir()))}"
 
 
 @pytest.fixture(autouse=True)
@@ -97,12 +74,12 @@ def main(*argv, status=0):
 
 
 def at_step(monkeypatch, wanted, act):
-    """Call `act` when step `wanted` is about to be logged."""
+    """Call `act` with the run when step `wanted` is about to be logged."""
     whole = Run.log
 
     def log(run, event, **fields):
         if event == "step" and fields["step"] == wanted:
-            act()
+            act(run)
         whole(run, event, **fields)
 
     monkeypatch.setattr(Run, "log", log)
@@ -112,15 +89,14 @@ def die(*args, **settings):
     raise Killed
 
 
+def half_a_line(run):
+    with open(run.log_file, "a") as file:
+        file.write('{"event": "step", "step": ')
+    die()
+
+
 def killed_at(step, *argv):
-    """Train until a SIGKILL amid the logging of a step, which leaves half a line."""
-    out = argv[argv.index("--out") + 1]
-
-    def half_a_line():
-        with open(out / "log.jsonl", "a") as file:
-            file.write('{"event": "step", "step": ')
-        die()
-
+    """Train until a SIGKILL amid the logging of a step."""
     with pytest.MonkeyPatch.context() as patch:
         at_step(patch, step, half_a_line)
         with pytest.raises(Killed):
@@ -131,12 +107,9 @@ def steps_once(run):
     return [r["step"] for r in records(run) if r["event"] == "step"] == list(range(1, 13))
 
 
-FAST_AND_SLOW = [
-    pytest.param(method, marks=() if method == "mha" else pytest.mark.slow) for method in METHODS
-]
-
-
-@pytest.mark.parametrize("method", FAST_AND_SLOW)
+@pytest.mark.parametrize(
+    "method", [pytest.param(m, marks=[] if m == "mha" else pytest.mark.slow) for m in METHODS]
+)
 def test_killed_three_times_each_method_ends_as_if_nothing_had_happened(
     method, flags, unbroken, new, capsys
 ):
@@ -162,14 +135,14 @@ def test_killed_three_times_each_method_ends_as_if_nothing_had_happened(
 
 
 @pytest.mark.slow
-def test_real_kills_in_real_processes(folder, flags, new):
+def test_real_kills_in_real_processes(home, flags, new):
     """The short form of tests/torture/torture.py: during a save, then soon after the first step."""
-    flags, whole = [*flags, "--accumulate", "16"], folder / "not-killed"
-    process = start(folder, *flags, "--out", new, "--save-every", 1)
+    flags, whole = [*flags, "--accumulate", "16"], home / "not-killed"
+    process = start(home, *flags, "--out", new, "--save-every", 1)
     assert wait_for(process, lambda: steps_of(new) >= 2)
     assert wait_for(process, amid_a_save(new))
     assert kill(process) == -signal.SIGKILL
-    process = start(folder, "--out", new, "--resume")
+    process = start(home, "--out", new, "--resume")
     before = steps_of(new)
     wait_for(process, lambda: steps_of(new) != before)  # the log was cut, or grew
     time.sleep(random.Random(0).uniform(0, 0.05))
@@ -181,12 +154,12 @@ def test_real_kills_in_real_processes(folder, flags, new):
 
 
 @pytest.mark.slow
-def test_signals_finish_the_step_save_and_say_how_to_go_on(folder, flags):
+def test_signals_finish_the_step_save_and_say_how_to_go_on(home, flags):
     # SIGTERM is that of test_distributed.py
-    runs = {n: folder / f"told-{n.name}" for n in (signal.SIGHUP, signal.SIGINT, signal.SIGUSR1)}
+    runs = {n: home / f"told-{n.name}" for n in (signal.SIGHUP, signal.SIGINT, signal.SIGUSR1)}
     flags = [*flags, "--accumulate", "32", "--save-every", "1000"]
-    whole = folder / "not-told"
-    processes = {number: start(folder, *flags, "--out", run) for number, run in runs.items()}
+    whole = home / "not-told"
+    processes = {number: start(home, *flags, "--out", run) for number, run in runs.items()}
     for number, process in processes.items():
         wait_for(process, lambda number=number: steps_of(runs[number]) > 0)
         # twice, as from a scheduler that signals every process and torchrun that passes it on
@@ -227,7 +200,7 @@ def test_signals_end_at_once_only_when_they_come_again_later(monkeypatch):
 
 @pytest.mark.slow
 def test_a_signal_in_the_last_step_lets_the_run_finish(flags, unbroken, new, monkeypatch):
-    at_step(monkeypatch, 12, lambda: signal.raise_signal(signal.SIGTERM))
+    at_step(monkeypatch, 12, lambda run: signal.raise_signal(signal.SIGTERM))
     main(*flags, "--plain", "--out", new)
     assert differences(new, unbroken()) == []
 
@@ -358,13 +331,13 @@ def test_too_many_steps_that_are_not_finite_stop_the_run(flags, new, monkeypatch
 
 
 @pytest.mark.slow
-def test_a_stream_resumes_where_it_stood(folder, flags, new, monkeypatch, capsys):
+def test_a_stream_resumes_where_it_stood(home, flags, new, monkeypatch, capsys):
     """With its place in the files, the rest of a document, and the buffer it is shuffled in; killed
     in the first pass and in the second, at once after a resume and later.
     """
     monkeypatch.setattr(corpus, "BLOCK", 24)
     monkeypatch.setattr(corpus, "HELD_OUT", 8)
-    dataset = folder / "dataset"
+    dataset = home / "dataset"
     dataset.mkdir()
     chance = random.Random(1)
     for shard in range(2):
@@ -374,10 +347,9 @@ def test_a_stream_resumes_where_it_stood(folder, flags, new, monkeypatch, capsys
         (dataset / f"{shard}.jsonl").write_text(lines)
     flags = [*flags, "--data", f"s=hub:{dataset}", "--steps", "24", "--save-every", "2"]
     del flags[flags.index("--data") : flags.index("--data") + 2]
-    whole = folder / "unbroken-stream"
+    whole = home / "unbroken-stream"
     main(*flags, "--out", whole)
-    printed = capsys.readouterr().out
-    assert "text: size unknown" in printed
+    assert "text: size unknown" in capsys.readouterr().out
     killed_at(4, *flags, "--out", new)
     for step in (5, 7, 12, 13, 20):
         killed_at(step, "--out", new, "--resume")
