@@ -1,30 +1,25 @@
 """Builders of tiny checkpoints, as people bring them: every file form of a tokenizer.
 
 checkpoint(folder, model_type, files, config, tensors, **sizes)   2 layers x 32
-word_pieces(...)  byte_level(...)  unigrams(...)        pipelines for tokenizer.json
+word_pieces(...)                                        a pipeline for tokenizer.json
 vocab_txt(...)  byte_files()                            other files' contents
 refusal(call, *arguments)                               the message of a UserError
 """
 
-import copy
 import json
-import string
 
 import pytest
 import tokenizers
-from conftest import tiny_config, tiny_encoder, tiny_tokenizer
+from conftest import LETTERS, byte_level, tiny_config, tiny_encoder
 from safetensors.torch import save_file
-from tokenizers import AddedToken, models, normalizers, pre_tokenizers, processors
+from tokenizers import models, normalizers, pre_tokenizers, processors
 
 from minitransformer import UserError
 from minitransformer.convert import to_hugging_face
 
-LETTERS = string.ascii_letters + string.digits + string.punctuation + "éàßñαβдж中文のカ한"
 BERT_WORDS = [*"[PAD] [UNK] [CLS] [SEP] [MASK]".split(), *LETTERS, *"Hello hello world the".split()]
 BERT_WORDS += [f"##{letter}" for letter in LETTERS]
-START = ["<s>", "<pad>", "</s>", "<unk>"]
 CAMEMBERT_START = ["<s>NOTUSED", "<pad>", "</s>NOTUSED", "<unk>", "<unk>NOTUSED", "<s>", "</s>"]
-PIECES = [*LETTERS, "▁the", "▁hello", "▁Hello", "▁wor", "ld", "é" * 3]
 
 
 def word_pieces(words=BERT_WORDS, added=True, **settings):
@@ -43,32 +38,6 @@ def word_pieces(words=BERT_WORDS, added=True, **settings):
         pipeline.add_special_tokens(
             [word for word in words if word.startswith("[") and len(word) > 1]
         )
-    return pipeline
-
-
-def byte_level(space=False):
-    """RoBERTa's tokenizer.json."""
-    pipeline = copy.deepcopy(tiny_tokenizer("roberta").pipeline)
-    pipeline.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=space)
-    pipeline.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0), True, space)
-    return pipeline
-
-
-def unigrams(start=START, prepend="always", split=True):
-    """XLM-R's tokenizer.json."""
-    vocab = [*((word, 0.0) for word in start), ("▁", -5.0)]
-    vocab += [(piece, -float(i % 20 + 1)) for i, piece in enumerate(PIECES)] + [("<mask>", 0.0)]
-    pipeline = tokenizers.Tokenizer(models.Unigram(vocab, unk_id=start.index("<unk>")))
-    pipeline.normalizer = normalizers.NFKC()
-    pipeline.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=prepend)
-    if split:
-        words = [pre_tokenizers.WhitespaceSplit(), pipeline.pre_tokenizer]
-        pipeline.pre_tokenizer = pre_tokenizers.Sequence(words)
-    ids = [(name, pipeline.token_to_id(name)) for name in ("<s>", "</s>")]
-    pipeline.post_processor = processors.TemplateProcessing(
-        single="<s> $A </s>", pair="<s> $A </s> </s> $B </s>", special_tokens=ids
-    )
-    pipeline.add_special_tokens([*START, AddedToken("<mask>", lstrip=True)])
     return pipeline
 
 

@@ -16,23 +16,21 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # on tensors this small, threads 
 
 import pytest
 import safetensors.torch
-import tokenizers
 import torch
 from huggingface_hub import save_torch_state_dict
+from tokenizers import AddedToken, models, normalizers, pre_tokenizers, processors
+from tokenizers import Tokenizer as Pipeline
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from minitransformer import (
-    EMBEDDED_TEACHER,
-    Encoder,
-    EncoderConfig,
-    load_pretrained,
-    save_pretrained,
-)
+from minitransformer import Encoder, EncoderConfig, load_pretrained, save_pretrained
 from minitransformer.tokenizer_files import load_tokenizer
 
 MODEL_TYPES = ("bert", "roberta", "xlm-roberta")
 PADDINGS = ("none", "right", "left")
 WORDS = ["the", "a", "of", "and", "to", "in", "is", "text", "token", "model", "layer", "un"]
+LETTERS = string.ascii_letters + string.digits + string.punctuation + "éàßñαβдж中文のカ한"
+START = ["<s>", "<pad>", "</s>", "<unk>"]
+PIECES = [*LETTERS, *(f"▁{word}" for word in WORDS), "▁hello", "▁Hello", "▁wor", "ld", "é" * 3]
 
 
 def tiny_config(model_type="bert", **changes):
@@ -114,29 +112,38 @@ def write_tokenizer(folder, model_type):
         vocab += [f"##{c}" for c in string.ascii_lowercase + string.digits]
         (folder / "vocab.txt").write_text("\n".join(vocab) + "\n", encoding="utf-8")
         return
-    names = ["<s>", "<pad>", "</s>", "<unk>"]
-    if model_type == "roberta":
-        alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
-        merges = [("t", "h"), ("th", "e"), ("Ġ", "the"), ("o", "k")]
-        vocab = [*names, *alphabet, *("".join(pair) for pair in merges), "<mask>"]
-        model = tokenizers.models.BPE({word: i for i, word in enumerate(vocab)}, merges)
-        pipeline = tokenizers.Tokenizer(model)
-        pipeline.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
-        pipeline.post_processor = tokenizers.processors.RobertaProcessing(("</s>", 2), ("<s>", 0))
-    else:
-        letters = characters + string.ascii_uppercase
-        pieces = [*names, "▁", *letters, *(f"▁{word}" for word in WORDS), "<mask>"]
-        model = tokenizers.models.Unigram([(p, -float(i)) for i, p in enumerate(pieces)], unk_id=3)
-        pipeline = tokenizers.Tokenizer(model)
-        pipeline.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace()
-        pipeline.post_processor = tokenizers.processors.TemplateProcessing(
-            single="<s> $A </s>",
-            pair="<s> $A </s> </s> $B </s>",
-            special_tokens=[("<s>", 0), ("</s>", 2)],
-        )
-    pipeline.add_special_tokens(names)
-    pipeline.add_special_tokens([tokenizers.AddedToken("<mask>", lstrip=True)])
+    pipeline = byte_level() if model_type == "roberta" else unigrams()
     pipeline.save(str(folder / "tokenizer.json"))
+
+
+def byte_level(space=False):
+    """RoBERTa's tokenizer.json."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    merges = [("t", "h"), ("th", "e"), ("Ġ", "the"), ("o", "k")]
+    vocab = [*START, *alphabet, *("".join(pair) for pair in merges), "<mask>"]
+    pipeline = Pipeline(models.BPE({word: i for i, word in enumerate(vocab)}, merges))
+    pipeline.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=space)
+    pipeline.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0), True, space)
+    pipeline.add_special_tokens([*START, AddedToken("<mask>", lstrip=True)])
+    return pipeline
+
+
+def unigrams(start=START, prepend="always", split=True):
+    """XLM-R's tokenizer.json."""
+    vocab = [*((word, 0.0) for word in start), ("▁", -5.0)]
+    vocab += [(piece, -float(i % 20 + 1)) for i, piece in enumerate(PIECES)] + [("<mask>", 0.0)]
+    pipeline = Pipeline(models.Unigram(vocab, unk_id=start.index("<unk>")))
+    pipeline.normalizer = normalizers.NFKC()
+    pipeline.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=prepend)
+    if split:
+        words = [pre_tokenizers.WhitespaceSplit(), pipeline.pre_tokenizer]
+        pipeline.pre_tokenizer = pre_tokenizers.Sequence(words)
+    ids = [(name, pipeline.token_to_id(name)) for name in ("<s>", "</s>")]
+    pipeline.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", pair="<s> $A </s> </s> $B </s>", special_tokens=ids
+    )
+    pipeline.add_special_tokens([*START, AddedToken("<mask>", lstrip=True)])
+    return pipeline
 
 
 def save_tiny(folder, model_type="bert", mlm_head=True, seed=0):
@@ -255,4 +262,4 @@ def folder(tmp_path, monkeypatch):
 @pytest.fixture(scope="session")
 def embedded():
     """Return (Encoder, Tokenizer) of the embedded teacher; shared, so do not change them."""
-    return load_pretrained(EMBEDDED_TEACHER)
+    return load_pretrained("embedded")

@@ -9,8 +9,6 @@ from distill.data import corpus
 from distill.data.batches import Text, mask_tokens, prefetch
 from minitransformer.errors import UserError
 
-# ---- order ---------------------------------------------------------------------------------------
-
 
 def rows_of(steps):
     return torch.cat([torch.stack((b.ids, b.masked_ids), 1) for step in steps for b in step])
@@ -28,6 +26,8 @@ def test_the_order_depends_on_the_seed_and_on_nothing_else(folder):
         torch.manual_seed(len(counts or []))
         return made
 
+    held = (rows_of([text(seed).held_out(3, masked=True)]) for seed in (0, 1))
+    assert torch.equal(*held)  # the held-out text and its masks: not even on the seed
     whole = text()
     expected = rows_of(whole.step(12, 1, masked=True) for _ in range(4))
     assert torch.equal(expected, rows_of([text().step(4, 12, masked=True)]))
@@ -55,16 +55,6 @@ def test_prefetching_draws_ahead_and_its_state_does_not(folder):
     ahead._draw = lambda: 1 / 0
     with pytest.raises(ZeroDivisionError):
         next(prefetch(ahead, 5, 3, 2, 1, 2, masked=True))
-
-
-def test_held_out_text_and_its_masks_do_not_depend_on_the_seed(folder):
-    spec = numbers(folder, "c", 4000)
-    texts = [Text([spec], CountingTokenizer(), 10, seed=seed) for seed in (0, 1)]
-    held = [rows_of([text.held_out(3, masked=True)]) for text in texts]
-    assert torch.equal(*held)
-
-
-# ---- shares --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.3, 1.0])
@@ -109,9 +99,6 @@ def test_sizes_are_those_of_the_files_where_none_is_declared(folder, monkeypatch
     assert Text([stream], CountingTokenizer(), 10).describe()[0]["tokens"] is None
     declared = Text([stream + "@1.2e9", specs[1]], CountingTokenizer(), 10)
     assert declared.describe()[0]["tokens"] == 1_200_000_000
-
-
-# ---- masks ---------------------------------------------------------------------------------------
 
 
 def test_masking_is_80_10_10_of_15_percent_and_spares_special_tokens():

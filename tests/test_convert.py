@@ -29,9 +29,6 @@ def tensors():
     return tensors
 
 
-# ---- import --------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("rename", "note"),
     [
@@ -82,9 +79,6 @@ def test_the_state_has_memory_of_its_own(tensors):
     assert all(tensor.is_contiguous() for tensor in state.values())
 
 
-# ---- what is dropped, with a note ----------------------------------------------------------------
-
-
 def test_heads_of_tasks_are_dropped_and_named(tensors):
     tensors = {name: t for name, t in tensors.items() if not name.startswith("cls.")}
     encoder, notes = from_hugging_face(tensors, tiny_config())
@@ -108,9 +102,6 @@ def test_the_head_is_dropped_when_its_decoder_is_not_tied(part, tensors):
     original = {"weight": WORDS, "bias": "cls.predictions.bias"}[part]
     note = f"dropped the MLM head: its decoder is not tied, it differs from {original}"
     assert notes == [HEADS, note]
-
-
-# ---- what is refused -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

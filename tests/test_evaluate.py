@@ -6,10 +6,11 @@ import random
 import shutil
 from contextlib import nullcontext
 
+import numpy as np
 import pytest
 import torch
 from conftest import WORDS, tiny_config, tiny_encoder, tiny_tokenizer, tokens
-from helpers import environment, make_inputs, without_figures
+from helpers import make_inputs
 from test_glue import write_glue, write_xnli
 from test_tasks import own
 
@@ -32,31 +33,25 @@ QUICK = ["--tasks", "mine", "--lrs", "1e-3", "3e-3", "--epochs", "1", "--seeds",
 
 
 @pytest.fixture(scope="module")
-def here(tmp_path_factory):
+def here(home):
     """A tiny teacher, one run of each method, and a task of one's own."""
-    folder = tmp_path_factory.mktemp("evaluate")
-    usual = make_inputs(folder, max_position_embeddings=64)
-    with pytest.MonkeyPatch.context() as patch:
-        without_figures(patch)
-        for name, value in environment(folder).items():
-            patch.setenv(name, value)
-        for name, flags in RUNS.items():
-            assert train.main([*usual, "--steps", "3", "--out", str(folder / name), *flags]) == 0
+    usual = [*make_inputs(home, max_position_embeddings=64), "--steps", "3"]
+    for name, flags in RUNS.items():
+        assert train.main([*usual, "--out", str(home / name), *flags]) == 0
     chance, rows = random.Random(0), []
     for _ in range(60):
         words = chance.choices([*WORDS[:6], "model"], k=8)
         rows.append([" ".join(words), "yes" if "model" in words else "no"])
-    own(folder / "mine", ["text", "label"], rows[:40], rows[40:])
-    return folder
+    own(home / "mine", ["text", "label"], rows[:40], rows[40:])
+    return home
+
+
+DRAW = figures.draw
 
 
 @pytest.fixture
 def run(here, monkeypatch):
     """run(flags): evaluate.py where the runs are; returns results.json, if it was asked for."""
-    for name, value in environment(here).items():
-        monkeypatch.setenv(name, value)
-    without_figures(monkeypatch)
-    monkeypatch.chdir(here)
     monkeypatch.setattr(figures, "draw", lambda *_: None)  # a second each
 
     def run(*flags):
@@ -68,9 +63,6 @@ def run(here, monkeypatch):
         return None
 
     return run
-
-
-DRAW = figures.draw
 
 
 def test_held_out_losses_are_those_of_the_logs(here, run):
@@ -232,9 +224,16 @@ def test_what_people_bring(here, run, tmp_path, capsys, monkeypatch):
 def test_what_is_wrong_is_one_line_before_any_work(flags, message, here, monkeypatch):
     shutil.copytree(here / "mine", here / "other" / "mine", dirs_exist_ok=True)
     monkeypatch.setattr(evaluate, "load_models", None)
-    monkeypatch.chdir(here)
     with pytest.raises(UserError, match=message):
         evaluate.main(["teacher", "--threads", "1", *flags])
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UserError, match="works in one process"):
         evaluate.main(["teacher"])
+
+
+def test_relation_map_by_hand():
+    """Two tokens, two heads of one number: softmax of the products, and the heads' mean."""
+    states = torch.tensor([[[1.0, 0.0], [2.0, 1.0]]])  # head 1: 1, 2; head 2: 0, 1
+    first, second = np.exp([[1, 2], [2, 4]]), np.exp([[0, 0], [0, 1]])
+    expected = sum(e / e.sum(1, keepdims=True) for e in (first, second)) / 2
+    assert torch.allclose(figures.relation_map(states, 2), torch.tensor(expected).float())

@@ -12,16 +12,8 @@ import pytest
 import sentence_transformers
 import tokenizers
 import transformers
-from checkpoints import (
-    BERT_WORDS,
-    CAMEMBERT_START,
-    byte_files,
-    byte_level,
-    checkpoint,
-    unigrams,
-    vocab_txt,
-    word_pieces,
-)
+from checkpoints import BERT_WORDS, CAMEMBERT_START, byte_files, checkpoint, vocab_txt, word_pieces
+from conftest import byte_level, unigrams
 
 from minitransformer import load_pretrained, save_pretrained
 
@@ -52,8 +44,6 @@ def make_lines() -> list[str]:
 
 LINES = make_lines()
 OTHERS = LINES[1:] + LINES[:1]
-
-# ---- the kinds of folder -------------------------------------------------------------------------
 
 
 def bert(source, name="Bert", **settings):
@@ -88,7 +78,6 @@ ENTITY = {str(len(BERT_WORDS)): ENTITY}
 NO_TYPES = ["input_ids", "attention_mask"]
 WORDS_IN_ROBERTA = roberta(word_pieces(), bos_token="[CLS]", eos_token="[SEP]")
 KINDS = {
-    "vocab.txt lower case": bert(VOCAB, do_lower_case=True),
     "vocab.txt cased": bert(VOCAB, do_lower_case=False),
     "vocab.txt alone": {},
     "vocab.txt keeps accents": bert(VOCAB, strip_accents=False),
@@ -122,9 +111,6 @@ KINDS = {
 }
 # One of each family in every run, the others among the slow tests.
 FAST = ["vocab.txt alone", "word pieces in RoBERTa", "unigrams in BERT"]
-
-
-# ---- the ids -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -9,16 +9,8 @@ import pytest
 import torch
 from conftest import MODEL_TYPES, WORDS, tiny_config, tiny_encoder, tiny_tokenizer
 
-from distill.evaluation.finetune import (
-    CHOOSE,
-    DISTINCT,
-    Cell,
-    Classifier,
-    Examples,
-    Grid,
-    Recipe,
-    Tuner,
-)
+from distill.evaluation import finetune
+from distill.evaluation.finetune import DISTINCT, Cell, Classifier, Examples, Grid, Recipe, Tuner
 from distill.evaluation.models import Model
 from distill.evaluation.tasks import Split, Task
 
@@ -50,13 +42,12 @@ def grid(model, task, lrs=(1e-3,), epochs=(1,), seeds=2, recipe=RECIPE):
     return Grid(Model("m", *model), task, recipe, lrs, epochs, seeds)
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    """Finetuning results are kept in a folder of each test's own."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+pytestmark = pytest.mark.usefixtures("folder")  # results are kept in the cache there
 
 
-# ---- learning ------------------------------------------------------------------------------------
+def train(task, lr=1e-3, epochs=1, seed=0, recipe=RECIPE, model="bert"):
+    """Fine-tune a model; return its scores on each split."""
+    return Tuner(*make_model(model), task, recipe).train(lr, epochs, seed)
 
 
 @pytest.mark.slow
@@ -65,29 +56,25 @@ def cache(tmp_path, monkeypatch):
 )
 def test_it_learns_classes(model_type, precision):
     recipe, task = replace(RECIPE, precision=precision), make_task(200, precision == "fp32")
-    scores = Tuner(*make_model(model_type), task, recipe).train(3e-3, 4, 0)
-    assert scores["dev"]["accuracy"] >= 0.8  # guessing: 0.55
-    assert scores["dev"][DISTINCT] == 2
+    scores = train(task, 3e-3, 4, recipe=recipe, model=model_type)["dev"]
+    assert scores["accuracy"] >= 0.8  # guessing: 0.55
+    assert scores[DISTINCT] == 2
 
 
 @pytest.mark.slow
 def test_it_learns_numbers_of_any_size():
     task = make_task(200, numbers=True)
     large = Split(task.train.texts, None, [1000 * n + 70_000 for n in task.train.labels])
-    for train in (task.train, large):  # labels are scaled, so their unit is irrelevant
-        scores = Tuner(*make_model(), replace(task, train=train), RECIPE).train(3e-3, 4, 0)
-        assert scores["dev"]["pearson"] >= 0.9
+    for split in (task.train, large):  # labels are scaled, so their unit is irrelevant
+        assert train(replace(task, train=split), 3e-3, 4)["dev"]["pearson"] >= 0.9
 
 
 def test_equal_labels_are_no_crash_and_answers_of_one_kind_are_counted():
-    task = make_task(20, numbers=True)
-    same = Split(task.train.texts, None, [2.5] * 20)
-    scores = Tuner(*make_model(), replace(task, train=same), RECIPE).train(1e-3, 1, 0)
-    assert np.isfinite(scores["dev"]["pearson"])
-    task = make_task(20)
-    same = Split(task.train.texts, None, [1] * 20)
-    scores = Tuner(*make_model(), replace(task, train=same), RECIPE).train(1e-2, 3, 0)
-    assert scores["dev"][DISTINCT] == 1
+    numbers, classes = make_task(20, numbers=True), make_task(20)
+    same = Split(numbers.train.texts, None, [2.5] * 20)
+    assert np.isfinite(train(replace(numbers, train=same))["dev"]["pearson"])
+    same = Split(classes.train.texts, None, [1] * 20)
+    assert train(replace(classes, train=same), 1e-2, 3)["dev"][DISTINCT] == 1
 
 
 def test_all_layers_and_the_words_read_are_trained():
@@ -106,18 +93,11 @@ def test_all_layers_and_the_words_read_are_trained():
     assert without <= {f"encoder.blocks.{i}.key.bias" for i in range(3)}  # softmax cancels it
 
 
-# ---- nothing but the settings decides ------------------------------------------------------------
-
-
 def test_the_seed_alone_decides_bit_for_bit():
     task = make_task(numbers=True)  # a correlation shows the least difference
-
-    def score(seed):
-        return Tuner(*make_model(), task, RECIPE).train(1e-3, 1, seed)["dev"]["pearson"]
-
-    first = score(0)
+    first = train(task)
     torch.rand(7)  # the global generator is nobody's
-    assert score(0) == first != score(1)
+    assert train(task) == first != train(task, seed=1)
 
 
 @pytest.mark.parametrize("model_type", MODEL_TYPES)
@@ -159,9 +139,6 @@ def test_inputs_are_cut_to_what_fits_and_counted():
         config, split = tiny_config(type_vocab_size=types), make_task(4, pairs=True).train
         examples = Examples(split, tiny_tokenizer("bert"), config, 40)
         assert set(np.concatenate(examples.types)) == expected
-
-
-# ---- grid and cache ------------------------------------------------------------------------------
 
 
 def test_a_killed_grid_goes_on_and_nothing_is_computed_twice(tmp_path, monkeypatch):
@@ -240,12 +217,12 @@ def test_best_is_the_mean_over_seeds_and_splits(monkeypatch):
 
 
 def test_xnli_chooses_on_english_which_is_scored_but_never_trained_on(monkeypatch):
-    scores = {1.0: [{"sw": 0.9, CHOOSE: 0.1}], 2.0: [{"sw": 0.2, CHOOSE: 0.3}]}
+    chosen = finetune.CHOOSE
+    scores = {1.0: [{"sw": 0.9, chosen: 0.1}], 2.0: [{"sw": 0.2, chosen: 0.3}]}
     task = make_task(16)
     changes = {"scored": {"sw": task.scored["dev"]}, "chosen_on": make_task(30, seed=9).train}
     assert grid_with(monkeypatch, scores, **changes).best().lr == 2.0
-    scores = Tuner(*make_model(), replace(task, **changes), RECIPE).train(1e-3, 1, 0)
-    assert set(scores) == {"sw", CHOOSE}
+    assert set(train(replace(task, **changes))) == {"sw", chosen}
 
 
 def test_a_rate_that_diverges_is_kept_and_never_the_best():

@@ -86,16 +86,6 @@ def test_a_planted_import_is_found(module, source):
     assert len(upward(module, source)) == 1
 
 
-def test_the_names_that_scripts_rely_on():
-    from distill import build_method  # noqa: F401
-    from distill.direct_minilm import direct_loss  # noqa: F401
-    from distill.hs import hs_loss, layer_map  # noqa: F401
-    from distill.mha import relation_loss  # noqa: F401
-    from distill.mlm import mlm_loss  # noqa: F401
-    from distill.od import od_loss  # noqa: F401
-    from minitransformer import Encoder, load_pretrained, save_pretrained  # noqa: F401
-
-
 def test_every_module_imports_where_unix_is_missing():
     """Take away what Windows lacks and what run time must not need, then import the program."""
     modules = [".".join(file.relative_to(ROOT).with_suffix("").parts) for file in FILES]

@@ -19,7 +19,7 @@ from distill.od import od_loss
 from minitransformer.errors import UserError
 
 ALL = pytest.mark.parametrize("name", ["mha", "hs", "od", "direct-minilm", "mlm"])
-FORMS = pytest.mark.parametrize("plain", [False, True], ids=["lean", "plain"])
+FORMS = pytest.mark.parametrize("plain", [False, True])
 
 
 def config(layers, width, vocab=60):
@@ -57,7 +57,7 @@ def gradients(*modules):
 
 
 @ALL
-@pytest.mark.parametrize("width", [24, 16], ids=["equal width", "narrower"])
+@pytest.mark.parametrize("width", [24, 16])
 def test_contract_and_which_parameters_learn(name, width):
     student, teacher = encoder(2, width, seed=1), encoder()
     method = build(name, student, teacher)

@@ -99,7 +99,7 @@ def test_lean_equals_plain(size, block, form, monkeypatch):
     B, N, D_s, D_t, R, lengths = size
     monkeypatch.setitem(relations.BLOCK, "cpu", block)
     for dtype, tolerance, nothing in (
-        (torch.float64, 1e-10, 1e-16),
+        (torch.float64, 1e-10, 1e-15),
         (torch.float32, 1e-6, 1e-12),
         (torch.bfloat16, 3e-3, 3e-7),
     ):

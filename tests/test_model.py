@@ -178,3 +178,8 @@ def test_more_tokens_than_positions(model_type):
     encoder(torch.full((1, 40), 7))  # 40 fit, in every family
     with pytest.raises(UserError, match=r"^41 tokens in a sequence, but .* positions for 40$"):
         encoder(torch.full((1, 41), 7))
+
+
+def test_without_its_head_it_predicts_no_words():
+    with pytest.raises(UserError, match=r"no MLM head .*--method mlm"):
+        tiny_encoder(mlm_head=False).mlm_logits(torch.zeros(1, 32))

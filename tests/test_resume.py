@@ -265,9 +265,6 @@ def test_what_the_run_depends_on_must_not_have_changed(flags, new):
             main("--out", new, "--resume")
 
 
-# ---- steps that teach nothing --------------------------------------------------------------------
-
-
 def spoil(monkeypatch, spoiled, how):
     """Spoil the loss, the gradient or the count of these steps, counted from 1 at each start."""
     whole, turn = METHODS["mha"].forward, []
@@ -325,9 +322,6 @@ def test_too_many_steps_that_are_not_finite_stop_the_run(flags, new, monkeypatch
     assert [path.name[:20] for path in Run(new).checkpoints()] == ["checkpoint-000000003"]
     main("--out", new, "--resume")
     assert records(new)[-1]["skipped_steps"] == 0
-
-
-# ---- streams -------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow

@@ -5,15 +5,9 @@ import torch
 from conftest import same, save_tiny, tiny_config, tiny_encoder
 
 from distill import METHODS, build_method
+from distill import student as student_file
 from distill.method import Batch
-from distill.student import (
-    copied_layers,
-    default_init,
-    is_folder,
-    rebuild_start,
-    start_student,
-    student_config,
-)
+from distill.student import copied_layers, default_init, is_folder, start_student, student_config
 from distill.training.models import freeze_unreached, load_models
 from minitransformer import UserError, weights_hash
 from train import TrainConfig
@@ -32,11 +26,8 @@ def teacher():
 
 def layers_found(student, teacher):
     """For each student block the number of the teacher layer it equals, or None."""
-    found = []
-    for block in student.blocks:
-        equal = [i for i, layer in enumerate(teacher.blocks, 1) if same(block, layer)]
-        found.append(equal[0] if equal else None)
-    return found
+    layers = list(enumerate(teacher.blocks, 1))
+    return [next((i for i, t in layers if same(s, t)), None) for s in student.blocks]
 
 
 @pytest.mark.parametrize(
@@ -83,7 +74,7 @@ def test_a_start_can_be_rebuilt_bit_for_bit_from_the_log(tmp_path, method, init)
     settings = {"teacher": str(tmp_path / "teacher"), "method": method, "init": init, "seq_len": 16}
     models, resolved = load_models(TrainConfig(**settings))
     assert models.start["hash"] == weights_hash(models.student)
-    rebuilt = rebuild_start(vars(resolved), models.teacher)
+    rebuilt = student_file.rebuild_start(vars(resolved), models.teacher)
     assert weights_hash(rebuilt) == models.start["hash"]
     assert same(rebuilt, models.student)
     read = models.method.teacher_layer or 3

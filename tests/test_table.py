@@ -4,17 +4,10 @@ from types import SimpleNamespace
 
 import pytest
 
+from distill.evaluation import table as tables
 from distill.evaluation.finetune import DISTINCT, Cell
 from distill.evaluation.glue import GLUE
-from distill.evaluation.table import (
-    closing_lines,
-    markdown,
-    record,
-    result_records,
-    score,
-    share,
-    table,
-)
+from distill.evaluation.table import closing_lines, markdown, record, result_records, share, table
 from distill.evaluation.tasks import Split, Task
 
 
@@ -24,12 +17,10 @@ def fake_grid(task, base, distinct=2):
     """
     rows = []
     for seed in (0.0, 0.01):
-        row = {}
+        rows.append({split: {DISTINCT: distinct} for split in task.scored})
         for n, split in enumerate(task.scored):
-            row[split] = {DISTINCT: distinct}
             for m, metric in enumerate(task.metrics):
-                row[split][metric] = None if base is None else base + seed + n / 10 + m
-        rows.append(row)
+                rows[-1][split][metric] = None if base is None else base + seed + n / 10 + m
     return SimpleNamespace(task=task, best=lambda: Cell(1e-4, 3, rows))
 
 
@@ -83,10 +74,6 @@ def test_glue_average_is_one_number_a_task():
     assert all(r["task"] != "glue" for r in result_records(grids))
 
 
-def scores(values, by_chance=0.5):
-    return record("m", "t", "accuracy", values, by_chance)
-
-
 @pytest.mark.parametrize(
     ("student", "teacher", "expected"),
     [
@@ -101,7 +88,8 @@ def scores(values, by_chance=0.5):
     ],
 )
 def test_a_share_is_of_means_and_its_spread_pairs_the_seeds(student, teacher, expected):
-    assert share(scores(student), scores(teacher), [0.0] * len(student)) == expected
+    means = [record("m", "t", "accuracy", values, 0.5) for values in (student, teacher)]
+    assert share(*means, [0.0] * len(student)) == expected
 
 
 def test_table_says_what_was_kept_from_chance():
@@ -138,18 +126,15 @@ def test_doubtful_scores_are_marked():
     assert cells[-2][2:] == ["0.505 ± 0.007, one class (2 of 2 seeds)", "undefined", "diverged"]
     assert cells[-1][3:] == ["-", "-"]
     assert rows[2]["undefined"] == "a correlation with constant predictions"
-    assert score(record("m", "glue", "average", [None], 0.0)) == "undefined"
+    assert tables.score(record("m", "glue", "average", [None], 0.0)) == "undefined"
 
 
 def test_how_far_the_student_came_is_said_in_words():
-    start, teacher = SimpleNamespace(name="start"), SimpleNamespace(name="teacher")
-    start.start = teacher.start = None
+    start, teacher = (SimpleNamespace(name=name, start=None) for name in ("start", "teacher"))
     run = SimpleNamespace(name="run", start=start, teacher=teacher)
 
     def words(**means):
-        rows = []
-        for name, mean in means.items():
-            rows.append(record(name, "t", "f1", [mean - 0.01, mean + 0.01], 0.5))
+        rows = [record(name, "t", "f1", [m - 0.01, m + 0.01], 0.5) for name, m in means.items()]
         models = {model.name: model for model in (start, run, teacher)}
         return closing_lines(models, rows, {"t": "f1"})
 

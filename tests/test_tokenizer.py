@@ -5,8 +5,8 @@ import json
 import pytest
 import tokenizers
 import transformers
-from checkpoints import byte_files, byte_level, refusal, unigrams, vocab_txt
-from conftest import MODEL_TYPES, tiny_config, write_tokenizer
+from checkpoints import byte_files, refusal, vocab_txt
+from conftest import MODEL_TYPES, byte_level, tiny_config, unigrams, write_tokenizer
 from test_export import LINES as ALL_LINES
 
 from minitransformer.embedded import embedded_teacher_folder
@@ -31,9 +31,6 @@ def assert_equal_ids(ours, theirs):
     rows = theirs(LINES, OTHERS, **cut)
     rows = list(zip(rows["input_ids"], rows["token_type_ids"], strict=True))
     assert ours.encode_pairs(LINES, OTHERS, max_tokens=12) == rows
-
-
-# ---- the same ids as transformers ----------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -81,19 +78,15 @@ def test_half_a_surrogate_pair_is_replaced(embedded):
     assert first == second
 
 
-# ---- the hash ------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("model_type", MODEL_TYPES)
 def test_the_hash_is_equal_for_one_that_transformers_saved_again(model_type, tmp_path):
     unnormalised = json.loads(unigrams().to_str())
     unnormalised["normalizer"] = None  # XLM-R's class keeps no other than SentencePiece's
-    files = {
-        "bert": {"vocab.txt": vocab_txt()},
-        "roberta": {"tokenizer.json": byte_level().to_str()},
-        "xlm-roberta": {"tokenizer.json": unnormalised},
+    files, name = {
+        "bert": ({"vocab.txt": vocab_txt()}, "Bert"),
+        "roberta": ({"tokenizer.json": byte_level().to_str()}, "Roberta"),
+        "xlm-roberta": ({"tokenizer.json": unnormalised}, "XLMRoberta"),
     }[model_type]
-    name = {"bert": "Bert", "roberta": "Roberta", "xlm-roberta": "XLMRoberta"}[model_type]
     settings = {"tokenizer_class": f"{name}TokenizerFast", "do_lower_case": False}
     ours = load(tmp_path, files | {"tokenizer_config.json": settings}, model_type)
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
@@ -130,9 +123,6 @@ def test_the_hash_sees_vocabulary_and_pipeline(change, tmp_path):
     assert load(tmp_path, {"tokenizer.json": parsed}, "roberta").hash != ours.hash
 
 
-# ---- what is refused -----------------------------------------------------------------------------
-
-
 def test_no_tokenizer_at_all(tmp_path):
     (tmp_path / "vocab.json").write_text("{}")  # without its merges
     message = refusal(load_tokenizer, tmp_path, tiny_config())
@@ -165,12 +155,9 @@ def test_a_pipeline_without_special_tokens_is_refused(tmp_path):
     ("name", "content"),
     [
         ("tokenizer.json", b"{not json"),
-        ("tokenizer.json", b"\xff\xfe"),
         ("tokenizer.json", b'{"model": {"type": "WordPiece"}}'),
         ("tokenizer_config.json", b"[]"),
         ("tokenizer_config.json", b'{"cls_token": {"x": 1}}'),
-        ("tokenizer_config.json", b'{"do_lower_case": "yes"}'),
-        ("special_tokens_map.json", b"7"),
         ("special_tokens_map.json", b'{"cls_token": 55}'),
         ("added_tokens.json", b'{"<ent>": "x"}'),
         ("vocab.txt", b"\xff\xff\xff"),

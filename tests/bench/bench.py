@@ -5,14 +5,8 @@
     python tests/bench/bench.py --cases mha-8x512 --other PATH      against another checkout
     pip install --no-deps bertdistiller==0.1.2                      to see it beside the others
 
-A step is: forward of teacher and student, loss, backward, AdamW (the same fused one for all).
-"plain" is train.py --plain. "textbook" is transformers as it comes (fused attention, whole models)
-and the formula written plainly; "bertdistiller" is its own compute_loss; either with dropout in
-the student, as they come, and without. infer-* is a forward pass, attention-* a step with either
-fast form of attention. Each contender is a process of its own and they take turns, so that a busy
-minute hits all of them; the first step of a turn is not counted. Memory is the peak above weights
-and optimizer state. The floor is the arithmetic of the step (contenders.py) at the rate of a large
-matrix product, measured in each turn.
+docs/speed.md says what is measured, and how. Each contender is a process of its own; the first step
+of a turn is not counted.
 """
 
 import argparse
@@ -25,6 +19,7 @@ import statistics
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
 import torch
@@ -35,48 +30,42 @@ sys.path[:0] = [str(HERE), str(HERE.parent.parent)]  # whatever folder it is cal
 from contenders import CASES, OTHER, PEER, arithmetic, build, make_batch  # noqa: E402
 
 
-def build_step(case, contender, precision, device):
-    """Return a function that does one whole step, and the batch it works on."""
-    torch.manual_seed(0)
-    batch = make_batch(case, device)
-    parameters, step = build(case, contender, batch, device)
-    optimizer = torch.optim.AdamW(parameters, lr=1e-4, fused=True) if parameters else None
-    if optimizer:  # memory is measured above its state, so the state must be there
-        for p in parameters:
-            p.grad = torch.zeros_like(p)
-        optimizer.step()
-        optimizer.zero_grad()
-
-    def whole_step():
-        with torch.autocast(device, torch.bfloat16, enabled=precision == "bf16"):
-            if not optimizer:
-                with torch.inference_mode():
-                    return step()
-            loss, count = step()
-        loss.backward()
-        if count is not None:  # a raw sum: its gradients are divided afterwards, as in train.py
-            torch._foreach_div_([p.grad for p in parameters if p.grad is not None], count)
-        optimizer.step()
-        optimizer.zero_grad()
-
-    return whole_step, batch
-
-
 class Measurement:
     """One contender in this process: built, warmed up by two steps, ready to take turns."""
 
     def __init__(self, case, contender, precision, options):
         torch.set_num_threads(options.threads)
-        self.case, self.options = case, options
-        self.step, self.batch = build_step(case, contender, precision, options.device)
-        held = memory(options.device, reset=True)
+        torch.manual_seed(0)
+        self.case, self.options, device = case, options, options.device
+        self.batch = make_batch(case, device)
+        self.parameters, self.loss = build(case, contender, self.batch, device)
+        self.optimizer = None
+        if self.parameters:  # memory is measured above its state, so the state must be there
+            self.optimizer = torch.optim.AdamW(self.parameters, lr=1e-4, fused=True)
+            for p in self.parameters:
+                p.grad = torch.zeros_like(p)
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+        self.bf16 = precision == "bf16"
+        held = memory(device, reset=True)
         self.step()
         self.step()
-        self.peak = memory(options.device) - held
-        fast = precision == "fp32" or native_bf16()
-        self.size = 8192 if options.device == "cuda" else 2048 if fast else 512
-        dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-        self.matrix = torch.randn(self.size, self.size).to(options.device, dtype)
+        self.peak = memory(device) - held
+        size = 8192 if device == "cuda" else 512 if self.bf16 and not native_bf16() else 2048
+        dtype = torch.bfloat16 if self.bf16 else torch.float32
+        self.matrix = torch.randn(size, size).to(device, dtype)
+
+    def step(self):
+        with torch.autocast(self.options.device, torch.bfloat16, enabled=self.bf16):
+            if not self.optimizer:
+                with torch.inference_mode():
+                    return self.loss()
+            loss, count = self.loss()
+        loss.backward()
+        if count is not None:  # a raw sum: its gradients are divided afterwards, as in train.py
+            torch._foreach_div_([p.grad for p in self.parameters if p.grad is not None], count)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
 
     def timed(self, call):
         """Return seconds by the clock and of all cores."""
@@ -89,7 +78,7 @@ class Measurement:
     def rate(self):
         """Return FLOP/s of a large matrix product."""
         times = [self.timed(lambda: self.matrix @ self.matrix)[0] for _ in range(4)]
-        return 2 * self.size**3 / min(times)
+        return 2 * len(self.matrix) ** 3 / min(times)
 
     def turn(self):
         before = self.rate()
@@ -136,19 +125,16 @@ def take_turn():
 
 def take_turns(case, precision, contenders, options):
     """Return {contender: the records of its turns}; each contender has a process of its own."""
-    context = multiprocessing.get_context("spawn")
-    processes = {name: ProcessPoolExecutor(1, context) for name in contenders}
-    try:
-        for name, process in processes.items():  # nobody prepares while another is measured
+    context, records = multiprocessing.get_context("spawn"), {name: [] for name in contenders}
+    with ExitStack() as stack:
+        processes = {}
+        for name in contenders:  # nobody prepares while another is measured
+            processes[name] = stack.enter_context(ProcessPoolExecutor(1, context))
             checkout = options.other if name == OTHER else None
-            process.submit(prepare, checkout, case, name, precision, options).result()
-        records = {name: [] for name in contenders}
+            processes[name].submit(prepare, checkout, case, name, precision, options).result()
         for _ in range(options.runs):
             for name, process in processes.items():
                 records[name].append(process.submit(take_turn).result())
-    finally:
-        for process in processes.values():
-            process.shutdown()
     return records
 
 

@@ -56,7 +56,6 @@ def make_batch(case, device):
         "masked_ids": ids.masked_fill(chosen, 4),
         "mask": torch.ones(B, N, dtype=torch.bool),
         "positions": chosen.flatten().nonzero().flatten(),
-        "chosen": chosen,  # what checkouts before `positions` read
     }
     return SimpleNamespace(**{name: tensor.to(device) for name, tensor in batch.items()})
 
