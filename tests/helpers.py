@@ -1,7 +1,6 @@
 """Start train.py on tiny inputs, disturb it, and compare the runs that come out."""
 
 import json
-import os
 import random
 import signal
 import socket
@@ -79,39 +78,21 @@ def steps_of(run: Path) -> int:
     return log.read_bytes().count(b'"event": "step"') if log.exists() else 0
 
 
-def amid_a_save(run: Path) -> Callable[[], bool]:
-    """Return a condition: a checkpoint is being written that was not there before."""
-    before = unfinished(run)
-    return lambda: not unfinished(run) <= before
-
-
-def unfinished(run: Path) -> set[int]:
-    """Return the inodes of checkpoints that are not renamed yet."""
-    if not run.is_dir():
-        return set()
-    entries = [entry for entry in os.scandir(run) if entry.name.startswith("checkpoint-")]
-    return {entry.inode() for entry in entries if entry.name.endswith(".tmp")}
-
-
 def records(run: Path) -> list[dict]:
     return [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
 
 
-def differences(run: Path, other: Path) -> list[str]:
-    """List how two finished runs differ: weights, learned maps, logged steps and evaluations."""
-    found = []
-    for name in ("model.safetensors", "projections.safetensors", "config.json"):
-        contents = [
-            path.read_bytes() if path.exists() else None for path in (run / name, other / name)
-        ]
-        if contents[0] != contents[1]:
-            found.append(f"{name} differs")
+def results(run: Path) -> dict:
+    """Return what a finished run leaves: weights, learned maps, logged steps and evaluations."""
+    names = ("model.safetensors", "projections.safetensors", "config.json", "checkpoint", ".")
+    found = {path.name: path.read_bytes() for path in run.iterdir() if path.name.startswith(names)}
     for event in ("step", "eval"):
-        logs = []
-        for folder in (run, other):
-            rows = [row for row in records(folder) if row["event"] == event]
-            logs.append([(row["step"], row["loss"], row.get("lr")) for row in rows])
-        if logs[0] != logs[1]:
-            found.append(f"the log's {event} records differ")
-    names = [path.name for path in run.iterdir()]
-    return found + [f"{name} is left" for name in names if name.startswith(("checkpoint", "."))]
+        rows = [row for row in records(run) if row["event"] == event]
+        found[event] = [(row["step"], row["loss"], row.get("lr")) for row in rows]
+    return found
+
+
+def differences(run: Path, other: Path) -> list[str]:
+    """List what one of two finished runs has otherwise than the other."""
+    ours, theirs = results(run), results(other)
+    return [name for name in ours | theirs if ours.get(name) != theirs.get(name)]

@@ -1,15 +1,17 @@
-"""Several processes under torchrun: the same result as one, one voice, one end."""
+"""Several processes: the same result as one, one voice, one end.
+
+An end that hangs now and then shows only in many: `for i in $(seq 200); do pytest -k on_one_rank`.
+"""
 
 import json
 import os
 import signal
-import time
 from pathlib import Path
 
 import pytest
 import safetensors.torch
 import torch
-from helpers import differences, free_port, make_inputs, records, start, steps_of, wait_for
+from helpers import ROOT, differences, free_port, make_inputs, records, start, steps_of, wait_for
 
 import train
 from distill import METHODS
@@ -31,27 +33,34 @@ from torch.nn.parallel import DistributedDataParallel
 import train
 from distill.program import cli
 from distill import METHODS
+from minitransformer.errors import UserError
 
-def spoiled(rank, argv):
-    """Train; after the word "spoil" one rank has no finite loss in step 4."""
+def faulty(rank, fault, *argv):
+    """Train; in the fourth batch rank 1 has no finite loss ("spoil"), or an error ("fail")."""
     whole, turn = METHODS["mha"].forward, []
     def forward(self, *models_and_batch):
         total, count = whole(self, *models_and_batch)
         turn.extend([0] * total.requires_grad)  # the first call is no step
+        if fault == "fail" and len(turn) == 5 and rank == 1:
+            raise UserError("this machine has lost its text")
         return total * (float("nan") if len(turn) == 5 and rank == 1 else 1), count
-    if argv[0] == "spoil":
+    if fault:
         METHODS["mha"].forward = forward
     try:
-        return train.main([word for word in argv if word != "spoil"])
+        return train.main(argv)
     finally:
         METHODS["mha"].forward = whole
 
-def destroy():
+def destroy(whole=dist.destroy_process_group):
     """What an exit needs: gloo hangs now and then if the module outlives the group."""
     assert not [o for o in gc.get_objects() if isinstance(o, DistributedDataParallel)]
+    left.pop()
+    if not left:  # the last run ends as every run does
+        whole()
 
+dist.destroy_process_group = destroy
 port, *runs = sys.argv[1:]
-ranks = []
+ranks, left = [], list(runs)
 for rank in range(2):
     ranks.append(os.fork())
     if not ranks[rank]:
@@ -59,40 +68,21 @@ for rank in range(2):
                            LOCAL_WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
         dist.init_process_group("gloo")  # once for all the runs
         dist.init_process_group = lambda backend: None
-        dist.destroy_process_group = destroy
-        cli.run(lambda: [spoiled(rank, json.loads(run)) for run in runs][-1])
+        cli.run(lambda: [faulty(rank, *json.loads(run)) for run in runs][-1])
 with open("ranks.json", "w") as file:
     json.dump(ranks, file)
 print("ended with", *(os.waitstatus_to_exitcode(os.waitpid(rank, 0)[1]) for rank in ranks))
 '''
-# A rank that meets an error of its own in the third step.
-FAILING = """
-import sys
-sys.path.insert(0, {root!r})
-import train
-from distill.program import cli
-from minitransformer.errors import UserError
-whole, turn = train.Text.step, []
-def step(*args, **settings):
-    turn.append(0)
-    if train.rank() == 1 and len(turn) == 3:
-        raise UserError("this machine has lost its text")
-    return whole(*args, **settings)
-train.Text.step = step
-cli.run(train.main)
-"""
 
 
 @pytest.fixture(scope="module")
 def flags(home):
-    root = os.path.dirname(train.__file__)
-    (home / "forked.py").write_text(FORKED.format(root=root))
-    (home / "failing.py").write_text(FAILING.format(root=root))
+    (home / "forked.py").write_text(FORKED.format(root=str(ROOT)))
     return make_inputs(home)
 
 
 def start_forked(home, *runs):
-    """Start two ranks which train with each of these flags in turn."""
+    """Start two ranks which train with each of these flags in turn: first a fault, or ""."""
     argvs = [json.dumps([str(word) for word in run]) for run in runs]
     return start(home, free_port(), *argvs, script=home / "forked.py")
 
@@ -100,12 +90,11 @@ def start_forked(home, *runs):
 @pytest.fixture(scope="module")
 def two_ranks(home, flags):
     """{name: finished run} of every method, and of a longer run, on two processes."""
-    runs = {}
+    runs = {"long": ["", *flags, *LONG]}
     for method in METHODS:
-        runs[method] = [*flags, *TEN, "--method", method, "--batch-size", "8"]
+        runs[method] = ["", *flags, *TEN, "--method", method, "--batch-size", "8"]
         runs[method] += METHOD_FLAGS.get(method, [])
-    runs["long"] = [*flags, *LONG]
-    runs["spoiled"] = ["spoil", *runs["mha"]]
+    runs["spoiled"] = ["spoil", *runs["mha"][1:]]
     runs = {name: [*argv, "--out", str(home / f"two-{name}")] for name, argv in runs.items()}
     process = start_forked(home, *runs.values())
     printed, complaint = process.communicate()
@@ -166,7 +155,7 @@ def test_a_killed_rank_ends_the_others_and_the_resume_is_exact(home, flags, two_
     saved = [int(path.name.split("-")[1]) for path in Run(run).checkpoints()]
     assert saved
     assert all(step % 5 == 0 for step in saved)
-    process = start_forked(home, ["--out", run, "--resume"])
+    process = start_forked(home, ["", "--out", run, "--resume"])
     printed, complaint = process.communicate()
     assert "ended with 0 0" in printed, complaint
     assert printed.count("resuming") == 1
@@ -177,7 +166,7 @@ def test_when_one_rank_is_told_all_agree_and_another_number_of_ranks_goes_on(
     home, flags, two_ranks, capsys
 ):
     run = home / "told"
-    process = start_forked(home, [*flags, *LONG, "--save-every", "1000", "--out", run])
+    process = start_forked(home, ["", *flags, *LONG, "--save-every", "1000", "--out", run])
     assert wait_for(process, lambda: steps_of(run) >= 2)
     os.kill(json.loads((home / "ranks.json").read_text())[1], signal.SIGTERM)
     printed, complaint = process.communicate(timeout=60)
@@ -196,13 +185,10 @@ def test_when_one_rank_is_told_all_agree_and_another_number_of_ranks_goes_on(
 
 
 def test_a_failing_rank_ends_all_with_its_own_error_shown(home, flags):
-    process = start(home, *flags, *LONG, "--out", "failing", processes=2, script="failing.py")
-    began = time.monotonic()
-    _, complaint = process.communicate(timeout=60)
-    assert time.monotonic() - began < 60
-    assert process.returncode != 0
-    assert "failing.py: this machine has lost its text" in complaint
-    assert "exitcode  : 2 " in complaint
+    process = start_forked(home, ["fail", *flags, *LONG, "--out", "failing"])
+    printed, complaint = process.communicate(timeout=60)
+    assert "ended with 1 2" in printed, complaint
+    assert "forked.py: this machine has lost its text" in complaint
     assert Run(home / "failing").checkpoints() == []
 
 

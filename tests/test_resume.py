@@ -1,7 +1,8 @@
 """Interrupted anywhere and resumed, a run ends with the very weights of the unbroken one.
 
 Most tests stop train.main in this process, by an exception that none of its code catches; the slow
-ones use processes and real signals. tests/torture/torture.py is the long form of these.
+ones use processes and real signals: `KILLS=20 pytest tests/test_resume.py -k real --timeout 0` for
+longer than a test may take.
 """
 
 import json
@@ -14,7 +15,7 @@ import pytest
 import safetensors.torch
 import torch
 from conftest import WORDS, Killed
-from helpers import amid_a_save, differences, kill, make_inputs, records, start, steps_of, wait_for
+from helpers import differences, kill, make_inputs, records, start, steps_of, wait_for
 
 import train
 from distill import METHODS
@@ -24,15 +25,11 @@ from distill.training.signals import Signals
 from distill.training.skipped import SkippedSteps
 from minitransformer.errors import UserError
 
+KILLS = int(os.environ.get("KILLS", "2"))
 OFTEN = "--steps 12 --save-every 3 --eval-every 4".split()
 NARROW = ["--student-hidden", "16"]  # so that hs and direct-minilm have maps to learn
-METHOD_FLAGS = {
-    "mha": ["--plain"],
-    "hs": NARROW,
-    "od": [],
-    "direct-minilm": NARROW,
-    "mlm": ["--accumulate", "2"],
-}
+METHOD_FLAGS = {"mha": ["--plain"], "hs": NARROW, "direct-minilm": NARROW, "od": []}
+METHOD_FLAGS["mlm"] = ["--accumulate", "2"]
 
 
 @pytest.fixture(scope="module")
@@ -136,21 +133,22 @@ def test_killed_three_times_each_method_ends_as_if_nothing_had_happened(
 
 @pytest.mark.slow
 def test_real_kills_in_real_processes(home, flags, new):
-    """The short form of tests/torture/torture.py: during a save, then soon after the first step."""
-    flags, whole = [*flags, "--accumulate", "16"], home / "not-killed"
-    process = start(home, *flags, "--out", new, "--save-every", 1)
-    assert wait_for(process, lambda: steps_of(new) >= 2)
-    assert wait_for(process, amid_a_save(new))
-    assert kill(process) == -signal.SIGKILL
-    process = start(home, "--out", new, "--resume")
-    before = steps_of(new)
-    wait_for(process, lambda: steps_of(new) != before)  # the log was cut, or grew
-    time.sleep(random.Random(0).uniform(0, 0.05))
-    kill(process)
+    """During a save, and soon after the first step, in turns."""
+    flags = [*flags, "--accumulate", "16", "--save-every", "1", "--steps", str(6 * KILLS)]
+    chance, whole = random.Random(0), home / "not-killed"
+    for number in range(KILLS):
+        process = start(home, *(["--resume"] if number else flags), "--out", new)
+        before = steps_of(new)
+        if number % 2:
+            assert wait_for(process, lambda n=before: steps_of(new) != n)  # cut, or grown
+            time.sleep(chance.uniform(0, 0.05))
+        else:
+            assert wait_for(process, lambda n=before: steps_of(new) >= n + 2)
+            assert wait_for(process, (new / "checkpoint-unfinished.tmp").exists)
+        assert kill(process) == -signal.SIGKILL
     main("--out", new, "--resume")
     main(*flags, "--out", whole)
     assert differences(new, whole) == []
-    assert steps_once(new)
 
 
 @pytest.mark.slow

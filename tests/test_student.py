@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import same, save_tiny, tiny_config, tiny_encoder
+from conftest import same, save_tiny, tiny_config, tiny_encoder, tokens
 
 from distill import METHODS, build_method
 from distill import student as student_file
@@ -145,8 +145,7 @@ def test_what_names_a_folder():
 
 def test_freeze_finds_what_the_method_never_reaches(teacher):
     student = start_student("uniform", config(3), teacher, 0, mlm_head=True)
-    ids = torch.randint(5, 60, (2, 8))
-    batch = Batch(ids, torch.ones_like(ids, dtype=torch.bool))
+    batch = Batch(*tokens(student.config, (8, 8)))
     method = build_method("mha", student.config, teacher.config)
     line = freeze_unreached(student, method, teacher, batch)
     frozen = {n.rpartition(".")[0] for n, p in student.named_parameters() if not p.requires_grad}

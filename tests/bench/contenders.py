@@ -1,9 +1,9 @@
 """What bench.py compares: a step of this project, of plain transformers, of bertdistiller.
 
 Each builder returns (parameters, a step that gives a loss and what its gradients are still to be
-divided by, or None). All models have random weights and the same sizes: teacher and student as wide
-as all-MiniLM-L6-v2. Nothing of the project is imported at the top, so that bench.py --other can let
-a process find another checkout of it.
+divided by, or None). All contenders have the same random weights: teacher and student as wide as
+all-MiniLM-L6-v2. Nothing of the project is imported at the top, so that bench.py --other can let a
+process find another checkout of it.
 
 A contender's name says what it is, and after commas its options.
 """
@@ -94,22 +94,27 @@ def settings(case, layers):
     }
 
 
-def this_project(case, contender, batch, device):
-    from distill import build_method
-    from minitransformer import attention
+def encoders(case):
+    """Student and teacher of this project; the others get their weights."""
     from minitransformer.config import EncoderConfig
     from minitransformer.model import Encoder
 
     method, L_s, L_t, _, _, V, _ = CASES[case]
-    models = []
     for layers in (L_s, L_t):
         model_type = "xlm-roberta" if V == XLMR else "bert"
         config = EncoderConfig(model_type=model_type, **settings(case, layers))
-        models.append(Encoder(config, mlm_head=method == "od").to(device))
-        if contender in (FUSED, BLOCKED):
-            name = "fused_attention" if contender == FUSED else "blocked_attention"
-            models[-1].attention = getattr(attention, name)
-    student, teacher = models
+        yield Encoder(config, mlm_head=method == "od")
+
+
+def this_project(case, contender, batch, device):
+    from distill import build_method
+    from minitransformer import attention
+
+    method = CASES[case][0]
+    student, teacher = (encoder.to(device) for encoder in encoders(case))
+    if contender in (FUSED, BLOCKED):
+        name = "fused_attention" if contender == FUSED else "blocked_attention"
+        student.attention = teacher.attention = getattr(attention, name)
     if method == "infer":
         return [], lambda: student(batch.ids, batch.mask, keep="last").hidden[-1]
     teacher.requires_grad_(False)
@@ -123,6 +128,8 @@ def transformers_models(case, contender, device):
     """Whole models with fused attention; the student in training mode, as any script has it."""
     import transformers
 
+    from minitransformer.convert import to_hugging_face
+
     method, L_s, L_t, _, _, V, _ = CASES[case]
     family = "XLMRoberta" if V == XLMR else "Bert"
     Config = getattr(transformers, family + "Config")
@@ -131,10 +138,11 @@ def transformers_models(case, contender, device):
     options = {"attn_implementation": "sdpa"}
     if contender.endswith(DRY):
         options |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-    student, teacher = (
-        Model(Config(**settings(case, layers), **options), **without).to(device)
-        for layers in (L_s, L_t)
-    )
+    weights, models = [*map(to_hugging_face, encoders(case))], []
+    for layers, tensors in zip((L_s, L_t), weights, strict=True):
+        models.append(Model(Config(**settings(case, layers), **options), **without))
+        models[-1].load_state_dict(tensors, strict=False)  # without tied ones and buffers
+    student, teacher = (model.to(device) for model in models)
     return student.train(), teacher.eval().requires_grad_(False)
 
 

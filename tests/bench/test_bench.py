@@ -1,4 +1,4 @@
-"""The benchmark compares like with like: given the same weights, every contender's loss is ours."""
+"""The benchmark compares like with like: every contender's loss is ours."""
 
 import importlib.util
 from argparse import Namespace
@@ -10,9 +10,6 @@ import torch
 from contenders import BLOCKED, DRY, FUSED, OTHER, OURS, PEER, PLAIN, TEXTBOOK
 
 from minitransformer import attention
-from minitransformer.config import EncoderConfig
-from minitransformer.convert import to_hugging_face
-from minitransformer.model import Encoder
 
 pytestmark = pytest.mark.slow  # imports transformers
 
@@ -32,28 +29,6 @@ def tiny(monkeypatch):
     monkeypatch.setattr(bench, "CASES", TINY)
 
 
-def give_same_weights(monkeypatch):
-    """Give transformers' models the weights that this project's models get."""
-    original = contenders.transformers_models
-
-    def patched(case, contender, device):
-        models = original(case, contender, device)
-        torch.manual_seed(0)
-        method, L_s, L_t, *_, V, _ = TINY[case]
-        for model, layers in zip(models, (L_s, L_t), strict=True):
-            model_type = "xlm-roberta" if V == 95 else "bert"
-            config = EncoderConfig(model_type=model_type, **contenders.settings(case, layers))
-            weights = to_hugging_face(Encoder(config, mlm_head=method == "od"))
-            own = set(model.state_dict())
-            prefix = "" if own & set(weights) else next(iter(weights)).split(".")[0] + "."
-            weights = {key.removeprefix(prefix): value for key, value in weights.items()}
-            missing = model.load_state_dict(weights, strict=False).missing_keys
-            assert all("decoder" in key or "position_ids" in key for key in missing)
-        return models
-
-    monkeypatch.setattr(contenders, "transformers_models", patched)
-
-
 def results(case, names):
     found, batch = [], contenders.make_batch(case, "cpu")
     for name in names:
@@ -69,15 +44,13 @@ def results(case, names):
 
 
 @pytest.mark.parametrize("case", TINY)
-def test_contenders_compute_the_same(case, monkeypatch):
-    give_same_weights(monkeypatch)
+def test_contenders_compute_the_same(case):
     first, *others = results(case, TINY[case][-1])
     for other in others:
         assert torch.allclose(other, first, rtol=5e-4, atol=1e-6)
 
 
-def test_dropout_is_on_unless_the_name_says_otherwise(monkeypatch):
-    give_same_weights(monkeypatch)
+def test_dropout_is_on_unless_the_name_says_otherwise():
     without, once_more, dropped = results("mha", (TEXTBOOK + DRY, TEXTBOOK + DRY, TEXTBOOK))
     assert without == once_more != dropped
 
