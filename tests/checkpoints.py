@@ -1,10 +1,4 @@
-"""Builders of tiny checkpoints, as people bring them: every file form of a tokenizer.
-
-checkpoint(folder, model_type, files, config, tensors, **sizes)   2 layers x 32
-word_pieces(...)                                        a pipeline for tokenizer.json
-vocab_txt(...)  byte_files()                            other files' contents
-refusal(call, *arguments)                               the message of a UserError
-"""
+"""Builders of tiny checkpoints, as people bring them: every file form of a tokenizer."""
 
 import json
 

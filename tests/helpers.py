@@ -1,5 +1,6 @@
 """Start train.py on tiny inputs, disturb it, and compare the runs that come out."""
 
+import itertools
 import json
 import random
 import signal
@@ -10,9 +11,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
 from conftest import WORDS, environment, tiny_config, tiny_encoder, tiny_tokenizer
 
-from minitransformer import save_pretrained
+from distill import METHODS
+from minitransformer import UserError, save_pretrained
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = "--threads 1 --seq-len 16 --batch-size 4 --precision fp32 --device cpu".split()
@@ -96,3 +99,26 @@ def differences(run: Path, other: Path) -> list[str]:
     """List what one of two finished runs has otherwise than the other."""
     ours, theirs = results(run), results(other)
     return [name for name in ours | theirs if ours.get(name) != theirs.get(name)]
+
+
+def spoil(patch, spoiled, how: str) -> None:
+    """Spoil the loss, the gradient or the count of these batches, or raise an error in them.
+
+    They are counted from 1; the call before searches for what the method reaches.
+    """
+    whole, turn = METHODS["mha"].forward, itertools.count()
+
+    def forward(self, student, teacher, batch):
+        total, count = whole(self, student, teacher, batch)
+        if torch.is_grad_enabled() and next(turn) in spoiled:
+            if how == "error":
+                raise UserError("this machine has lost its text")
+            if how == "gradient":
+                total.register_hook(lambda gradient: gradient * float("inf"))
+            elif how == "loss":
+                total = total * float("nan")
+            else:
+                total, count = total * 0, count * 0
+        return total, count
+
+    patch.setattr(METHODS["mha"], "forward", forward)

@@ -27,29 +27,19 @@ METHOD_FLAGS = {"hs": ["--student-hidden", "16"], "direct-minilm": ["--student-h
 # Two ranks without torchrun: they share one import, which takes longer than all they train.
 FORKED = '''
 import gc, json, os, sys
-sys.path.insert(0, {root!r})
+sys.path[:0] = [{root!r}, {root!r} + "/tests"]
 import torch.distributed as dist
+from helpers import spoil
+from pytest import MonkeyPatch
 from torch.nn.parallel import DistributedDataParallel
 import train
 from distill.program import cli
-from distill import METHODS
-from minitransformer.errors import UserError
 
 def faulty(rank, fault, *argv):
-    """Train; in the fourth batch rank 1 has no finite loss ("spoil"), or an error ("fail")."""
-    whole, turn = METHODS["mha"].forward, []
-    def forward(self, *models_and_batch):
-        total, count = whole(self, *models_and_batch)
-        turn.extend([0] * total.requires_grad)  # the first call is no step
-        if fault == "fail" and len(turn) == 5 and rank == 1:
-            raise UserError("this machine has lost its text")
-        return total * (float("nan") if len(turn) == 5 and rank == 1 else 1), count
-    if fault:
-        METHODS["mha"].forward = forward
-    try:
+    """Train; rank 1 has that fault in its fourth batch."""
+    with MonkeyPatch.context() as patch:
+        spoil(patch, [4] if rank and fault else [], fault)
         return train.main(argv)
-    finally:
-        METHODS["mha"].forward = whole
 
 def destroy(whole=dist.destroy_process_group):
     """What an exit needs: gloo hangs now and then if the module outlives the group."""
@@ -82,7 +72,7 @@ def flags(home):
 
 
 def start_forked(home, *runs):
-    """Start two ranks which train with each of these flags in turn: first a fault, or ""."""
+    """Start two ranks which train with each of these flags in turn, after a fault or ""."""
     argvs = [json.dumps([str(word) for word in run]) for run in runs]
     return start(home, free_port(), *argvs, script=home / "forked.py")
 
@@ -94,7 +84,7 @@ def two_ranks(home, flags):
     for method in METHODS:
         runs[method] = ["", *flags, *TEN, "--method", method, "--batch-size", "8"]
         runs[method] += METHOD_FLAGS.get(method, [])
-    runs["spoiled"] = ["spoil", *runs["mha"][1:]]
+    runs["spoiled"] = ["loss", *runs["mha"][1:]]
     runs = {name: [*argv, "--out", str(home / f"two-{name}")] for name, argv in runs.items()}
     process = start_forked(home, *runs.values())
     printed, complaint = process.communicate()
@@ -185,7 +175,7 @@ def test_when_one_rank_is_told_all_agree_and_another_number_of_ranks_goes_on(
 
 
 def test_a_failing_rank_ends_all_with_its_own_error_shown(home, flags):
-    process = start_forked(home, ["fail", *flags, *LONG, "--out", "failing"])
+    process = start_forked(home, ["error", *flags, *LONG, "--out", "failing"])
     printed, complaint = process.communicate(timeout=60)
     assert "ended with 1 2" in printed, complaint
     assert "forked.py: this machine has lost its text" in complaint

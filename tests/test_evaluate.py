@@ -16,19 +16,14 @@ from test_tasks import own
 
 import evaluate
 import train
+from distill import METHODS
 from distill.evaluation import figures, held_out, models
 from distill.evaluation.glue import GLUE
 from distill.method import Batch
 from minitransformer import load_pretrained, save_pretrained
 from minitransformer.errors import UserError
 
-RUNS = {
-    "mha": ["--method", "mha"],
-    "hs": ["--method", "hs"],
-    "od": ["--method", "od"],
-    "mlm": ["--method", "mlm"],
-    "direct": ["--method", "direct-minilm", "--student-hidden", "16", "--student-heads", "2"],
-}
+NARROW = ["--student-hidden", "16", "--student-heads", "2"]
 QUICK = ["--tasks", "mine", "--lrs", "1e-3", "3e-3", "--epochs", "1", "--seeds", "2"]
 
 
@@ -36,8 +31,9 @@ QUICK = ["--tasks", "mine", "--lrs", "1e-3", "3e-3", "--epochs", "1", "--seeds",
 def here(home):
     """A tiny teacher, one run of each method, and a task of one's own."""
     usual = [*make_inputs(home, max_position_embeddings=64), "--steps", "3"]
-    for name, flags in RUNS.items():
-        assert train.main([*usual, "--out", str(home / name), *flags]) == 0
+    for name in METHODS:
+        narrow = NARROW if name == "direct-minilm" else []
+        assert train.main([*usual, "--method", name, "--out", str(home / name), *narrow]) == 0
     chance, rows = random.Random(0), []
     for _ in range(60):
         words = chance.choices([*WORDS[:6], "model"], k=8)
@@ -58,19 +54,18 @@ def run(here, monkeypatch):
         argv = [*map(str, flags), "--threads", "1", "--precision", "fp32", "--device", "cpu"]
         monkeypatch.setattr("sys.argv", ["evaluate.py", *argv])
         assert evaluate.main(argv) == 0
-        if "--out" in argv:
-            return json.loads((here / argv[argv.index("--out") + 1] / "results.json").read_text())
-        return None
+        out = here / argv[argv.index("--out") + 1] if "--out" in argv else None
+        return out and json.loads((out / "results.json").read_text())
 
     return run
 
 
 def test_held_out_losses_are_those_of_the_logs(here, run):
-    results = run(*RUNS, "--tasks", "none", "--out", "losses")
+    results = run(*METHODS, "--tasks", "none", "--out", "losses")
     teacher, rows = str(here / "teacher"), {m["model"]: m for m in results["models"]}
     assert next(iter(rows)) == teacher  # the teacher is the one that the runs name
-    assert [name for name in rows if name in RUNS] == list(RUNS)
-    for name in RUNS:
+    assert [name for name in rows if name in METHODS] == list(METHODS)
+    for name in METHODS:
         record = json.loads((here / name / "log.jsonl").read_text().splitlines()[-1])
         assert rows[name]["loss"] == pytest.approx(record["loss_after"], rel=1e-5)
         assert rows[name]["start_loss"] == pytest.approx(record["loss_before"], rel=1e-5)
@@ -168,10 +163,10 @@ def test_another_teacher_is_noted_and_one_that_does_not_fit_refused(here, run, t
     save_pretrained(tmp_path / "roberta", tiny_encoder("roberta"), tiny_tokenizer("roberta"))
     with pytest.raises(UserError, match=r"mha and its teacher .* different tokenizers"):
         run("mha", "--teacher", tmp_path / "roberta", "--tasks", "none")
-    shutil.copytree(here / "direct", tmp_path / "direct")
-    shutil.copy(here / "direct" / "model.safetensors", tmp_path / "direct/projections.safetensors")
+    direct = shutil.copytree(here / "direct-minilm", tmp_path / "direct")
+    shutil.copy(direct / "model.safetensors", direct / "projections.safetensors")
     with pytest.raises(UserError, match="direct: its maps do not fit this teacher: "):
-        run(tmp_path / "direct", "--tasks", "none")
+        run(direct, "--tasks", "none")
 
 
 @pytest.mark.slow

@@ -13,9 +13,8 @@ import time
 
 import pytest
 import safetensors.torch
-import torch
 from conftest import WORDS, Killed
-from helpers import differences, kill, make_inputs, records, start, steps_of, wait_for
+from helpers import differences, kill, make_inputs, records, spoil, start, steps_of, wait_for
 
 import train
 from distill import METHODS
@@ -261,26 +260,6 @@ def test_what_the_run_depends_on_must_not_have_changed(flags, new):
         log.write_text(begun.replace(fact["hash"], "another"))
         with pytest.raises(UserError, match=f"{what} has changed .*: sha256 another then, "):
             main("--out", new, "--resume")
-
-
-def spoil(monkeypatch, spoiled, how):
-    """Spoil the loss, the gradient or the count of these steps, counted from 1 at each start."""
-    whole, turn = METHODS["mha"].forward, []
-
-    def forward(self, student, teacher, batch):
-        total, count = whole(self, student, teacher, batch)
-        if torch.is_grad_enabled():
-            turn.append(0)
-            if len(turn) - 1 in spoiled:  # the first call searches for what the method reaches
-                if how == "gradient":
-                    total.register_hook(lambda gradient: gradient * float("inf"))
-                elif how == "loss":
-                    total = total * float("nan")
-                else:
-                    total, count = total * 0, count * 0
-        return total, count
-
-    monkeypatch.setattr(METHODS["mha"], "forward", forward)
 
 
 @pytest.mark.slow
