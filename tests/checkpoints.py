@@ -46,10 +46,7 @@ def byte_files():
 
 
 def checkpoint(folder, model_type="bert", files=(), config=(), tensors=None, **sizes):
-    """Write config.json, weights and the files, by default vocab.txt; return the folder.
-
-    config, tensors   what is changed in config.json, and in the tensors by their names
-    """
+    """Write config.json and weights, both changed as asked, and the files; return the folder."""
     folder.mkdir(exist_ok=True)
     sizes = {"num_hidden_layers": 2, "vocab_size": len(BERT_WORDS)} | sizes
     encoder = tiny_encoder(tiny_config(model_type, **sizes))
@@ -68,7 +65,6 @@ def checkpoint(folder, model_type="bert", files=(), config=(), tensors=None, **s
 
 
 def refusal(call, *arguments):
-    """Return the one line with which a call is refused."""
     with pytest.raises(UserError) as raised:
         call(*arguments)
     message = str(raised.value)

@@ -62,7 +62,6 @@ def tiny_encoder(config="bert", mlm_head=True, seed=0):
 
 
 def states(*shape, seed=0, dtype=torch.float64):
-    """Return normally distributed numbers, the same for the same seed."""
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 
 
@@ -147,7 +146,6 @@ def unigrams(start=START, prepend="always", split=True):
 
 
 def save_tiny(folder, model_type="bert", mlm_head=True, seed=0):
-    """Export a tiny model of that family to a folder, and return the folder."""
     encoder = tiny_encoder(model_type, mlm_head=mlm_head, seed=seed)
     save_pretrained(folder, encoder, tiny_tokenizer(model_type))
     return folder
@@ -163,7 +161,6 @@ FORMS = ["one .bin", "sharded safetensors", "sharded .bin"]
 
 
 def rewrite(folder, form):
-    """Store the folder's weights in another form, as transformers of some age did."""
     tensors = safetensors.torch.load_file(folder / "model.safetensors")
     (folder / "model.safetensors").unlink()
     if form == "one .bin":
@@ -210,8 +207,6 @@ def numbers(folder, name, count, first=10):
 
 
 class Attack:
-    """Create a file when unpickled without weights_only."""
-
     def __init__(self, path):
         self.path = str(path)
 

@@ -54,7 +54,6 @@ def start(folder: Path, *flags, processes=None, script=ROOT / "train.py") -> sub
 
 
 def free_port() -> int:
-    """Return a TCP port that nobody uses now."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return free.getsockname()[1]
@@ -76,7 +75,6 @@ def kill(process: subprocess.Popen) -> int:
 
 
 def steps_of(run: Path) -> int:
-    """Count the step records that the log holds by now."""
     log = run / "log.jsonl"
     return log.read_bytes().count(b'"event": "step"') if log.exists() else 0
 
@@ -96,7 +94,6 @@ def results(run: Path) -> dict:
 
 
 def differences(run: Path, other: Path) -> list[str]:
-    """List what one of two finished runs has otherwise than the other."""
     ours, theirs = results(run), results(other)
     return [name for name in ours | theirs if ours.get(name) != theirs.get(name)]
 

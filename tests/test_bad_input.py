@@ -51,7 +51,6 @@ EVALUATE = [
 
 @pytest.fixture(scope="module")
 def here(home):
-    """A folder with good inputs and with everything that is wrong in the tables above."""
     folder = home / "here"
     folder.mkdir()
     make_inputs(folder)

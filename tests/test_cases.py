@@ -1,7 +1,4 @@
-"""Checkpoints that people really bring, rebuilt in little: read right or refused.
-
-A17 is in test_config.py; A10, A18, A25 and B05 are in test_convert.py.
-"""
+"""Checkpoints that people really bring, rebuilt in little: read right or refused."""
 
 import json
 
@@ -85,8 +82,6 @@ BYTES = {"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3, "a</w>": 4}
     ("files", "declared", "reason"),
     [
         ({"vocab.txt": vocab_txt()}, "BertJapaneseTokenizer", "'BertJapaneseTokenizer'"),
-        ({"vocab.txt": vocab_txt()}, "KoBertTokenizer", "'KoBertTokenizer'"),
-        ({"vocab.txt": vocab_txt(), "bpe.codes": ""}, "PhobertTokenizer", "'PhobertTokenizer'"),
         ({"vocab.txt": vocab_txt(), "bpe.codes": ""}, None, "bpe.codes"),
         ({"vocab.txt": vocab_txt(), "tokenizer_config.json": MECAB}, None, "'mecab'"),
         ({"vocab.txt": PIECES}, None, "'▁the', 0 with '##'"),
@@ -105,7 +100,6 @@ def test_files_that_are_read_in_another_way_elsewhere(files, declared, reason, s
 
 
 def old_norms(tensors):
-    """Name the norms' tensors as TensorFlow does."""
     names = [name.replace("Norm.weight", "Norm.gamma") for name in tensors]
     names = [name.replace("Norm.bias", "Norm.beta") for name in names]
     return dict(zip(names, tensors.values(), strict=True))

@@ -1,7 +1,4 @@
-"""Every layout that a checkpoint comes in, both ways, and all that may be wrong with it.
-
-That the name table is right, test_parity.py shows.
-"""
+"""Every layout that a checkpoint comes in, both ways, and all that may be wrong with it."""
 
 import pytest
 import torch

@@ -33,7 +33,6 @@ def token_file(folder, texts, between="\n\n", seed=3):
 
 
 def words(rows):
-    """The different numbers in rows, without [SEP]."""
     return set(np.concatenate(list(rows)).tolist()) - {CountingTokenizer.sep_id}
 
 
@@ -59,7 +58,6 @@ def test_shuffled_is_a_permutation(n):
     ids=lambda lengths: f"{len(lengths)} documents",
 )
 def test_every_row_that_is_not_held_out_is_read_once_in_a_pass(folder, lengths):
-    """Whole documents are held out; of a few or long ones pieces. Never all, never none."""
     texts = documents(lengths)
     tokens = token_file(folder, texts)
     held = words(tokens.held_out(10**6))

@@ -36,7 +36,6 @@ import train
 from distill.program import cli
 
 def faulty(rank, fault, *argv):
-    """Train; rank 1 has that fault in its fourth batch."""
     with MonkeyPatch.context() as patch:
         spoil(patch, [4] if rank and fault else [], fault)
         return train.main(argv)
@@ -183,7 +182,6 @@ def test_a_failing_rank_ends_all_with_its_own_error_shown(home, flags):
 
 
 def test_a_step_not_finite_on_one_rank_is_skipped_on_all(two_ranks):
-    """Had only one of the ranks done so, they would have parted ways."""
     spoiled = [r["loss"] for r in records(two_ranks["spoiled"]) if r["event"] == "step"]
     assert [i for i, loss in enumerate(spoiled, 1) if loss is None] == [4]
     whole = losses(two_ranks["mha"])

@@ -29,7 +29,6 @@ QUICK = ["--tasks", "mine", "--lrs", "1e-3", "3e-3", "--epochs", "1", "--seeds",
 
 @pytest.fixture(scope="module")
 def here(home):
-    """A tiny teacher, one run of each method, and a task of one's own."""
     usual = [*make_inputs(home, max_position_embeddings=64), "--steps", "3"]
     for name in METHODS:
         narrow = NARROW if name == "direct-minilm" else []
@@ -186,9 +185,7 @@ def test_all_of_glue_and_xnli_from_files(here, run, tmp_path):
 
 @pytest.mark.slow
 def test_what_people_bring(here, run, tmp_path, capsys, monkeypatch):
-    """A body with one token type and pairs, lone surrogates, long inputs, hidden labels; a teacher
-    that reads otherwise, to which only scores and vectors can be compared.
-    """
+    """One token type and pairs, lone surrogates, long inputs, hidden labels; another tokenizer."""
     monkeypatch.setattr(figures, "draw", DRAW)
     save_pretrained(tmp_path / "roberta", tiny_encoder("roberta"), tiny_tokenizer("xlm-roberta"))
     rows = [["ok HALF bad", "the model", 0], ["the text " * 60, "of a token", 1]] * 4

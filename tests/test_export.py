@@ -63,7 +63,6 @@ def xlm_r(source, name="XLMRoberta", **settings):
 
 
 def stored(pipeline):
-    """A pipeline that cuts and pads to 12 tokens."""
     pipeline.enable_truncation(12)
     pipeline.enable_padding(length=12)
     return pipeline

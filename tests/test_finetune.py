@@ -46,7 +46,6 @@ pytestmark = pytest.mark.usefixtures("folder")  # results are kept in the cache 
 
 
 def train(task, lr=1e-3, epochs=1, seed=0, recipe=RECIPE, model="bert"):
-    """Fine-tune a model; return its scores on each split."""
     return Tuner(*make_model(model), task, recipe).train(lr, epochs, seed)
 
 
@@ -78,9 +77,7 @@ def test_equal_labels_are_no_crash_and_answers_of_one_kind_are_counted():
 
 
 def test_all_layers_and_the_words_read_are_trained():
-    """A student of MHA has a last block that never learned; fine-tuning must reach it. It works on
-    a copy.
-    """
+    """A student of MHA has a last block that never learned; fine-tuning must reach it."""
     encoder, tokenizer = make_model()
     before = copy.deepcopy(encoder.state_dict())
     Tuner(encoder, tokenizer, make_task(), RECIPE).train(1e-2, 1, 0)

@@ -1,6 +1,4 @@
-"""The five methods on two small encoders: settings, stops, gradients, micro-batches, training;
-the plain forms and the lean ones train alike; no method makes a GPU wait.
-"""
+"""The five methods on two small encoders: settings, stops, gradients, micro-batches, training."""
 
 import re
 
@@ -41,7 +39,6 @@ def make_batch(lengths=(12, 7, 3, 12), tokens=12, seed=0):
 
 
 def without_columns(batch, tokens):
-    """The batch cut to its first tokens, the others being padding."""
     N = batch.ids.shape[1]
     row, column = batch.positions // N, batch.positions % N
     cut = (batch.ids[:, :tokens], batch.mask[:, :tokens], batch.masked_ids[:, :tokens])
@@ -218,10 +215,7 @@ def test_plain_and_lean_train_alike(name, precision, tolerance):
 
 
 class OnMeta(TorchDispatchMode):
-    """Refuse every operation that touches a tensor on another device than `meta`.
-
-    Meta tensors have no values: whatever asks for one, and so would make a GPU wait, fails.
-    """
+    """Refuse tensors on other devices than `meta`, where whatever asks for a value fails."""
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         for tensor in torch.utils._pytree.tree_leaves((args, kwargs)):

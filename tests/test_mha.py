@@ -1,6 +1,4 @@
-"""MHA transfer: against loops, by hand, invariances, and the bugs that others have; the lean form
-against the plain one, also where scores leave float32's range and as other devices compute it.
-"""
+"""MHA transfer: against loops, by hand, invariances; the lean form against the plain one."""
 
 import math
 

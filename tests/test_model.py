@@ -44,8 +44,6 @@ def test_what_stands_in_the_padding_is_irrelevant(side):
 
 
 class Untouchable(torch.nn.Module):
-    """A module that fails when anything above the stop is computed."""
-
     def forward(self, *_):
         raise AssertionError("computed above the stop")
 
@@ -140,10 +138,7 @@ def test_bf16_autocast(training):
 @pytest.mark.parametrize("padding", ["none", "left"])
 @pytest.mark.parametrize("model_type", MODEL_TYPES)
 def test_no_question_is_asked_of_a_device(model_type, padding, autocast):
-    """The meta device holds no numbers: whatever asks for one, as a GPU would wait for it, fails.
-
-    So does any tensor that was left on the CPU.
-    """
+    """On the meta device whatever asks for a number fails, as does a tensor left on the CPU."""
     encoder = tiny_encoder(model_type).to("meta")
     ids, mask = padded(encoder.config, padding)
     ids, mask = ids.to("meta"), None if mask is None else mask.to("meta")

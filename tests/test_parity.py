@@ -38,7 +38,6 @@ def run_reference(model, ids, mask, types=None):
 
 
 def assert_close(ours, theirs, mask):
-    """Compare lists of tensors at the real tokens."""
     where = slice(None) if mask is None else mask
     for our_tensor, their_tensor in zip(ours, theirs, strict=True):
         assert (our_tensor - their_tensor)[where].abs().max() <= 1e-5

@@ -20,7 +20,6 @@ TEXTS = ["The text of a model.", "Un layer and token, in the token.", "is"]
 
 @pytest.fixture
 def saved(tmp_path):
-    """A folder with a tiny BERT and its MLM head, as save_pretrained writes it."""
     return save_tiny(tmp_path / "saved")
 
 
@@ -33,7 +32,6 @@ def saved(tmp_path):
     ],
 )
 def test_others_give_the_same_vectors(model_type, mlm_head, architecture, tmp_path):
-    """That is transformers and sentence-transformers."""
     folder = save_tiny(tmp_path / "out", model_type, mlm_head)
     encoder, _ = load_pretrained(folder)
     assert same(encoder, tiny_encoder(model_type, mlm_head))

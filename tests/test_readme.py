@@ -38,7 +38,6 @@ def test_the_readme_is_short():
 
 
 def test_line_counts():
-    """The README's numbers of lines, of the reading path and of the program, hold within 2 %."""
     program = [file for file in PROGRAM if "study" not in file]
     for what, files in (("reading path", READING_PATH), ("program", program)):
         stated = re.search(rf"{what}[^.]*?([\d,]+)\s+lines", README)[1].replace(",", "")
@@ -72,7 +71,6 @@ def commands() -> list:
 
 @pytest.mark.parametrize("command", commands())
 def test_commands_parse(command):
-    """The program accepts every flag of each command line that a page shows."""
     words = shlex.split(command, comments=True)
     program = next(i for i, word in enumerate(words) if word.endswith(".py"))
     flags = [word for word in words[program + 1 :] if word not in ("...", "…")]

@@ -52,7 +52,6 @@ def unbroken(home, flags):
 
 @pytest.fixture
 def new(home):
-    """A name for a run that does not exist yet."""
     return home / f"run-{len(list(home.iterdir()))}"
 
 
@@ -92,7 +91,6 @@ def half_a_line(run):
 
 
 def killed_at(step, *argv):
-    """Train until a SIGKILL amid the logging of a step."""
     with pytest.MonkeyPatch.context() as patch:
         at_step(patch, step, half_a_line)
         with pytest.raises(Killed):
@@ -132,7 +130,6 @@ def test_killed_three_times_each_method_ends_as_if_nothing_had_happened(
 
 @pytest.mark.slow
 def test_real_kills_in_real_processes(home, flags, new):
-    """During a save, and soon after the first step, in turns."""
     flags = [*flags, "--accumulate", "16", "--save-every", "1", "--steps", str(6 * KILLS)]
     chance, whole = random.Random(0), home / "not-killed"
     for number in range(KILLS):
@@ -289,9 +286,7 @@ def test_the_streak_of_skipped_steps_is_part_of_the_state():
 
 @pytest.mark.slow
 def test_too_many_steps_that_are_not_finite_stop_the_run(flags, new, monkeypatch):
-    """Its checkpoints are those from before; when the cause is gone it goes on as if it never was:
-    a skipped step changes no weight.
-    """
+    """Its checkpoints are those from before; when the cause is gone it goes on from there."""
     with monkeypatch.context() as patch:
         spoil(patch, range(5, 30), "loss")
         with pytest.raises(UserError, match=r"10 steps in a row .* step 14: .* lower --lr"):

@@ -12,9 +12,7 @@ from distill.evaluation.tasks import Split, Task
 
 
 def fake_grid(task, base, distinct=2):
-    """A grid in whose best cell the first metric is `base` on the first split with seed 0; each
-    further metric, split and seed adds something.
-    """
+    """A grid in whose best cell the scores are `base` and more for each seed, split and metric."""
     rows = []
     for seed in (0.0, 0.01):
         rows.append({split: {DISTINCT: distinct} for split in task.scored})

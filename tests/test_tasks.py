@@ -12,7 +12,6 @@ from minitransformer.errors import UserError
 
 
 def write(path, rows, columns):
-    """Rows (lists of cells) in the form that the suffix says."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".parquet":
         cells = [list(column) for column in zip(*rows, strict=True)]

@@ -17,7 +17,6 @@ OTHERS = LINES[::-1]
 
 
 def load(folder, files, model_type="bert"):
-    """The tokenizer of a folder with these files."""
     for name, content in files.items():
         content = json.dumps(content) if isinstance(content, dict) else content
         (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())

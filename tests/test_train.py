@@ -101,7 +101,6 @@ def test_od_needs_a_head_and_the_named_command_gives_one(run):
 
 
 def test_od_from_an_hs_student(run):
-    """As the study starts OD: the HS student's sizes hold, and its head is the teacher's."""
     student, _ = run("--method", "hs", "--steps", 3)
     _, log = run("--method", "od", "--steps", 3, "--init", student)
     assert log[0]["settings"]["student_layers"] == 2

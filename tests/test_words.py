@@ -14,7 +14,6 @@ from minitransformer.errors import UserError
 
 
 def factors(M, V, D_s, D_t, dtype=torch.float64):
-    """Features, vocabulary and bias of both models."""
     shapes = (M, D_s), (V, D_s), (V,), (M, D_t), (V, D_t), (V,)
     return [states(*shape, seed=i, dtype=dtype) for i, shape in enumerate(shapes)]
 

@@ -68,7 +68,6 @@ class Measurement:
         self.optimizer.zero_grad()
 
     def timed(self, call):
-        """Return seconds by the clock and of all cores."""
         wall, cpu = time.perf_counter(), time.process_time()
         call()
         if self.options.device == "cuda":
@@ -76,7 +75,6 @@ class Measurement:
         return time.perf_counter() - wall, time.process_time() - cpu
 
     def rate(self):
-        """Return FLOP/s of a large matrix product."""
         times = [self.timed(lambda: self.matrix @ self.matrix)[0] for _ in range(4)]
         return 2 * len(self.matrix) ** 3 / min(times)
 

@@ -46,7 +46,6 @@ def build(case, contender, batch, device):
 
 
 def make_batch(case, device):
-    """Random text, of which 15 % of the positions are masked."""
     _, _, _, B, N, V, _ = CASES[case]
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(5, V, (B, N), generator=generator)
@@ -147,7 +146,6 @@ def transformers_models(case, contender, device):
 
 
 def textbook(case, contender, batch, device):
-    """The formulas as one writes them down, on models of transformers."""
     method, L_s, L_t, *_ = CASES[case]
     student, teacher = transformers_models(case, contender, device)
     parameters = [*student.parameters()]
@@ -211,7 +209,6 @@ QKV = ("query", "key", "value")
 
 
 def watch_qkv(model, layer):
-    """Q, K, V of one layer, taken where the model computes them."""
     seen = {}
     for name in QKV:
         model.encoder.layer[layer - 1].attention.self.get_submodule(name).register_forward_hook(
