@@ -78,31 +78,19 @@ def arithmetic(case, positions):
     return 3 * student + teacher + relations + vocabulary
 
 
-def settings(case, layers):
-    xlmr = CASES[case][5] == XLMR
-    return {
-        "vocab_size": CASES[case][5],
-        "hidden_size": WIDTH,
-        "num_hidden_layers": layers,
-        "num_attention_heads": HEADS,
-        "intermediate_size": 4 * WIDTH,
-        "max_position_embeddings": 514 if xlmr else 512,
-        "type_vocab_size": 1 if xlmr else 2,
-        "pad_token_id": 1 if xlmr else 0,
-        "layer_norm_eps": 1e-5,
-    }
-
-
 def encoders(case):
-    """Student and teacher of this project; the others get their weights."""
+    """Return student and teacher of this project; the others get their sizes and weights."""
     from minitransformer.config import EncoderConfig
     from minitransformer.model import Encoder
 
     method, L_s, L_t, _, _, V, _ = CASES[case]
-    for layers in (L_s, L_t):
-        model_type = "xlm-roberta" if V == XLMR else "bert"
-        config = EncoderConfig(model_type=model_type, **settings(case, layers))
-        yield Encoder(config, mlm_head=method == "od")
+    sizes = {"vocab_size": V, "hidden_size": WIDTH, "num_attention_heads": HEADS}
+    sizes |= {"intermediate_size": 4 * WIDTH}  # else those of BERT
+    if V == XLMR:
+        sizes |= {"model_type": "xlm-roberta", "max_position_embeddings": 514}
+        sizes |= {"type_vocab_size": 1, "pad_token_id": 1}
+    configs = [EncoderConfig(num_hidden_layers=layers, **sizes) for layers in (L_s, L_t)]
+    return [Encoder(config, mlm_head=method == "od") for config in configs]
 
 
 def this_project(case, contender, batch, device):
@@ -125,23 +113,21 @@ def this_project(case, contender, batch, device):
 
 def transformers_models(case, contender, device):
     """Whole models with fused attention; the student in training mode, as any script has it."""
-    import transformers
+    from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM
 
     from minitransformer.convert import to_hugging_face
 
-    method, L_s, L_t, _, _, V, _ = CASES[case]
-    family = "XLMRoberta" if V == XLMR else "Bert"
-    Config = getattr(transformers, family + "Config")
-    Model = getattr(transformers, family + ("ForMaskedLM" if method == "od" else "Model"))
-    without = {} if method == "od" else {"add_pooling_layer": False}
-    options = {"attn_implementation": "sdpa"}
-    if contender.endswith(DRY):
-        options |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-    weights, models = [*map(to_hugging_face, encoders(case))], []
-    for layers, tensors in zip((L_s, L_t), weights, strict=True):
-        models.append(Model(Config(**settings(case, layers), **options), **without))
-        models[-1].load_state_dict(tensors, strict=False)  # without tied ones and buffers
-    student, teacher = (model.to(device) for model in models)
+    models, without = [], {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    for encoder in encoders(case):
+        values = encoder.config.to_dict("") | (without if contender.endswith(DRY) else {})
+        config = AutoConfig.for_model(**values, attn_implementation="sdpa")
+        if encoder.mlm_head is None:
+            model = AutoModel.from_config(config, add_pooling_layer=False)
+        else:
+            model = AutoModelForMaskedLM.from_config(config)
+        model.load_state_dict(to_hugging_face(encoder), strict=False)  # some are tied
+        models.append(model.to(device))
+    student, teacher = models
     return student.train(), teacher.eval().requires_grad_(False)
 
 
