@@ -8,7 +8,7 @@ import doctest
 
 import pytest
 import torch
-from conftest import lengths_mask, states, value_and_gradient
+from conftest import largest_tensor, lengths_mask, states, value_and_gradient
 
 from distill import direct_minilm, hs, mha, mlm, od
 from distill.direct_minilm import direct_loss
@@ -196,3 +196,26 @@ def test_lean_equals_plain(plain, positions, rows, words, monkeypatch):
         assert count == expected_count == M
         for gradient, slope in zip(gradients, slopes, strict=True):
             assert (gradient - slope).norm() <= tolerance * slope.norm()
+
+
+def test_lean_form_holds_no_logits_of_all_positions(small_chunks):
+    student, teacher = [x.requires_grad_() for x in factors(3, 0)], factors(5, 5)
+    largest = largest_tensor(lambda: lean_od_loss(student, teacher)[0].backward())
+    assert largest == 2 * 7 * V < M * V  # one buffer for seven positions of both models
+
+
+def test_tied_weights_get_both_gradients():
+    """The features are made of the same matrix that the logits are."""
+    (_, _, bias), teacher, gradients = factors(4, 0), factors(5, 5), []
+    for name in ("od_loss", "lean_od_loss"):
+        tied = states(V, 4).requires_grad_()
+        student = tied.repeat(2, 1)[:M].tanh(), tied, bias
+        WORDS[name](student, teacher, slice(0, M))[0].backward()
+        gradients.append(tied.grad)
+    assert torch.allclose(*gradients)
+
+
+def test_od_is_finite_at_a_small_temperature():
+    student, teacher = factors(4, 0, torch.float32), factors(4, 5, torch.float32)
+    assert od_loss(logits(student), logits(teacher), 1e-3)[0].isfinite()
+    assert lean_od_loss(student, teacher, 1e-3)[0].isfinite()

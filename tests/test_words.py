@@ -1,29 +1,14 @@
-"""OD and MLM: the formulas against the library and by hand; memory of the lean form."""
+"""OD and MLM: the formulas against the library and by hand."""
 
 import math
 
 import pytest
 import torch
-from conftest import largest_tensor, states
+from conftest import states
 
-from distill.fast import vocabulary
-from distill.fast.vocabulary import lean_od_loss
 from distill.mlm import mlm_loss
 from distill.od import od_loss
 from minitransformer.errors import UserError
-
-
-def factors(M, V, D_s, D_t, dtype=torch.float64):
-    shapes = (M, D_s), (V, D_s), (V,), (M, D_t), (V, D_t), (V,)
-    return [states(*shape, seed=i, dtype=dtype) for i, shape in enumerate(shapes)]
-
-
-def lean(x, W, b, y, U, c, temperature=1.0):
-    return lean_od_loss((x, W, b), (y, U, c), temperature)
-
-
-def through_logits(x, W, b, y, U, c, temperature=1.0):
-    return od_loss(x @ W.T + b, y @ U.T + c, temperature)
 
 
 def test_od_equals_the_library():
@@ -42,31 +27,6 @@ def test_od_by_hand():
     assert od_loss(teacher, student)[0].item() == pytest.approx(0.143841, abs=1e-6)
     # tau = 2: teacher logits (0, ln sqrt 3), p = (0.366025, 0.633975); KL = 0.036343; times 4.
     assert od_loss(student, teacher, 2.0)[0].item() == pytest.approx(0.145373, abs=1e-5)
-
-
-def test_lean_form_holds_no_logits_of_all_positions(monkeypatch):
-    M, V = 64, 500
-    monkeypatch.setattr(vocabulary, "CHUNK", 4 * V)
-    monkeypatch.setitem(vocabulary.WORDS, "cpu", 50)
-    inputs = [x.requires_grad_() for x in factors(M, V, 3, 5, torch.float32)]
-    largest = largest_tensor(lambda: lean(*inputs)[0].backward())
-    assert largest == 2 * 4 * V  # one buffer for four positions of both models
-
-
-def test_tied_weights_get_both_gradients():
-    """The features are made of the same matrix that the logits are."""
-    _, _, b, *teacher = factors(6, 11, 4, 5)
-    gradients = []
-    for loss in (lean, through_logits):
-        tied = states(11, 4).requires_grad_()
-        loss(tied[:6].tanh(), tied, b, *teacher)[0].backward()
-        gradients.append(tied.grad)
-    assert torch.allclose(*gradients)
-
-
-@pytest.mark.parametrize("loss", [lean, through_logits])
-def test_finite_at_a_small_temperature(loss):
-    assert loss(*factors(4, 11, 4, 4, torch.float32), 1e-3)[0].isfinite()
 
 
 def test_mistakes_name_both_numbers():

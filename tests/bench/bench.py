@@ -1,12 +1,7 @@
 """What a step costs: this project, transformers with textbook formulas, bertdistiller, the floor.
 
-    python tests/bench/bench.py                                     every case, 3 rounds
-    python tests/bench/bench.py --cases mha-8x512 od-250k --runs 9 --threads 2 --precision fp32
-    python tests/bench/bench.py --cases mha-8x512 --other PATH      against another checkout
-    pip install --no-deps bertdistiller==0.1.2                      to see it beside the others
-
-docs/speed.md says what is measured, and how. Each contender is a process of its own; the first step
-of a turn is not counted.
+docs/speed.md says what is measured, how, and with which flags. Each contender is a process of its
+own; the first step of a turn is not counted.
 """
 
 import argparse

@@ -1,13 +1,4 @@
-"""Are the docs tasks worth anything? Three answers a task side by side, as a Markdown table.
-
-python tests/study/show_tasks.py              (minutes on two cores; the teacher is cached)
-
-majority        the most frequent class
-bag of words    logistic regression on the counts of words, of both sentences apart; its
-                regularisation chosen on dev, in its favour
-teacher         the embedded teacher, fine-tuned as evaluate.py does it; ± is the standard
-                deviation over seeds
-"""
+"""Are the docs tasks worth anything? Print the table of docs/evaluation.md; it takes minutes."""
 
 import sys
 from pathlib import Path
