@@ -136,7 +136,7 @@ def test_a_killed_rank_ends_the_others_and_the_resume_is_exact(home, flags, two_
     process = start(home, *flags, *LONG, "--out", run, processes=2)
     assert wait_for(process, lambda: steps_of(run) >= 8)
     os.kill(rank_processes(process)[1], signal.SIGKILL)
-    _, complaint = process.communicate(timeout=60)
+    _, complaint = process.communicate(timeout=120)
     assert process.returncode != 0
     assert "rank 0 lost another process" in complaint
     assert 'train.py", line' not in complaint  # what failed was no line of ours: no traceback
@@ -158,7 +158,7 @@ def test_when_one_rank_is_told_all_agree_and_another_number_of_ranks_goes_on(
     process = start_forked(home, ["", *flags, *LONG, "--save-every", "1000", "--out", run])
     assert wait_for(process, lambda: steps_of(run) >= 2)
     os.kill(json.loads((home / "ranks.json").read_text())[1], signal.SIGTERM)
-    printed, complaint = process.communicate(timeout=60)
+    printed, complaint = process.communicate(timeout=120)
     assert "ended with 143 143" in printed, complaint
     steps = steps_of(run)
     (checkpoint,) = Run(run).checkpoints()
@@ -175,7 +175,7 @@ def test_when_one_rank_is_told_all_agree_and_another_number_of_ranks_goes_on(
 
 def test_a_failing_rank_ends_all_with_its_own_error_shown(home, flags):
     process = start_forked(home, ["error", *flags, *LONG, "--out", "failing"])
-    printed, complaint = process.communicate(timeout=60)
+    printed, complaint = process.communicate(timeout=120)
     assert "ended with 1 2" in printed, complaint
     assert "forked.py: this machine has lost its text" in complaint
     assert Run(home / "failing").checkpoints() == []
