@@ -29,8 +29,10 @@ def test_the_mask_may_be_bool_or_number_and_all_true_is_no_mask():
     assert torch.equal(encoder(ids, mask.long()).hidden[-1], expected)
     assert torch.equal(encoder(ids, mask.float()).hidden[-1], expected)
     whole = encoder(ids).hidden[-1]
-    encoder.attention = lambda *parts: attention(*parts) if parts[-1] is None else None
+    masks = []
+    encoder.attention = lambda *parts: masks.append(parts[-1]) or attention(*parts)
     assert torch.equal(encoder(ids, torch.ones_like(mask)).hidden[-1], whole)
+    assert masks == [None] * 3
     assert not torch.equal(expected, whole)
 
 
