@@ -1,20 +1,44 @@
-"""Checkpoints that people really bring, rebuilt in little: read right or refused."""
+"""Checkpoints that people really bring, rebuilt in little: read right or refused.
+
+A17 is in test_config.py; A18, B05 and the wrong names of A25 are in test_convert.py.
+"""
 
 import json
 
 import pytest
 import torch
+import transformers
 from checkpoints import BERT_WORDS, checkpoint, refusal, vocab_txt, word_pieces
 from conftest import same
 from safetensors.torch import load_file
 
-from minitransformer import load_pretrained, save_pretrained
+from minitransformer import UserError, load_pretrained, save_pretrained
+
+TEXT = "Hello world é"
+
+
+def ids_of(folder, text=TEXT):
+    """The ids that training reads, after a check that transformers reads the same in the export."""
+    encoder, tokenizer = load_pretrained(folder)
+    export = folder.with_name("export")
+    save_pretrained(export, encoder, tokenizer)
+    [(ids, _)] = tokenizer.encode_pairs([text], max_tokens=40)
+    theirs = transformers.AutoTokenizer.from_pretrained(export)
+    assert theirs(text)["input_ids"] == ids
+    return ids
 
 
 @pytest.fixture
 def source(tmp_path):
     (tmp_path / "source").mkdir()
     return tmp_path / "source"
+
+
+def words(*names):
+    return [BERT_WORDS.index(name) for name in names]
+
+
+# ---- tokenizers ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("declared", [{}, {"tokenizer_class": "XLMRobertaTokenizer"}])
@@ -50,11 +74,27 @@ def test_a_vocabulary_of_another_model(source):
     )
 
 
+def test_a04_word_pieces_under_robertas_body_and_class(source):
+    declared = {"tokenizer_class": "RobertaTokenizer", "bos_token": "[CLS]", "eos_token": "[SEP]"}
+    files = {"tokenizer.json": word_pieces().to_str(), "tokenizer_config.json": declared}
+    checkpoint(source, "roberta", files, pad_token_id=0)
+    assert ids_of(source) == words("[CLS]", "Hello", "world", "é", "[SEP]")
+    pairs = load_pretrained(source)[1].encode_pairs(["a"], ["b"], max_tokens=9)
+    assert pairs[0][1] == [0] * 5  # this body has no second token type
+
+
 def test_a05_a_cased_vocab_txt_alone(source, capsys):
-    _, tokenizer = load_pretrained(checkpoint(source))
+    checkpoint(source, files={"vocab.txt": vocab_txt()})
+    assert ids_of(source) == words("[CLS]", "hello", "world", "e", "[SEP]")
     assert "text is lower-cased, as in transformers" in capsys.readouterr().out
-    expected = map(BERT_WORDS.index, ("hello", "world", "e"))
-    assert tokenizer.encode_batch(["Hello world é"]) == [[*expected]]
+    theirs = transformers.AutoTokenizer.from_pretrained(source.with_name("export"))
+    assert theirs("a", "b")["token_type_ids"] == [0, 0, 0, 1, 1]
+
+
+def test_a06_lower_case_with_accents(source):
+    keeps = {"do_lower_case": True, "strip_accents": False}
+    checkpoint(source, files={"vocab.txt": vocab_txt(), "tokenizer_config.json": keeps})
+    assert ids_of(source) == words("[CLS]", "hello", "world", "é", "[SEP]")
 
 
 def test_a09_padding_ids_that_differ_where_positions_depend_on_them(source):
@@ -82,6 +122,8 @@ BYTES = {"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3, "a</w>": 4}
     ("files", "declared", "reason"),
     [
         ({"vocab.txt": vocab_txt()}, "BertJapaneseTokenizer", "'BertJapaneseTokenizer'"),
+        ({"vocab.txt": vocab_txt()}, "KoBertTokenizer", "'KoBertTokenizer'"),
+        ({"vocab.txt": vocab_txt(), "bpe.codes": ""}, "PhobertTokenizer", "'PhobertTokenizer'"),
         ({"vocab.txt": vocab_txt(), "bpe.codes": ""}, None, "bpe.codes"),
         ({"vocab.txt": vocab_txt(), "tokenizer_config.json": MECAB}, None, "'mecab'"),
         ({"vocab.txt": PIECES}, None, "'▁the', 0 with '##'"),
@@ -99,10 +141,24 @@ def test_files_that_are_read_in_another_way_elsewhere(files, declared, reason, s
     load_pretrained(source)
 
 
+# ---- weights and config.json ---------------------------------------------------------------------
+
+
 def old_norms(tensors):
+    """Name the norms' tensors as TensorFlow does."""
     names = [name.replace("Norm.weight", "Norm.gamma") for name in tensors]
     names = [name.replace("Norm.bias", "Norm.beta") for name in names]
     return dict(zip(names, tensors.values(), strict=True))
+
+
+def of_2019(tensors):
+    """Add a head for sentence pairs, positions, and a decoder without a bias."""
+    tensors = old_norms(tensors)
+    tensors["cls.seq_relationship.weight"] = torch.zeros(2, 32)
+    table = tensors["bert.embeddings.word_embeddings.weight"]
+    tensors["cls.predictions.decoder.weight"] = table.clone()
+    tensors["bert.embeddings.position_ids"] = torch.arange(40)[None]
+    return tensors
 
 
 TINYBERT = {"model_type": None, "cell": {}, "emb_size": 32, "structure": [], "num_labels": 3}
@@ -112,10 +168,12 @@ TINYBERT = {"model_type": None, "cell": {}, "emb_size": 32, "structure": [], "nu
     ("config", "tensors", "said"),
     [
         ({"model_type": None}, old_norms, "read as bert"),  # A07
+        ({}, of_2019, "dropped the next-sentence head"),  # A10
         (TINYBERT, lambda t: t | {"fit_dense.weight": torch.zeros(48, 32)}, "fit_dense"),  # A22
+        ({}, lambda t: {f"_orig_mod.module.{n}": x for n, x in t.items()}, "_orig_mod"),  # A25
     ],
 )
-def test_a07_a22_are_the_modern_copy(config, tensors, said, source, tmp_path, capsys):
+def test_a07_a10_a22_a25_are_the_modern_copy(config, tensors, said, source, tmp_path, capsys):
     (tmp_path / "modern").mkdir()
     expected, _ = load_pretrained(checkpoint(tmp_path / "modern"))
     encoder, tokenizer = load_pretrained(checkpoint(source, config=config, tensors=tensors))
@@ -125,6 +183,14 @@ def test_a07_a22_are_the_modern_copy(config, tensors, said, source, tmp_path, ca
     written = json.loads((tmp_path / "export" / "config.json").read_bytes())
     assert not written.keys() & (TINYBERT.keys() - {"model_type"})
     assert not any("fit_dense" in name for name in load_file(tmp_path / "export/model.safetensors"))
+
+
+def test_a15_a_teacher_without_a_head(source):
+    headless = lambda t: {n.removeprefix("bert."): x for n, x in t.items() if "cls." not in n}  # noqa: E731
+    encoder = load_pretrained(checkpoint(source, tensors=headless))[0]
+    assert encoder.mlm_head is None
+    with pytest.raises(UserError, match=r"no MLM head .*--method mlm"):
+        encoder.mlm_logits(torch.zeros(1, 32))
 
 
 def test_a_folder_of_old_sentence_transformers(source):

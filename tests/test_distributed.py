@@ -1,6 +1,6 @@
 """Several processes: the same result as one, one voice, one end.
 
-An end that hangs now and then shows only in many: `for i in $(seq 200); do pytest -k on_one_rank`.
+An end that hangs now and then shows only in many: `tests/torture/torture.py --pairs 200`.
 """
 
 import json

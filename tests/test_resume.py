@@ -1,8 +1,7 @@
 """Interrupted anywhere and resumed, a run ends with the very weights of the unbroken one.
 
 Most tests stop train.main in this process, by an exception that none of its code catches; the slow
-ones use processes and real signals: `KILLS=20 pytest tests/test_resume.py -k real --timeout 0` for
-longer than a test may take.
+ones use processes and real signals; tests/torture kills for longer than a test may take.
 """
 
 import json

@@ -15,7 +15,7 @@ from distill.program.machine import autocast, can_compile, choose_precision, mac
 from distill.training.card import hub_id
 from distill.training.optimizer import learning_rate
 from distill.training.report import describe_size, plot_loss
-from minitransformer import load_pretrained
+from minitransformer import load_pretrained, weights_hash
 from minitransformer.errors import UserError
 
 
@@ -35,6 +35,19 @@ def run(home):
 
 def evals(log):
     return {r["step"]: r["loss"] for r in log if r["event"] == "eval"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("init", ["2,4", "random"])
+@pytest.mark.parametrize("method", METHODS)
+def test_each_method_learns_from_each_start(run, method, init):
+    """200 steps bring the method's own loss on unseen text down; the teacher stays as it is."""
+    before = weights_hash(load_pretrained("./teacher")[0])
+    _, log = run("--method", method, "--init", init, "--eval-every", 200, "--steps", 200)
+    losses = evals(log)
+    assert sorted(losses) == [0, 200]
+    assert losses[200] < 0.9 * losses[0]
+    assert weights_hash(load_pretrained("./teacher")[0]) == before
 
 
 @pytest.mark.parametrize("method", METHODS)

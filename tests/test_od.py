@@ -1,4 +1,4 @@
-"""OD and MLM: the formulas against the library and by hand."""
+"""OD: the formula against the library and by hand; the lean form is in test_losses.py."""
 
 import math
 
@@ -6,12 +6,11 @@ import pytest
 import torch
 from conftest import states
 
-from distill.mlm import mlm_loss
 from distill.od import od_loss
 from minitransformer.errors import UserError
 
 
-def test_od_equals_the_library():
+def test_equals_the_library():
     student, teacher = states(5, 9), states(5, 9, seed=1)
     log_s, log_t = (z.div(2).log_softmax(-1) for z in (student, teacher))
     expected = 4 * torch.nn.functional.kl_div(log_s, log_t, reduction="sum", log_target=True)
@@ -20,7 +19,7 @@ def test_od_equals_the_library():
     assert count.item() == 5
 
 
-def test_od_by_hand():
+def test_by_hand():
     # The worked example of od.py, 0.130812, with student and teacher exchanged:
     # KL((1/2, 1/2) || (1/4, 3/4)) = 1/2 ln 2 + 1/2 ln(2/3) = 0.143841.
     student, teacher = torch.zeros(1, 2), torch.tensor([[0.0, math.log(3)]])
@@ -35,18 +34,3 @@ def test_mistakes_name_both_numbers():
     for temperature in (0.0, float("nan")):
         with pytest.raises(UserError, match="must be above 0"):
             od_loss(states(3, 7), states(3, 7), temperature)
-    with pytest.raises(UserError, match=r"\(19,\) targets for 20 positions"):
-        mlm_loss(states(20, 7), torch.zeros(19, dtype=torch.long))
-
-
-def test_mlm_by_hand():
-    # Equal logits over 8 words: log 8 each.
-    total, count = mlm_loss(torch.zeros(3, 8), torch.tensor([0, 5, 7]))
-    assert total.item() == pytest.approx(3 * math.log(8), rel=1e-6)
-    assert count.item() == 3
-
-
-def test_mlm_equals_the_library():
-    logits, targets = states(4, 6), torch.tensor([5, 0, 2, 2])
-    expected = torch.nn.functional.cross_entropy(logits, targets, reduction="sum")
-    assert mlm_loss(logits, targets)[0].item() == pytest.approx(expected.item(), rel=1e-12)

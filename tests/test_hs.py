@@ -1,11 +1,10 @@
-"""HS and DirectMiniLM: layer maps as printed; distances against the library and by hand."""
+"""HS: layer maps as printed; the distance against the library and by hand."""
 
 import pytest
 import torch
 from conftest import lengths_mask, states
 from torch.nn.functional import mse_loss
 
-from distill.direct_minilm import direct_loss
 from distill.hs import STRATEGIES, hs_loss, layer_map
 from minitransformer.errors import UserError
 
@@ -59,7 +58,7 @@ def test_layer_map_mistakes():
 
 @pytest.mark.parametrize("width", [3, 5])
 @pytest.mark.parametrize("lengths", [[4, 4, 4], [0, 3, 4]])
-def test_hs_equals_the_library(width, lengths):
+def test_equals_the_library(width, lengths):
     student, teacher = states(3, 4, width), states(3, 4, 5, seed=1)
     W = None if width == 5 else states(width, 5, seed=2)
     mask = lengths_mask(lengths, 4)
@@ -70,21 +69,21 @@ def test_hs_equals_the_library(width, lengths):
     assert count.item() == sum(lengths)
 
 
-def test_hs_by_hand():
+def test_by_hand():
     # With W = [[0, 1, 1], [1, 0, 1]]: (1, 2) -> (2, 1, 3) against (2, 4, 3): 9/3 = 3.
     student, teacher = torch.tensor([[[1.0, 2.0]]]), torch.tensor([[[2.0, 4.0, 3.0]]])
     W = torch.tensor([[0.0, 1.0, 1.0], [1.0, 0.0, 1.0]])
     assert hs_loss(student, teacher, lengths_mask([1], 1), W)[0].item() == 3
 
 
-def test_hs_rotation_of_the_target_and_the_map():
+def test_rotation_of_the_target_and_the_map():
     x, y, W = states(2, 3, 4), states(2, 3, 4, seed=1), states(4, 4, seed=2)
     mask, turn = lengths_mask([3, 2], 3), torch.linalg.qr(states(4, 4, seed=3)).Q
     turned = hs_loss(x, y @ turn, mask, W @ turn)[0]
     assert turned.item() == pytest.approx(hs_loss(x, y, mask, W)[0].item(), rel=1e-12)
 
 
-def test_hs_huge_states_and_infinite_padding():
+def test_huge_states_and_infinite_padding():
     x, y = states(2, 3, 4, dtype=torch.float32), states(2, 3, 4, seed=1, dtype=torch.float32)
     mask = lengths_mask([3, 2], 3)
     assert hs_loss(1e15 * x, x, mask)[0].isfinite()
@@ -92,48 +91,9 @@ def test_hs_huge_states_and_infinite_padding():
     assert hs_loss(x, infinite, mask)[0] == hs_loss(x, y, mask)[0]
 
 
-def test_hs_mistakes_name_both_numbers():
+def test_mistakes_name_both_numbers():
     x, y, mask = states(2, 3, 4), states(2, 3, 5), lengths_mask([3, 3], 3)
     with pytest.raises(UserError, match=r"width 4 and teacher width 5 differ: a \(4, 5\)"):
         hs_loss(x, y, mask)
     with pytest.raises(UserError, match=r"projection is \(5, 4\), the widths need \(4, 5\)"):
         hs_loss(x, y, mask, states(5, 4))
-
-
-@pytest.mark.parametrize("lengths", [[4, 4], [0, 3]])
-def test_direct_equals_the_library(lengths):
-    """All heads at once are one map with a block for each head."""
-    student, teacher, weight = states(2, 4, 6), states(2, 4, 12, seed=1), states(3, 2, 4, seed=2)
-    mask = lengths_mask(lengths, 4)
-    total, count = direct_loss(student, teacher, mask, weight)
-    mapped = student @ torch.block_diag(*weight)
-    expected = mse_loss(mapped[mask], teacher[mask], reduction="sum") / 12
-    assert total.item() == pytest.approx(expected.item(), rel=1e-12)
-    assert count.item() == sum(lengths)
-
-
-def test_direct_rotations():
-    """W can undo a rotation within a head; a rotation across heads is out of its reach."""
-    student, teacher, weight = states(3, 6, 4), states(3, 6, 8, seed=1), states(2, 2, 4, seed=2)
-    mask = lengths_mask([6, 2, 3], 6)
-    value = direct_loss(student, teacher, mask, weight)[0].item()
-    turn = torch.linalg.qr(states(2, 2, seed=3)).Q
-    turned = student @ torch.block_diag(turn, turn)
-    undone = direct_loss(turned, teacher, mask, turn.T @ weight)[0]
-    assert undone.item() == pytest.approx(value, rel=1e-12)
-    across = torch.linalg.qr(states(4, 4, seed=4)).Q
-    other = direct_loss(student @ across, teacher, mask, weight)[0].item()
-    assert abs(other - value) > 0.01 * value
-
-
-def test_direct_finite_when_huge():
-    x, mask = states(2, 3, 4, dtype=torch.float32), lengths_mask([3, 2], 3)
-    assert direct_loss(1e15 * x, x, mask, torch.eye(2).repeat(2, 1, 1))[0].isfinite()
-
-
-def test_direct_mistakes_name_both_numbers():
-    x, y, mask = states(2, 3, 6), states(2, 3, 9), lengths_mask([3, 3], 3)
-    with pytest.raises(UserError, match=r"4 relation heads .* 6 and 9; these do: 1, 3"):
-        direct_loss(x, y, mask, states(4, 2, 2))
-    with pytest.raises(UserError, match=r"weight is \(3, 2, 2\), the widths need \(3, 2, 3\)"):
-        direct_loss(x, y, mask, states(3, 2, 2))
