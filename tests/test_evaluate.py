@@ -209,7 +209,10 @@ def test_what_people_bring(here, run, tmp_path, capsys, monkeypatch):
     [
         (["--epochs", "0"], "--epochs 0 must be above 0 and finite"),
         (["--tasks", "mine", "other/mine"], "another task called mine"),
-        (["--out", "mine/train.jsonl"], "--out mine/train.jsonl: .* is no folder that can be written to"),
+        (
+            ["--out", "mine/train.jsonl"],
+            "--out mine/train.jsonl: .* is no folder that can be written to",
+        ),
     ],
 )
 def test_what_is_wrong_is_one_line_before_any_work(flags, message, here, monkeypatch):
