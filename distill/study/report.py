@@ -213,7 +213,7 @@ def budget(group: Group) -> str:
     )
 
 
-def hours(group: Group) -> str:
+def time_taken(group: Group) -> str:
     """What all runs of the group took."""
     training = sum(r["seconds"] + r.get("first", {}).get("seconds", 0) for r in group.records)
     evaluation = sum(record["evaluation_seconds"] for record in group.records)
@@ -352,7 +352,7 @@ def page(records: list[dict], folder: Path, results: str) -> str:
     picture("latency", "score against latency", figures.draw_latency, latencies(found))
     for group in found:
         comparison, references = group.comparison, group.references()
-        facts = (budget(group), hours(group), resolution(comparison))
+        facts = (budget(group), time_taken(group), resolution(comparison))
         parts += [f"## {group.name}", " ".join(facts)]
         parts.append(score_table(group, references, list(METHODS), details=True))
         content = (group.name, comparison, references)

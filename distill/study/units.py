@@ -4,6 +4,7 @@ A unit is one student: trained, evaluated, one record. Its name is its identity:
 
     english-3x384/mha-L-1/seed-0/2M        setting-student / method / seed / tokens it reads
     english-3x384/mha-L-1/rates/0.5M       its search for a learning rate, a quarter as long
+    english-3x384/mha-L-1@2,3,4/seed-0/2M  from a start of these teacher layers
     english/teacher/1500                   the teacher after that many steps
 
 m is written from the top of the teacher: L is its last layer, L-1 the last but one.
