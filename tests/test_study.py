@@ -4,6 +4,7 @@ import itertools
 import json
 import math
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,15 +12,17 @@ from pathlib import Path
 import pandas
 import pytest
 import torch
+from conftest import save_tiny
 from helpers import ROOT, environment, kill, make_inputs, steps_of, wait_for
 
 from distill.study import help_text, multilingual, units
 from distill.study.__main__ import main
-from distill.study.compare import Comparison
+from distill.study.compare import Comparison, Difference
 from distill.study.records import Records
-from distill.study.report import measured_speeds, write_report
-from distill.study.run import Study
+from distill.study.report import judge, measured_speeds, write_report
+from distill.study.run import Failed, OutOfTime, Study
 from distill.study.units import Student, Unit
+from minitransformer import load_pretrained, weights_hash
 from minitransformer.errors import UserError
 
 STUDENT = Student("own", 2, 32, 40_960, 4_000)  # 20 steps
@@ -31,14 +34,14 @@ STUDENT = Student("own", 2, 32, 40_960, 4_000)  # 20 steps
 def test_the_plan_has_the_teacher_and_the_pilot_first_and_no_unit_twice():
     names = [unit.name for unit in units.plan(1.0, rates=False)]
     assert names[:5] == [
-        "english/teacher/1500",
+        "english/teacher/500",
         "english-3x384/mha-L-1/seed-0/2M",
         "english-3x384/hs-uniform/seed-0/2M",
         "english-3x384/mha-L-1/seed-1/2M",
         "english-3x384/hs-uniform/seed-1/2M",
     ]
     assert len(set(names)) == len(names)
-    for method in units.ALL:  # three seeds for A, two for B and C
+    for method in units.ALL:  # three seeds for the main student, two for the others
         seeds = {
             student: sum(name.startswith(f"english-{student}/{method}/seed") for name in names)
             for student in ("3x384", "4x192", "2x384")
@@ -47,8 +50,9 @@ def test_the_plan_has_the_teacher_and_the_pilot_first_and_no_unit_twice():
 
 
 def test_a_search_for_the_learning_rate_comes_before_its_units_and_is_a_quarter_as_long():
-    names = [unit.name for unit in units.plan(0.5, rates=True, only="english-2x384/od")]
-    assert names[1:3] == ["english-2x384/od/rates/0.25M", "english-2x384/od/seed-0/1M"]
+    names = [unit.name for unit in units.plan(0.5, rates=True, only="english-2x384/od-after-hs")]
+    searches = [f"english-2x384/{method}/rates/0.25M" for method in ("hs-uniform", "od")]
+    assert names[1:4] == [*searches, "english-2x384/od-after-hs/seed-0/1M"]
     with pytest.raises(UserError, match="english-9x9"):
         units.plan(1.0, rates=True, only="english-9x9")
 
@@ -123,7 +127,7 @@ def pretended(folder, rates=True):
     (folder / "teacher" / "config.json").write_text('{"num_hidden_layers": 4}')
     records = Records(folder / "results.jsonl")
     sources = (f"{folder}/teacher", ("docs",), ("docs",))
-    return Pretended(folder / "work", records, 1.0, rates, math.inf, 1500, *sources)
+    return Pretended(folder / "work", records, 1.0, rates, math.inf, 500, *sources)
 
 
 def test_a_unit_takes_the_best_rate_of_its_search_and_leaves_one_record_and_no_weights(tmp_path):
@@ -163,6 +167,35 @@ def test_a_student_stays_until_the_unit_that_starts_from_it_is_done(tmp_path):
     assert len(trainings) == 2  # the hs student is not trained again
     assert str(tmp_path / "work" / first.name / "run") in trainings[1]
     assert not (tmp_path / "work" / first.name).exists()
+
+
+def test_students_of_two_teachers_are_not_mixed(tmp_path):
+    study = pretended(tmp_path, rates=False)
+    shutil.rmtree(tmp_path / "teacher")
+    save_tiny(tmp_path / "teacher")
+    digest = weights_hash(load_pretrained(tmp_path / "teacher")[0])
+    for number, teacher in enumerate((None, {"hash": digest}, {"hash": "0" * 64})):
+        student = {"unit": str(number), "student": STUDENT.name, "teacher": teacher}
+        study.records.append(student)
+    assert study.run([Unit(STUDENT, "hs-uniform", 0, 40_960)]) == 0  # the first that has one counts
+    study.records.file.write_text(json.dumps(student) + "\n")
+    with pytest.raises(
+        UserError, match=f"another teacher .0{{12}}, now {digest[:12]}.; .*--results"
+    ):
+        study.run([Unit(STUDENT, "hs-uniform", 0, 40_960)])
+
+
+def test_what_failed_is_named_also_where_the_time_is_over(tmp_path, capsys, monkeypatch):
+    study, ends = pretended(tmp_path, rates=False), [Failed("no memory"), OutOfTime()]
+
+    def end(*_):
+        raise ends.pop(0)
+
+    monkeypatch.setattr(Pretended, "_finish", end)
+    assert study.run([Unit(STUDENT, "mlm", seed, 40_960) for seed in (0, 1)]) == 1
+    printed = capsys.readouterr().out
+    assert "failed, their messages stand above: own-2x32/mlm/seed-0" in printed
+    assert "out of time" in printed
 
 
 def test_a_unit_that_another_process_runs_is_left_to_it(tmp_path, capsys):
@@ -226,6 +259,16 @@ def test_an_error_that_is_small_by_chance_is_held_against_the_pooled_one():
 # ---- the page ------------------------------------------------------------------------------------
 
 
+def test_competitive_is_a_margin_and_not_a_tie():
+    for mean, error, verdict in (
+        (-0.01, 0.004, "agrees"),
+        (-0.01, 0.008, "cannot say"),
+        (-0.03, 0.004, "contradicts"),
+        (-0.01, None, "cannot say"),
+    ):
+        assert judge(Difference(mean, error), "competitive") == verdict
+
+
 def record(method, seed, score, tasks=("docs-order", "docs-next"), **more):
     rows = {
         role: [
@@ -239,7 +282,8 @@ def record(method, seed, score, tasks=("docs-order", "docs-next"), **more):
     facts |= {"curve": [[0, 2.0], [10, 1.0]], "seconds": 3600, "evaluation_seconds": 60}
     latency = {"latency_ms": {"1 x 128": {"median": 5.0}}}
     facts |= {"models": {"student": latency, "teacher": latency}, "scores": rows}
-    return facts | {"evaluation": {"seeds": 1}, "tokens_read": 2e6, "commit": "0" * 40, **more}
+    facts |= {"evaluation": {"seeds": 1}, "tokens_read": 2e6, "commit": "0" * 40 + "-dirty"}
+    return facts | {"scale": 1.0, "rate_from": "defaults", **more}
 
 
 def report(folder, records, readme=False):
@@ -265,8 +309,12 @@ def test_a_full_page_ranks_judges_and_leaves_undefined_scores_out(tmp_path, caps
     lines = {line.split(" | ")[0].strip("| "): line for line in page.splitlines()}
     assert " agrees |" in lines["MHA transfer is generally best"]
     assert "+10.0" in lines["MHA transfer is generally best"]
-    assert " contradicts |" in lines["HS transfer stays competitive with MHA"]
-    assert " cannot say |" in lines["MHA: an upper-middle layer over the last"]
+    assert "4 of 4 agree" in lines["MHA transfer is generally best"]
+    assert " contradicts |" in lines["HS transfer stays competitive with MHA: within 2 points"]
+    assert " cannot say |" in lines["MHA: an upper-middle layer, and its start, over the last"]
+    assert "`python -m distill.study run --only english-3x384 --lr-from defaults`" in page
+    assert f"Commits: {'0' * 12}-dirty." in page
+    assert " 50.0 | 2 | " in re.sub(" +", " ", lines["`mha-L-1`"])  # its start, seeds
     assert "Left out, a score is undefined: mlm-0." in page
     assert "(results.jsonl)" in page
     report(tmp_path, records, readme=True)
@@ -279,7 +327,7 @@ def test_a_full_page_ranks_judges_and_leaves_undefined_scores_out(tmp_path, caps
 
 WRONG = [
     ("plan --only english-9x9", "no unit's name begins so"),
-    ("plan --scale nan", "--scale is nan; it must be a number of at least"),
+    ("plan --scale nan", "--scale is nan; it must be from 1e-06"),
     ("plan --tokens 1e999", "--tokens is inf"),
     ("run --hours -1", "--hours is -1.0"),
     ("plan --student 3x", "--student 3x: give LAYERSxWIDTH"),

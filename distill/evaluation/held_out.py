@@ -99,15 +99,17 @@ def agreement(
     """Return the share of masked places at which both give the same word the highest score."""
     same = count = 0
     for batch in batches:
-        guesses = []
-        for encoder in (student, teacher):
-            with autocast:
-                hidden = encoder(batch.masked_ids, batch.mask, keep="last").hidden[-1]
-                chosen = hidden.flatten(0, 1)[batch.positions]  # (M, D)
-                guesses.append(encoder.mlm_logits(chosen).argmax(dim=-1))
-        same += int((guesses[0] == guesses[1]).sum())
-        count += len(guesses[0])
+        with autocast:
+            alike = guesses(student, batch) == guesses(teacher, batch)
+        same += int(alike.sum())
+        count += len(alike)
     return same / count if count else math.nan
+
+
+def guesses(encoder: Encoder, batch: Batch) -> Tensor:
+    """Return the word (M,) that gets the highest score at each masked place."""
+    hidden = encoder(batch.masked_ids, batch.mask, keep="last").hidden[-1]  # (B, N, D)
+    return encoder.mlm_logits(hidden.flatten(0, 1)[batch.positions]).argmax(dim=-1)
 
 
 def on_sentences(

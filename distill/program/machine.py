@@ -28,13 +28,18 @@ def provenance() -> dict:
 
 
 def commit() -> str | None:
-    """Return the commit of this checkout, `-dirty` where files differ; None without git."""
+    """Return the commit of this checkout, `-dirty` where code differs; None without git."""
     if shutil.which("git") is None:
         return None
-    describe = ["git", "describe", "--always", "--dirty", "--abbrev=40"]
-    root = Path(__file__).resolve().parents[2]
-    git = subprocess.run(describe, cwd=root, capture_output=True, text=True)
-    return git.stdout.strip() or None
+
+    def git(*words: str) -> subprocess.CompletedProcess:
+        root = Path(__file__).resolve().parents[2]
+        return subprocess.run(["git", *words], cwd=root, capture_output=True, text=True)
+
+    name = git("describe", "--always", "--abbrev=40").stdout.strip()
+    # not other files: the study's records lie in the tree and grow
+    differs = git("diff", "--quiet", "HEAD", "--", "*.py").returncode == 1
+    return name + ("-dirty" if differs else "") or None
 
 
 def machine() -> str:

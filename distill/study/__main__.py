@@ -13,7 +13,7 @@ unit, run it with another --results and compare. The multilingual setting needs 
 or intfloat/multilingual-e5-small from the hub) and Debian's apt-get. Your own setting:
 
     python -m distill.study run --student 6x768 --teacher google-bert/bert-base-uncased \\
-        --data web='corpus/*.parquet' --tasks glue --tokens 1e9
+        --data web='corpus/*.parquet' --tasks glue --tokens 1e9 --results results/bert.jsonl
 """
 
 import argparse
@@ -53,11 +53,9 @@ def parse_config(argv: list[str] | None = None) -> argparse.Namespace:
     add("--page", type=Path, default=Path("docs/study.md"), help="report: the page to write")
     add("--readme", action="store_true", help="report: print the README's table instead")
     config = parser.parse_args(argv)
-    for name, least in (("scale", 1e-6), ("hours", 0), ("tokens", 1), ("teacher_steps", 1)):
-        value = getattr(config, name)
-        if not least <= value or (value == math.inf and name != "hours"):  # NaN too
-            flag = "--" + name.replace("_", "-")
-            raise UserError(f"{flag} is {value}; it must be a number of at least {least:g}")
+    for name, least in {"scale": 1e-6, "tokens": 1, "teacher_steps": 1}.items():
+        cli.check_number(name, getattr(config, name), least)
+    cli.check_number("hours", config.hours, least=0, most=math.inf)
     if config.student:
         if not re.fullmatch(r"[1-9]\d*x[1-9]\d*", config.student):
             raise UserError(f"--student {config.student}: give LAYERSxWIDTH, such as 6x768")

@@ -25,12 +25,13 @@ import filelock
 import torch
 
 from distill.data.batches import Text
+from distill.evaluation.held_out import guesses
 from distill.study import help_text
 from distill.study.records import Records
 from distill.study.units import BATCH, LENGTH, METHODS, RATES, TEACHER_BATCH, Unit, teacher_unit
 from distill.training.run import Run
 from minitransformer.errors import UserError
-from minitransformer.pretrained import find_folder, load_pretrained, read_json
+from minitransformer.pretrained import find_folder, load_pretrained, read_json, weights_hash
 
 ROOT = Path(__file__).resolve().parents[2]
 # without docs-next: between seeds of fine-tuning its score has a standard deviation of 5 points
@@ -63,7 +64,7 @@ class Study:
 
     def run(self, units: list[Unit]) -> int:
         """Run what has no record yet, in order; return the exit status."""
-        failed, taken = [], []
+        failed, taken, late = [], [], False
         try:
             for unit in units:
                 try:
@@ -75,12 +76,13 @@ class Study:
                     print(error, flush=True)
                     failed.append(unit.name)
         except OutOfTime:
-            print("out of time; the same command goes on")
-            return 0
+            late = True
         if taken:
             print(f"another process runs {', '.join(taken)}")
         if failed:
             print(f"failed, their messages stand above: {', '.join(failed)}")
+        if late:
+            print("out of time; the same command goes on")
         return 1 if failed else 0
 
     def _finish(self, unit: Unit, units: list[Unit]) -> None:
@@ -89,6 +91,7 @@ class Study:
         if time.monotonic() > self.deadline:
             raise OutOfTime
         print(f"\n== {unit.name}", flush=True)
+        self._check_teacher(unit)
         if unit.method == "teacher":
             record = self._teacher_record()
         elif unit.seed is None:
@@ -118,6 +121,23 @@ class Study:
             yield
         finally:
             lock.release()
+
+    def _check_teacher(self, unit: Unit) -> None:
+        """Refuse to mix students of two teachers in one file of records."""
+        same = [r for r in self.records.read() if r.get("student") == unit.student.name]
+        earlier = next((r for r in same if r.get("teacher")), None)  # mlm's may have none
+        if unit.method == "teacher" or earlier is None:
+            return
+        teacher = self._teacher(unit.setting)
+        if unit.setting == "english":  # the steps name it: trained elsewhere, its bits may differ
+            was, now = Path(earlier["settings"]["teacher"]).name, Path(teacher).name
+        else:
+            was, now = earlier["teacher"]["hash"], weights_hash(load_pretrained(teacher)[0])
+        if was != now:
+            raise UserError(
+                f"{self.records.file} has {unit.student.name} from another teacher ({was:.12}, now"
+                f" {now:.12}); name another file with --results"
+            )
 
     # ---- the three kinds of records ----
 
@@ -324,8 +344,7 @@ def mlm_accuracy(folder: Path, data: list[str]) -> float:
     encoder, tokenizer = load_pretrained(str(folder))
     right = count = 0
     for batch in Text(data, tokenizer, LENGTH).held_out(BATCH, masked=True):
-        hidden = encoder(batch.masked_ids, batch.mask, keep="last").hidden[-1]  # (B, N, D)
-        guesses = encoder.mlm_logits(hidden.flatten(0, 1)[batch.positions]).argmax(-1)
-        right += int((guesses == batch.ids.flatten()[batch.positions]).sum())
-        count += len(guesses)
+        hits = guesses(encoder, batch) == batch.ids.flatten()[batch.positions]
+        right += int(hits.sum())
+        count += len(hits)
     return right / count

@@ -5,7 +5,7 @@ A unit is one student: trained, evaluated, one record. Its name is its identity:
     english-3x384/mha-L-1/seed-0/2M        setting-student / method / seed / tokens it reads
     english-3x384/mha-L-1/rates/0.5M       its search for a learning rate, a quarter as long
     english-3x384/mha-L-1@2,3,4/seed-0/2M  from a start of these teacher layers
-    english/teacher/1500                   the teacher after that many steps
+    english/teacher/500                    the teacher after that many steps
 
 m is written from the top of the teacher: L is its last layer, L-1 the last but one.
 """
@@ -16,7 +16,7 @@ from minitransformer.errors import UserError
 
 BATCH, LENGTH = 16, 128  # sequences in a step, tokens in a sequence
 RATES = (3e-4, 6e-4, 1.2e-3, 2.4e-3)  # the grid of learning rates
-TEACHER_STEPS, TEACHER_BATCH = 1500, 32  # of the English teacher, which needs an MLM head
+TEACHER_STEPS, TEACHER_BATCH = 500, 32  # of the English teacher, which needs an MLM head
 
 
 @dataclass(frozen=True)
@@ -169,7 +169,7 @@ def plan(
 
     scale   multiplies the tokens of all students
     rates   adds the searches for learning rates
-    only    keeps the names that begin so, and the teacher that they need
+    only    keeps the names that begin so, and the teacher and the searches that they need
     own     replaces the students by one with a teacher of the user's own
     """
     students = {student.name: student for student in STUDENTS}
@@ -186,6 +186,10 @@ def plan(
                     units.setdefault(unit.rates)
                 units.setdefault(unit)
     kept = [unit for unit in units if unit.name.startswith(only)]
+    if rates:
+        phases = [phase for unit in kept for phase in (unit.first, unit) if phase]
+        needed = {phase.rates for phase in phases if phase.seed is not None}
+        kept = [unit for unit in units if unit in needed or unit in kept]
     teacher = teacher_unit(teacher_steps)
     if any(unit.setting == "english" for unit in kept) or (only and teacher.name.startswith(only)):
         kept.insert(0, teacher)
