@@ -22,7 +22,6 @@ so a killed call goes on and a second one computes only what is new.
 
 import argparse
 import json
-import math
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -73,15 +72,12 @@ def parse_config(argv: list[str] | None = None) -> argparse.Namespace:
     add("--threads", type=int, default=0, help="CPU threads (default: PyTorch's choice)")
     add("--out", type=Path, help="folder for results.json, results.md and pictures")
     config = parser.parse_args(argv)
-    least = {"seeds": 1, "batch_size": 0, "max_tokens": 8, "threads": 0}
-    for name, bound in least.items():
-        if getattr(config, name) < bound:
-            flag = "--" + name.replace("_", "-")
-            raise UserError(f"{flag} is {getattr(config, name)}, must be at least {bound}")
-    for flag, values in {"--lrs": config.lrs, "--epochs": config.epochs}.items():
-        for value in values:
-            if not 0 < value < math.inf:
-                raise UserError(f"{flag} {value} must be above 0 and finite")
+    for name, least in {"seeds": 1, "batch_size": 0, "max_tokens": 8, "threads": 0}.items():
+        cli.check_number(name, getattr(config, name), least)
+    for value in config.lrs:
+        cli.check_number("lrs", value, least=1e-12)
+    for value in config.epochs:
+        cli.check_number("epochs", value, least=1)
     return config
 
 

@@ -87,7 +87,7 @@ class TrainConfig:
     init: str | None = setting(
         None,
         "random, embeddings, uniform, first, last, layers like 2,4,6, or a student's folder;"
-        " default: uniform where the widths match, else embeddings",
+        " default: uniform where width, heads and FFN match, else embeddings",
     )
     data: list[str] = setting(  # noqa: RUF009 - makes a default_factory
         ["docs"],
@@ -213,7 +213,7 @@ def distil(config: TrainConfig, run: Run) -> int:
     share = (config.batch_size, config.accumulate, rank(), world())
     drawn = prefetch(text, config.steps - first, *share, masked=method.masked_text)
 
-    def save(step: int) -> None:
+    def save(step: int, text_state: dict) -> None:
         # no random state: order and masks follow from (seed, draw), and there is no dropout
         state = {name: part.state_dict() for name, part in parts.items()}
         run.save(step, {**state, "text": text_state})
@@ -221,6 +221,7 @@ def distil(config: TrainConfig, run: Run) -> int:
     # ---- the loop: one turn more than steps, so that the last evaluation is like the others ----
     signals, stop = Signals(), False
     step_tokens = config.batch_size * config.accumulate * world() * config.seq_len
+    text_state = {}  # where the text stands after the last step
     bar = progress_bar("steps", config.steps, "step", done=first)
     for step in range(first, config.steps + 1):
         last = step == config.steps
@@ -228,7 +229,7 @@ def distil(config: TrainConfig, run: Run) -> int:
         # case, so that a kill during the export costs no step
         due = step % config.save_every == 0 and not skipped.in_a_row
         if step > first and (stop or due or last):
-            save(step)
+            save(step, text_state)
         if stop and not last:
             break
         if step % config.eval_every == 0 or last:
@@ -241,7 +242,7 @@ def distil(config: TrainConfig, run: Run) -> int:
         began = time.perf_counter()
         lr = learning_rate(step, config.steps, config.lr, config.warmup)
         set_learning_rate(optimizer, lr)
-        sums = []  # (sum of the loss, its count) of each micro-batch
+        totals, counts = [], []  # of each micro-batch: sum of the loss, and what it counts
         micro_batches, text_state = next(drawn)
         micro_batches = [batch.to(device) for batch in micro_batches]  # ids and mask (B, N)
         for turn, batch in enumerate(micro_batches, 1):
@@ -250,9 +251,10 @@ def distil(config: TrainConfig, run: Run) -> int:
                     # the method runs teacher and student, as far up as it reads them
                     total, count = wrapped(teacher, batch)
                 total.backward()  # of the sum: gradients of micro-batches add up
-            sums.append((total.detach(), count))
+            totals.append(total.detach())
+            counts.append(count)
         # loss = sum over micro-batches and ranks / their count: how a step is cut changes nothing
-        total, count, votes = sums_over_ranks(*zip(*sums, strict=True), [signals.vote(device)])
+        total, count, votes = sums_over_ranks(totals, counts, [signals.vote(device)])
         loss = total / count if count else math.nan
         # DistributedDataParallel left the mean over ranks of the gradient of their sums
         scale = world() / count if count else 0.0

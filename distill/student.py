@@ -19,6 +19,7 @@ A layer can be copied only where student and teacher have the same width, heads 
 """
 
 import math
+import re
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -77,7 +78,7 @@ def is_folder(init: str | None) -> bool:
     """Return whether `--init` names another model rather than a way to start."""
     if init is None or init in NAMED:
         return False
-    return not all(part.isdigit() for part in init.split(","))
+    return not re.fullmatch(r"\d+(\s*,\s*\d+)*", init, re.ASCII)
 
 
 # ---- where the student starts --------------------------------------------------------------------
@@ -94,17 +95,9 @@ class Start:
     tokenizer: Tokenizer | None = None  # of the folder that `init` names
 
 
-def rebuild_start(settings: dict, teacher: Encoder | None) -> Encoder:
-    """Return the untrained student of a run, bit for bit.
-
-    settings   those in the run's start record
-    teacher    the run's teacher, None where it had none
-    """
-    return build_start(settings, teacher).student
-
-
 def build_start(settings: dict, teacher: Encoder | None) -> Start:
-    """Build the student that the settings describe, and their method.
+    """Build the student that the settings describe, and their method; from the settings in a run's
+    start record, that run's untrained student bit for bit.
 
     Errors: UserError: sizes that contradict the folder of `--init`, or a start that is impossible.
     """
@@ -132,7 +125,9 @@ def build_start(settings: dict, teacher: Encoder | None) -> Start:
         **{name: settings[name] for name in METHOD_SETTINGS if settings.get(name)},
     )
     if is_folder(init):
-        if kind.masked_text and student.mlm_head is None:
+        if not kind.masked_text:
+            student.mlm_head = None  # it would not learn, and no longer fit
+        elif student.mlm_head is None:
             fresh = start_student("random", config, None, settings["seed"], mlm_head=True)
             student.mlm_head = fresh.mlm_head
             _copy_mlm_head(student, teacher)

@@ -44,7 +44,7 @@ def fused_attention(query, key, value, mask=None):
 
 
 def attention(query, key, value, mask=None):
-    """The same by the faster form: on a CPU, the kernel is slow in bfloat16 (README, Speed)."""
+    """The same by the faster form: on a CPU, the kernel is slow in bfloat16 (docs/speed.md)."""
     bfloat16_on_cpu = query.dtype == torch.bfloat16 and query.device.type == "cpu"
     if bfloat16_on_cpu and not torch.compiler.is_compiling():
         return blocked_attention(query, key, value, mask)

@@ -18,6 +18,7 @@ from helpers import differences, kill, make_inputs, records, spoil, start, steps
 import train
 from distill import METHODS
 from distill.data import corpus
+from distill.training.resume import resumed_settings
 from distill.training.run import Run
 from distill.training.signals import Signals
 from distill.training.skipped import SkippedSteps
@@ -247,6 +248,8 @@ def test_what_the_run_depends_on_must_not_have_changed(flags, new):
     killed_at(2, *flags, "--out", new)
     with pytest.raises(UserError, match=r"--seed 1, but .* was started with 0; leave --seed out"):
         main("--out", new, "--resume", "--seed", "1")
+    given = {"out": str(new), "resume": True, "precision": "auto"}  # as on the first command line
+    assert resumed_settings(train.TrainConfig, given)["precision"] in ("fp32", "bf16")
     log = new / "log.jsonl"
     begun = log.read_text()
     first = json.loads(begun.splitlines()[0])

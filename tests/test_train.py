@@ -12,8 +12,8 @@ from helpers import make_inputs, records
 import train
 from distill import METHODS
 from distill.program.machine import autocast, can_compile, choose_precision, machine
-from distill.training.card import hub_id
-from distill.training.optimizer import learning_rate
+from distill.training.card import fine_tune, hub_id
+from distill.training.optimizer import learning_rate, make_optimizer
 from distill.training.report import describe_size, plot_loss
 from minitransformer import load_pretrained, weights_hash
 from minitransformer.errors import UserError
@@ -94,7 +94,8 @@ def test_the_model_card(run, method, kind, source, monkeypatch):
     assert metadata["pipeline_tag"] == kind
     assert {"distillation", method} <= set(metadata["tags"])
     assert not {"base_model", "datasets"} & metadata.keys()  # both are local
-    assert ("**Fine-tune this model.**" in text) == (method == "mha")
+    assert ("is still that of the teacher's layer 3" in text) == (method == "mha")
+    assert "never learned" not in text
     assert f"from `{source}`" in text
     before, after = evals(log)[0], evals(log)[2]
     assert f"held-out loss {before:.4f} -> {after:.4f} in 2 steps" in text
@@ -102,6 +103,24 @@ def test_the_model_card(run, method, kind, source, monkeypatch):
     assert f"python train.py --method {method} --data 'a b'" in text
     ids = [hub_id(name) for name in ("embedded", "google-bert/bert-base-uncased", str(out))]
     assert ids == ["sentence-transformers/all-MiniLM-L6-v2", "google-bert/bert-base-uncased", None]
+
+
+def test_the_card_says_where_a_last_block_is_nobodys():
+    record = {"settings": {"method": "mha", "teacher_layer": 2}, "start": {"layers": [1, 3]}}
+    assert "never learned: without fine-tuning its sentence vectors say little" in fine_tune(record)
+    record["settings"]["method"] = "hs"
+    assert fine_tune(record) == ""
+
+
+def test_every_parameter_that_learns_is_in_the_optimizer_once():
+    parameters = [torch.nn.Parameter(torch.ones(shape)) for shape in ((), (2,), (2, 2), (1, 2, 2))]
+    parameters.append(torch.nn.Parameter(torch.ones(3), requires_grad=False))
+    plain, decayed = {}, {}
+    for group in make_optimizer(parameters, 1e-3, 0.1).param_groups:
+        side = decayed if group["weight_decay"] else plain
+        side |= {id(p): p.dim() for p in group["params"]}
+    assert sorted(decayed.values()) == [2, 3]
+    assert sorted(plain.values()) == [0, 1]
 
 
 def test_od_needs_a_head_and_the_named_command_gives_one(run):

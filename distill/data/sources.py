@@ -192,13 +192,13 @@ def read_jsonl(file: str, column: str = "text") -> Iterator[tuple[str, dict]]:
         yield place, row
 
 
-def read_parquet(file: str, column: str) -> Iterator[tuple[str, dict]]:
+def read_parquet(file: str | Path, column: str | None = None) -> Iterator[tuple[str, dict]]:
     import pyarrow  # here, because it takes half a second that other sources need not pay
     import pyarrow.parquet
 
+    columns, number = column and [column], 0
     try:
-        number = 0
-        for batch in pyarrow.parquet.ParquetFile(file).iter_batches(64, columns=[column]):
+        for batch in pyarrow.parquet.ParquetFile(file).iter_batches(64, columns=columns):
             for row in batch.to_pylist():
                 number += 1
                 yield f"row {number}", row

@@ -11,8 +11,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from distill import METHODS
 from distill.evaluation.models import Model
-from distill.method import Batch, choose_heads, choose_teacher_layer, qkv_of
+from distill.method import (
+    Batch,
+    Method,
+    QKVMethod,
+    choose_heads,
+    choose_teacher_layer,
+    qkv_of,
+)
 from distill.mha import relation_loss
 from distill.program.machine import machine
 from minitransformer.attention import attention_map, split_heads
@@ -52,13 +60,15 @@ def relation_map(states: Tensor, heads: int) -> Tensor:
 
 @torch.inference_mode()
 def draw_relations(file: Path, model: Model, sentence: str) -> None:
-    """Teacher above, student below. Layers and relation heads are those that the run was trained
-    with, else as mha chooses them.
+    """Teacher above, student below. Layers and relation heads are those that a run of mha or
+    direct-minilm was trained with, else as mha chooses them.
 
     A token's relation to itself is most of every row: it is left grey. Both sides of a column have
     one scale. A student's title has the loss that MHA transfer would count for this sentence.
     """
-    settings, teacher, student = model.settings or {}, model.teacher.encoder, model.encoder
+    teacher, student, settings = model.teacher.encoder, model.encoder, model.settings or {}
+    if not issubclass(METHODS.get(settings.get("method"), Method), QKVMethod):
+        settings = {}  # the others read another layer, and no heads
     widths = (student.config.hidden_size, teacher.config.hidden_size)
     heads = choose_heads(*widths, settings.get("relation_heads"))
     layer = choose_teacher_layer(len(teacher.blocks), settings.get("teacher_layer"))

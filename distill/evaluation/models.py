@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from distill.student import rebuild_start
+from distill.student import build_start
 from distill.training.run import Run
 from minitransformer.errors import UserError
 from minitransformer.model import Encoder
@@ -101,7 +101,7 @@ def find_start(run: Model, record: dict) -> Model | None:
     Where the start cannot be vouched for, a note says why and there is none.
     """
     try:
-        encoder = rebuild_start(run.settings, run.teacher and run.teacher.encoder).eval()
+        encoder = build_start(run.settings, run.teacher and run.teacher.encoder).student.eval()
     except UserError as error:
         print(f"note: no column for the start of {run.name}: {error}")
         return None

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from distill.data.sources import lines, read_jsonl
-from minitransformer.errors import UserError, first_line
+from distill.data.sources import lines, read_jsonl, read_parquet
+from minitransformer.errors import UserError
 
 CLASS_METRICS, NUMBER_METRICS = ("accuracy", "macro-f1", "matthews"), ("pearson", "spearman")
 OWN_COLUMNS = ("text", "text_pair", "label")  # text_pair may be missing
@@ -116,18 +116,6 @@ def make_row(place: str, record: dict, columns: tuple[str | None, ...]) -> Row:
 
 
 # A reader yields (place, {column: value}): where the row stands, and what it holds.
-
-
-def read_parquet(file: Path) -> Iterator[tuple[str, dict]]:
-    import pyarrow  # here, because it takes half a second that other tasks need not pay
-    import pyarrow.parquet
-
-    try:
-        records = pyarrow.parquet.read_table(file).to_pylist()
-    except pyarrow.ArrowException as error:
-        raise UserError(f"{file}: not a readable parquet file ({first_line(error)})") from None
-    for number, record in enumerate(records, 1):
-        yield f"row {number}", record
 
 
 def read_cells(file: Path) -> Iterator[tuple[str, dict]]:

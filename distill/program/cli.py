@@ -55,11 +55,16 @@ def given_settings(config_class: type, description: str, argv: list[str] | None)
 def check_bounds(config) -> None:
     """Refuse a setting outside the bounds declared beside it."""
     for f in fields(config):
-        value, least, most = getattr(config, f.name), f.metadata["least"], f.metadata["most"]
-        if value is not None and least is not None and not least <= value <= most:  # NaN too
-            flag = "--" + f.name.replace("_", "-")
-            bounds = f"at least {least}" if value < least else f"from {least} to {most:g}"
-            raise UserError(f"{flag} is {value}; it must be {bounds}")
+        value, least = getattr(config, f.name), f.metadata["least"]
+        if value is not None and least is not None:
+            check_number(f.name, value, least, f.metadata["most"])
+
+
+def check_number(name: str, value: float, least: float, most: float = 1e15) -> None:
+    if not least <= value <= most:  # NaN too
+        flag = "--" + name.replace("_", "-")
+        bounds = f"at least {least:g}" if value < least else f"from {least:g} to {most:g}"
+        raise UserError(f"{flag} is {value}; it must be {bounds}")
 
 
 def run(main: Callable[[], int]) -> NoReturn:

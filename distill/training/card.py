@@ -13,8 +13,8 @@ from minitransformer.model import Encoder
 
 EMBEDDED_ID = "sentence-transformers/all-MiniLM-L6-v2"  # what the embedded teacher is on the hub
 FINE_TUNE = """
-**Fine-tune this model.** Its last layer learned queries, keys and values only; the output of that
-layer never learned, so its sentence vectors say little before that.
+**Made for fine-tuning.** Its last layer learned queries, keys and values only; the rest of that
+layer {rest}.
 """
 CARD = """---
 {metadata}---
@@ -84,7 +84,7 @@ def write_card(
         method=settings["method"],
         steps=settings["steps"],
         text="\n".join(corpora),
-        fine_tune=FINE_TUNE if settings["method"] in ("mha", "direct-minilm") else "",
+        fine_tune=fine_tune(record),
         launcher=launcher(record["processes"]),
         program=shlex.join(["train.py", *record["argv"][1:]]),
         losses=losses,
@@ -92,6 +92,17 @@ def write_card(
     )
     with atomic(folder / "README.md") as temporary:
         temporary.write_text(card, "utf-8")
+
+
+def fine_tune(record: dict) -> str:
+    """Return what a user of a student of mha or direct-minilm should know; else nothing."""
+    settings, layers = record["settings"], record["start"]["layers"]
+    if settings["method"] not in ("mha", "direct-minilm"):
+        return ""
+    rest = "never learned: without fine-tuning its sentence vectors say little"
+    if layers and layers[-1] == settings["teacher_layer"]:
+        rest = f"is still that of the teacher's layer {layers[-1]}"
+    return FINE_TUNE.format(rest=rest)
 
 
 def hub_id(name: str) -> str | None:

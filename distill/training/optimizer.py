@@ -14,7 +14,7 @@ def make_optimizer(
     trained = [p for p in parameters if p.requires_grad]
     groups = [
         {"params": [p for p in trained if p.dim() > 1], "weight_decay": weight_decay},
-        {"params": [p for p in trained if p.dim() == 1], "weight_decay": 0.0},
+        {"params": [p for p in trained if p.dim() < 2], "weight_decay": 0.0},
     ]
     # eps 1e-6: with 1e-8 a gradient that is rounding noise moves a weight by a full learning rate
     return torch.optim.AdamW(groups, lr=lr, eps=1e-6, fused=True)

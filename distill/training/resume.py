@@ -24,13 +24,13 @@ def resumed_settings(config_class: type, given: dict) -> dict:
             " version or start a new run"
         )
     for name, value in given.items():
-        if name not in MAY_CHANGE and settings[name] != value:
+        if name not in MAY_CHANGE and value not in (settings[name], "auto"):
             flag = "--" + name.replace("_", "-")
             raise UserError(
                 f"{flag} {value}, but {given['out']} was started with {settings[name]};"
                 f" leave {flag} out to resume it"
             )
-    return {**settings, **given}
+    return settings | {name: value for name, value in given.items() if name in MAY_CHANGE}
 
 
 def is_finished(run: Run) -> bool:

@@ -42,11 +42,11 @@ def main() -> None:
     grids = evaluate.make_grids(
         models, tasks, evaluate.parse_config(["embedded"]), Recipe(precision=precision)
     )
-    lines = [["task", "dev examples", "majority", "bag of words", "teacher"]]
+    lines = [["task", "train", "dev", "chance", "bag of words", "teacher"]]
     for task in tasks:
         labels = task.scored["dev"].labels
-        lines.append([task.name, f"{len(labels):,}", f"{chance('accuracy', labels):.3f}"])
-        lines[-1].append(f"{bag_of_words(task):.3f}")
+        lines.append([task.name, f"{len(task.train.labels):,}", f"{len(labels):,}"])
+        lines[-1] += [f"{chance('accuracy', labels):.3f}", f"{bag_of_words(task):.3f}"]
         print(*lines[-1], flush=True)
     evaluate.fine_tune(grids)
     for line, record in zip(lines[1:], result_records(grids), strict=True):
