@@ -18,11 +18,16 @@ def build_method(name, student, teacher, **settings):
     Of the settings (mapping, teacher_layer, relation_heads, temperature, positions, plain) a method
     gets those that its __init__ takes, so that one call fits all methods.
     """
-    if name not in METHODS:
-        raise UserError(f"unknown method {name!r}: choose from {', '.join(METHODS)}")
+    kind = method_class(name)
     taken = {kind: inspect.signature(METHODS[kind].__init__).parameters for kind in METHODS}
     for key in settings:
         if not any(key in parameters for parameters in taken.values()):
             raise TypeError(f"no method has a setting {key!r}")
     settings = {key: value for key, value in settings.items() if key in taken[name]}
-    return METHODS[name](student, teacher, **settings)
+    return kind(student, teacher, **settings)
+
+
+def method_class(name):
+    if name not in METHODS:
+        raise UserError(f"unknown method {name!r}: choose from {', '.join(METHODS)}")
+    return METHODS[name]

@@ -24,7 +24,7 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from distill import METHODS, build_method
+from distill import build_method, method_class
 from distill.hs import evenly_spaced
 from distill.method import Method
 from minitransformer.config import EncoderConfig, divisors
@@ -101,7 +101,7 @@ def build_start(settings: dict, teacher: Encoder | None) -> Start:
 
     Errors: UserError: sizes that contradict the folder of `--init`, or a start that is impossible.
     """
-    kind = METHODS[settings["method"]]
+    kind = method_class(settings["method"])
     init, tokenizer = settings["init"], None
     if is_folder(init):
         student, tokenizer = load_pretrained(init)

@@ -48,6 +48,7 @@ def load_pretrained(name_or_folder, revision: str | None = None) -> tuple[Encode
         values, tensors = read_json(folder / "config.json"), read_weights(folder)
         config = EncoderConfig.from_dict(values, tensors)
         encoder, notes = from_hugging_face(tensors, config)
+        check_finite(encoder)
         tokenizer = load_tokenizer(folder, config)
     except UserError as error:
         raise UserError(f"{name_or_folder}: {error}") from error
@@ -73,7 +74,8 @@ def find_folder(name: str, revision: str | None = None) -> Path:
         folder = download(name, revision)
     # Old sentence-transformers saved the encoder in a sub-folder like 0_Transformer.
     inside = sorted(folder.glob("0_*/config.json"))
-    return inside[0].parent if inside else folder
+    weights = [path for name in (*SAFETENSORS[:2], *PICKLES[:2]) for path in folder.glob(name)]
+    return inside[0].parent if inside and not weights else folder
 
 
 def download(name: str, revision: str | None) -> Path:
@@ -106,6 +108,17 @@ def read_weights(folder: Path) -> dict[str, torch.Tensor]:
                 tensors |= read_weight_file(folder / shard)
             return tensors
     raise UserError("no model.safetensors or pytorch_model.bin")
+
+
+def check_finite(encoder: Encoder) -> None:
+    """Refuse weights that would make every output NaN."""
+    for name, tensor in encoder.named_parameters():
+        if not tensor.isfinite().all():
+            count = int((~tensor.isfinite()).sum())
+            raise UserError(
+                f"{name} holds {count:,} NaN or infinite of {tensor.numel():,} numbers; the file is"
+                " damaged or its training diverged: take another one"
+            )
 
 
 def shards(index: Path) -> list[str]:

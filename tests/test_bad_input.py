@@ -8,6 +8,7 @@ import errno
 import json
 import os
 import re
+import shlex
 
 import pytest
 import torch
@@ -31,6 +32,7 @@ TRAIN = [
     ("--teacher {here}/pickle", "pickle.*cannot read pytorch_model.bin"),
     ("--teacher {here}/cut", "cut.*cannot read model.safetensors"),
     ("--out {here}/teacher", "teacher exists; .*--resume"),
+    ("--out ''", "--out is empty"),
     ("--resume", "--out"),
     ("--resume --out nowhere", "nowhere: no such run folder"),
     ("--resume --out {here}/teacher", "has no start record"),
@@ -45,7 +47,8 @@ EVALUATE = [
     ("{here}/teacher --tasks poetry", "--tasks poetry: neither a folder nor one"),
     ("{here}/teacher --tasks rte --data-dir nowhere", "nowhere/rte: no train with one of"),
     ("{here}/teacher --seeds 0", "--seeds is 0"),
-    ("{here}/teacher --lrs 0", "--lrs 0.0 must be above 0"),
+    ("{here}/teacher --lrs 0", "--lrs is 0.0; it must be at least 1e-12"),
+    ("{here}/unfinished --data-dir ''", "--data-dir is empty"),
 ]
 
 
@@ -61,7 +64,7 @@ def here(home):
     torch.save({"w": Attack("it-ran")}, folder / "pickle" / "pytorch_model.bin")
     for name, settings in {"old": {"method": "mha"}, "unfinished": {}}.items():
         (folder / name).mkdir()
-        start = {"event": "start", "settings": settings, "teacher": None}
+        start = {"event": "start", "settings": settings, "teacher": None, "start": {}, "text": []}
         (folder / name / "log.jsonl").write_text(json.dumps(start) + "\n")
     return folder
 
@@ -73,7 +76,7 @@ def here(home):
     ids=lambda value: getattr(value, "__name__", None),
 )
 def test_a_mistake_is_one_line(program, flags, message, here, tmp_path, monkeypatch, capfd):
-    argv = flags.format(here=here).split()
+    argv = shlex.split(flags.format(here=here))
     if program is train and "--resume" not in argv:
         argv = [f"--teacher={here}/teacher", *"--steps 2 --seq-len 16 --threads 1".split(), *argv]
     if argv and not {"--data", "--resume"} & {*argv}:

@@ -168,6 +168,23 @@ def test_another_teacher_is_noted_and_one_that_does_not_fit_refused(here, run, t
         run(direct, "--tasks", "none")
 
 
+def test_a_run_may_be_its_own_teacher_and_a_method_may_be_unknown(here, run, tmp_path, capsys):
+    results = run("mha", "--teacher", "mha", "--tasks", "none", "--out", tmp_path / "out")
+    assert [model["model"] for model in results["models"]] == ["mha"]
+    assert "no column for the start of mha: its teacher is not here" in capsys.readouterr().out
+    foreign = shutil.copytree(here / "mha", tmp_path / "foreign")
+    log = foreign / "log.jsonl"
+    log.write_text(log.read_text().replace('"method": "mha"', '"method": "mine"'))
+    with pytest.raises(UserError, match="unknown method 'mine': choose from mha"):
+        run(foreign, "--tasks", "none")
+
+
+def test_a_diverged_model_has_no_perplexity(here, run, monkeypatch, tmp_path):
+    monkeypatch.setattr(held_out, "held_out_loss", lambda *_: 1e4)
+    results = run("mlm", "--tasks", "none", "--out", tmp_path / "out")
+    assert "perplexity" not in results["models"][-1]
+
+
 @pytest.mark.slow
 def test_all_of_glue_and_xnli_from_files(here, run, tmp_path):
     write_glue(tmp_path / "data", "parquet")
@@ -208,8 +225,9 @@ def test_what_people_bring(here, run, tmp_path, capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--epochs", "0"], "--epochs 0 must be above 0 and finite"),
+        (["--epochs", "0"], "--epochs is 0; it must be at least 1"),
         (["--tasks", "mine", "other/mine"], "another task called mine"),
+        (["--tasks", "other/glue"], "another task called glue"),
         (
             ["--out", "mine/train.jsonl"],
             "--out mine/train.jsonl: .* is no folder that can be written to",
@@ -217,7 +235,8 @@ def test_what_people_bring(here, run, tmp_path, capsys, monkeypatch):
     ],
 )
 def test_what_is_wrong_is_one_line_before_any_work(flags, message, here, monkeypatch):
-    shutil.copytree(here / "mine", here / "other" / "mine", dirs_exist_ok=True)
+    for name in ("mine", "glue"):
+        shutil.copytree(here / "mine", here / "other" / name, dirs_exist_ok=True)
     monkeypatch.setattr(evaluate, "load_models", None)
     with pytest.raises(UserError, match=message):
         evaluate.main(["teacher", "--threads", "1", *flags])

@@ -134,6 +134,21 @@ def test_every_form_of_weight_file_is_the_same_encoder(saved, form):
     assert same(load_pretrained(saved)[0], tiny_encoder())
 
 
+def test_weights_that_are_no_numbers_are_refused_by_name(saved):
+    encoder, tokenizer = load_pretrained(saved)
+    encoder.blocks[1].query.weight.data[0, :3] = torch.tensor([torch.nan, torch.inf, -torch.inf])
+    save_pretrained(saved, encoder, tokenizer)
+    message = refusal(load_pretrained, saved)
+    assert "blocks.1.query.weight holds 3 NaN or infinite of 1,024 numbers" in message
+
+
+def test_a_sub_folder_is_the_model_only_where_the_folder_has_no_weights(saved):
+    save_tiny(saved / "0_backup", "roberta")
+    assert load_pretrained(saved)[0].config.model_type == "bert"
+    (saved / "model.safetensors").unlink()
+    assert load_pretrained(saved)[0].config.model_type == "roberta"
+
+
 @pytest.mark.parametrize("content", [{"x": Attack("ran")}, b"\x80\x04 damaged", [1], {"x": 1}])
 def test_a_pickle_of_something_else_is_refused_and_never_run(content, saved, monkeypatch):
     monkeypatch.chdir(saved)

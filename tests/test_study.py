@@ -101,6 +101,7 @@ def write_run(folder, rate, steps, loss):
     settings = {"lr": rate, "seq_len": 128, "batch_size": 16, "precision": "fp32", "data": ["docs"]}
     start = {"event": "start", "settings": settings, "sequences_a_step": 16, "machine": "here"}
     start |= {"text": [{"tokens": 9}], "commit": "0" * 40, "start": {"layers": [1, 2]}}
+    start["teacher"] = None
     log = [start, {"event": "eval", "step": 0, "loss": 1.0}]
     log += [{"event": "step", "tokens_per_s": 2048}] * steps
     log += [{"event": "eval", "step": steps, "loss": loss}, {"event": "summary"}]
@@ -328,7 +329,9 @@ def test_a_full_page_ranks_judges_and_leaves_undefined_scores_out(tmp_path, caps
 WRONG = [
     ("plan --only english-9x9", "no unit's name begins so"),
     ("plan --scale nan", "--scale is nan; it must be from 1e-06"),
-    ("plan --tokens 1e999", "--tokens is inf"),
+    ("plan --student 3x384 --teacher t --data docs --tokens 1e999", "--tokens is inf"),
+    ("run --tokens 1e6", "of your own setting: name its --student"),
+    ("run --student 3x384 --teacher t --data web=nowhere.txt", "no file matches nowhere.txt"),
     ("run --hours -1", "--hours is -1.0"),
     ("plan --student 3x", "--student 3x: give LAYERSxWIDTH"),
     ("plan --student 3x384 --data docs", "--student 3x384 needs a --teacher"),

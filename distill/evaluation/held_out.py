@@ -74,7 +74,8 @@ def on_held_out_text(model: Model, batches: list[Batch], autocast: AbstractConte
         load_maps(method, model.name)
         facts |= {"method": settings["method"], "loss": loss(method, model.encoder)}
     if model.encoder.mlm_head is not None and batches[0].masked_ids is not None:
-        facts["perplexity"] = math.exp(loss(MLM(model.encoder.config), model.encoder))
+        mean = loss(MLM(model.encoder.config), model.encoder)
+        facts["perplexity"] = math.exp(mean) if mean < 700 else math.nan  # beyond float64's range
         if teacher and teacher.mlm_head is not None:
             facts["agreement"] = agreement(model.encoder, teacher, batches, autocast)
     # a text without a word that counts has no loss

@@ -2,6 +2,7 @@
 
 import argparse
 import errno
+import itertools
 import os
 import sys
 import traceback
@@ -21,6 +22,13 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, **settings):
         super().__init__(allow_abbrev=False, **settings)
+
+    def parse_args(self, args: list[str] | None = None) -> argparse.Namespace:
+        words = sys.argv[1:] if args is None else args
+        for flag, value in itertools.pairwise(["", *words]):
+            if value == "":
+                raise UserError(f"{flag} is empty (an unset variable?); give it a value")
+        return super().parse_args(words)
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message} (--help lists every setting)")

@@ -22,6 +22,7 @@ import re
 import time
 from pathlib import Path
 
+from distill.data.batches import parse_sources
 from distill.program import cli
 from distill.study import units
 from distill.study.records import Records
@@ -46,13 +47,17 @@ def parse_config(argv: list[str] | None = None) -> argparse.Namespace:
     add("--teacher", help=f"your own, or of multilingual (default: {E5})")
     add("--student", metavar="LxH", help="your own setting: layers and width, such as 6x768")
     add("--data", action="append", default=[], help="your own setting: text, as in train.py")
-    add("--tasks", nargs="+", default=["docs"], help="your own setting: as in evaluate.py")
-    add("--tokens", type=float, default=1e9, help="your own setting: of a run (default: 1e9)")
+    add("--tasks", nargs="+", help="your own setting: as in evaluate.py (default: docs)")
+    add("--tokens", type=float, help="your own setting: of a run (default: 1e9)")
     add("--folder", type=Path, default=Path("runs/study"), help="work folder")
     add("--results", type=Path, default=Path("docs/study/results.jsonl"), help="the records")
     add("--page", type=Path, default=Path("docs/study.md"), help="report: the page to write")
     add("--readme", action="store_true", help="report: print the README's table instead")
     config = parser.parse_args(argv)
+    if not config.student and (config.data or config.tasks or config.tokens):
+        raise UserError("--data, --tasks and --tokens are of your own setting: name its --student")
+    config.tasks, config.tokens = config.tasks or ["docs"], config.tokens or 1e9
+    parse_sources(config.data)  # fail on a bad --data before any training
     for name, least in {"scale": 1e-6, "tokens": 1, "teacher_steps": 1}.items():
         cli.check_number(name, getattr(config, name), least)
     cli.check_number("hours", config.hours, least=0, most=math.inf)

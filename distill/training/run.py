@@ -96,7 +96,8 @@ class Run:
         try:
             lines = self.log_file.read_bytes().split(b"\n")[:-1]
             records = [json.loads(line) for line in lines]
-            whole = records[0]["event"] == "start"
+            whole = records[0]["event"] == "start" and isinstance(records[0]["settings"], dict)
+            whole = whole and {"teacher", "start", "text"} <= records[0].keys()
         except (OSError, ValueError, TypeError, LookupError):
             whole = False
         if not whole:
