@@ -7,6 +7,7 @@ here, is refused: its ids would be wrong without a sign of it.
 """
 
 import json
+from contextlib import contextmanager
 from operator import itemgetter
 from pathlib import Path
 
@@ -43,6 +44,7 @@ READERS = {
     | {"Roberta", "RetriBert", "DPRContextEncoder", "DPRQuestionEncoder", "DPRReader"},
     "vocab.json": ANY | {"Roberta", "GPT2", "Longformer", "Bart", "LED", "MVP"},
 }
+EXTRA = ("extra_special_tokens", "additional_special_tokens")  # transformers 5's name, and 4's
 REMEDY = "a tokenizer.json that gives the model's ids would be read"
 
 
@@ -53,43 +55,65 @@ def load_tokenizer(folder: Path, config: EncoderConfig) -> Tokenizer:
              tokens that are missing or not BERT's or RoBERTa's two; a vocabulary that does not fit
              the encoder's
     """
-    try:
+    with reading("the tokenizer"):
         tokenizer = read_tokenizer(folder, config)
         check_fit(tokenizer, folder, config)
         return tokenizer
+
+
+@contextmanager
+def reading(name: str):
+    """Name in one line what cannot be read."""
+    try:
+        yield
     except UserError:
         raise
     except Exception as error:  # the library raises bare Exceptions, and JSON may hold anything
-        raise UserError(f"cannot read the tokenizer: {first_line(error)}") from error
+        raise UserError(f"cannot read {name}: {first_line(error)}") from error
 
 
 def read_tokenizer(folder: Path, config: EncoderConfig) -> Tokenizer:
     """Return the tokenizer of a folder."""
     settings = {"tokenizer_class": read_json(folder / "config.json", {}).get("tokenizer_class")}
     settings |= read_json(folder / "tokenizer_config.json", {})
-    named = settings | read_json(folder / "special_tokens_map.json", {})
-    names = {}
+    mapped = read_json(folder / "special_tokens_map.json", {})
+    named, names = settings | mapped, {}
     for kind in (*KINDS, "bos_token", "eos_token"):
-        token = named.get(kind)  # plain, or {"content": text, ...}
+        token = named.get(kind)
         if token:
-            names[kind] = str(token["content"] if isinstance(token, dict) else token)
+            names[kind] = text_of(token)
     notes = []
-    pipeline = read_pipeline(folder, settings, names, notes)
+    pipeline = read_pipeline(folder, settings, names, config.model_type, notes)
+    pipeline.no_truncation()
+    pipeline.no_padding()
     add_tokens(pipeline, names, settings, read_json(folder / "added_tokens.json", {}))
-    pipeline.encode("\u2603", add_special_tokens=False)  # needs an unknown token: fail now
-    added = pipeline.num_special_tokens_to_add(False)
-    if added != 2:
+    extra = next((file[key] for file in (settings, mapped) for key in EXTRA if file.get(key)), [])
+    extra = list(extra.values()) if isinstance(extra, dict) else extra
+    if not isinstance(extra, list):
+        raise UserError(f"{EXTRA[0]} or {EXTRA[1]} is {extra!r:.40}, not a list of tokens")
+    known = {token.content for token in pipeline.get_added_tokens_decoder().values()}
+    pipeline.add_special_tokens([text for text in map(text_of, extra) if text not in known])
+    # The snowman needs an unknown token: fail now.
+    row, whole = (pipeline.encode("a \u2603", add_special_tokens=on) for on in (False, True))
+    names["cls_token"], names["sep_token"] = whole.tokens[0], whole.tokens[-1]
+    first, last = (pipeline.token_to_id(names[kind]) for kind in KINDS[:2])
+    if whole.ids != [first, *row.ids, last]:
         raise UserError(
-            f"the tokenizer adds {added} special tokens to a text, not 2: its tokenizer.json has"
-            " another post_processor than BERT's or RoBERTa's"
+            f"the tokenizer makes {whole.ids} of the text {row.ids}, not one special token of its"
+            " vocabulary before it and one after: its tokenizer.json has another post_processor"
+            " than BERT's or RoBERTa's"
         )
-    names["cls_token"], names["sep_token"] = pipeline.encode("").tokens[:2]
     if pipeline.token_to_id(names["pad_token"]) is None:
         raise UserError(f"the tokenizer's vocabulary lacks {names['pad_token']!r}")
     reads_types = "token_type_ids" in settings.get("model_input_names", ["token_type_ids"])
     types = pipeline.encode("a", "a").type_ids
     pair_types = reads_types and config.type_vocab_size > 1 and any(types)
     return Tokenizer(pipeline, names, pair_types, notes)
+
+
+def text_of(token) -> str:
+    """Return the text of a token that is plain, or {"content": text, ...}."""
+    return str(token["content"] if isinstance(token, dict) else token)
 
 
 def add_tokens(pipeline: Pipeline, names: dict, settings: dict, others: dict) -> None:
@@ -157,16 +181,25 @@ def check_fit(tokenizer: Tokenizer, folder: Path, config: EncoderConfig) -> None
 # ---- one function a kind of file -----------------------------------------------------------------
 
 
-def read_pipeline(folder: Path, settings: dict, names: dict, notes: list) -> Pipeline:
+def read_pipeline(
+    folder: Path, settings: dict, names: dict, model_type: str, notes: list
+) -> Pipeline:
     """Return the pipeline of the best file that there is.
 
     settings   tokenizer_config.json, with tokenizer_class also from config.json
     names      {kind: text} of the special tokens, as far as the files say; completed here
-    notes      gets a line for what the files leave open
+    notes      gets a line for what the files leave open, or say in two ways
     """
     path = {name: folder / name for name in FILES if (folder / name).exists()}
     if "tokenizer.json" in path:
-        pipeline = Pipeline.from_file(str(path["tokenizer.json"]))
+        with reading("tokenizer.json"):
+            pipeline = Pipeline.from_file(str(path["tokenizer.json"]))
+            model = read_json(path["tokenizer.json"])["model"]
+        unknown = model.get("unk_token", model.get("unk_id"))  # Unigram has only an id
+        if unknown is not None:
+            number = isinstance(unknown, int)
+            names["unk_token"] = pipeline.id_to_token(unknown) if number else unknown
+        note_contradictions(pipeline.normalizer, settings, notes)
         usual = ROBERTA_NAMES if pipeline.token_to_id("[CLS]") is None else BERT_NAMES
         for kind, name in usual.items():
             if pipeline.token_to_id(names.get(kind, "")) is None:
@@ -178,25 +211,31 @@ def read_pipeline(folder: Path, settings: dict, names: dict, notes: list) -> Pip
         names |= BERT_NAMES | names
         return bert_pipeline(vocab, settings, names, notes)
     if "vocab.json" in path and "merges.txt" in path:
-        vocab, merges = models.BPE.read_file(str(path["vocab.json"]), str(path["merges.txt"]))
+        with reading("vocab.json with merges.txt"):
+            vocab, merges = models.BPE.read_file(str(path["vocab.json"]), str(path["merges.txt"]))
         check_pieces("vocab.json", vocab, settings, folder)
         names |= ROBERTA_NAMES | names
         return roberta_pipeline(vocab, merges, settings, names)
-    for name in ("sentencepiece.bpe.model", "spiece.model"):
-        if name in path:
-            raise UserError(
-                f"{name} alone cannot be read; {REMEDY}, and with sentencepiece and protobuf"
-                " installed, transformers writes it: "
-                "XLMRobertaTokenizerFast.from_pretrained(FOLDER).save_pretrained(FOLDER)"
-            )
+    if "sentencepiece.bpe.model" in path:
+        name = "Camembert" if model_type == "camembert" else "XLMRoberta"
+        raise UserError(
+            f"sentencepiece.bpe.model alone cannot be read; {REMEDY}, and with sentencepiece and"
+            " protobuf installed, transformers writes it: "
+            f"{name}TokenizerFast.from_pretrained(FOLDER).save_pretrained(FOLDER)"
+        )
+    if "spiece.model" in path:
+        raise UserError(
+            f"spiece.model alone cannot be read, its tokenizer is not supported; {REMEDY}"
+        )
     raise UserError("no tokenizer.json, nor vocab.txt, nor vocab.json with merges.txt")
 
 
 def read_vocab(path: Path) -> dict[str, int]:
     """Return {token: id} of a vocab.txt or vocab.json."""
-    text = path.read_bytes().decode()
     if path.suffix == ".json":
-        return json.loads(text)
+        return read_json(path)
+    with reading(path.name):
+        text = path.read_bytes().decode()
     return {line.rstrip("\r"): i for i, line in enumerate(text.rstrip("\n").split("\n"))}
 
 
@@ -209,12 +248,12 @@ def bert_pipeline(vocab: dict[str, int], settings: dict, names: dict, notes: lis
         )
     pipeline = Pipeline(models.WordPiece(vocab, unk_token=names["unk_token"]))
     pipeline.normalizer = normalizers.BertNormalizer(
-        lowercase=settings.get("do_lower_case", True),
-        handle_chinese_chars=settings.get("tokenize_chinese_chars", True),
-        strip_accents=settings.get("strip_accents"),
+        lowercase=flag(settings, "do_lower_case", True),
+        handle_chinese_chars=flag(settings, "tokenize_chinese_chars", True),
+        strip_accents=flag(settings, "strip_accents", None),
     )
     pipeline.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    pipeline.post_processor = processors.BertProcessing(*ends(names, vocab))
+    pipeline.post_processor = processors.BertProcessing(*ends(names, vocab, "vocab.txt"))
     pipeline.decoder = decoders.WordPiece(prefix="##")
     return pipeline
 
@@ -222,20 +261,45 @@ def bert_pipeline(vocab: dict[str, int], settings: dict, names: dict, notes: lis
 def roberta_pipeline(vocab: dict, merges: list, settings: dict, names: dict) -> Pipeline:
     """RoBERTa: GPT-2's byte pairs, in which a leading space belongs to the word."""
     pipeline = Pipeline(models.BPE(vocab, merges))
-    space = settings.get("add_prefix_space", False)
+    space = flag(settings, "add_prefix_space", False)
     pipeline.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=space)
     pipeline.post_processor = processors.RobertaProcessing(
-        *ends(names, vocab), add_prefix_space=space
+        *ends(names, vocab, "vocab.json"), add_prefix_space=space
     )
     pipeline.decoder = decoders.ByteLevel()
     return pipeline
 
 
-def ends(names: dict, vocab: dict[str, int]) -> list[tuple[str, int]]:
+def flag(settings: dict, key: str, default: bool | None) -> bool | None:
+    """Return a setting of tokenizer_config.json that is true or false."""
+    value = settings.get(key, default)
+    if value is not default and not isinstance(value, bool):
+        raise UserError(
+            f"tokenizer_config.json: {key} is {json.dumps(value):.40}, not true or false"
+        )
+    return value
+
+
+def note_contradictions(normalizer, settings: dict, notes: list) -> None:
+    """Note where tokenizer_config.json contradicts BERT's normalizer of tokenizer.json."""
+    if not isinstance(normalizer, normalizers.BertNormalizer):
+        return
+    lowers, strips = normalizer.lowercase, normalizer.strip_accents
+    read = {"do_lower_case": lowers, "strip_accents": lowers if strips is None else strips}
+    for key, value in read.items():
+        if settings.get(key) not in (None, value):
+            notes.append(
+                f"{key} is {json.dumps(value)}, as in tokenizer.json, though tokenizer_config.json"
+                f" says {json.dumps(settings[key]):.40}"
+            )
+
+
+def ends(names: dict, vocab: dict[str, int], file: str) -> list[tuple[str, int]]:
     """Return (text, id) of the tokens after and before a text."""
     lacking = [names[kind] for kind in ("cls_token", "sep_token") if names[kind] not in vocab]
     if lacking:
-        raise UserError(f"the tokenizer's vocabulary lacks {', '.join(map(repr, lacking))}")
+        lacking = ", ".join(map(repr, lacking))
+        raise UserError(f"{file} lacks {lacking} among its {len(vocab)} entries; is it damaged?")
     return [(names[kind], vocab[names[kind]]) for kind in ("sep_token", "cls_token")]
 
 

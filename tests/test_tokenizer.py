@@ -5,7 +5,7 @@ import json
 import pytest
 import tokenizers
 import transformers
-from checkpoints import byte_files, refusal, vocab_txt
+from checkpoints import byte_files, refusal, vocab_txt, word_pieces
 from conftest import MODEL_TYPES, byte_level, tiny_config, unigrams, write_tokenizer
 from test_export import LINES as ALL_LINES
 
@@ -14,6 +14,7 @@ from minitransformer.tokenizer_files import load_tokenizer
 
 LINES = ALL_LINES[:200]
 OTHERS = LINES[::-1]
+ZERO = ["<unk>", "<pad>", "<s>", "</s>"]  # its unknown token has id 0
 
 
 def load(folder, files, model_type="bert"):
@@ -39,11 +40,15 @@ def assert_equal_ids(ours, theirs):
         {"do_lower_case": True},
         {"strip_accents": False},
         {"tokenize_chinese_chars": False},
+        {"extra_special_tokens": ["<ent>", "the"]},  # <ent> is not in the vocabulary
+        {"additional_special_tokens": ["the", "<ent>"]},
     ],
 )
 def test_a_folder_with_only_vocab_txt_is_berts_tokenizer(settings, tmp_path):
     vocab = vocab_txt().replace("\n", "\r\n") if "strip_accents" in settings else vocab_txt()
-    ours = load(tmp_path, {"vocab.txt": vocab, "tokenizer_config.json": settings})
+    additional = "additional_special_tokens" in settings
+    name = "special_tokens_map.json" if additional else "tokenizer_config.json"
+    ours = load(tmp_path, {"vocab.txt": vocab, name: settings})
     assert_equal_ids(ours, transformers.BertTokenizer.from_pretrained(tmp_path))
 
 
@@ -105,6 +110,10 @@ def test_the_hash_leaves_out_the_last_digits_of_scores(tmp_path):
     assert load(tmp_path, {"tokenizer.json": parsed}, "xlm-roberta").hash != ours.hash
 
 
+ENTITY = {"id": 265, "content": "<ent>"}
+RARE = {"type": "Replace", "pattern": {"String": "ʘ"}, "content": "o"}
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -113,6 +122,9 @@ def test_the_hash_leaves_out_the_last_digits_of_scores(tmp_path):
         lambda parsed: parsed["pre_tokenizer"].update(add_prefix_space=True),
         lambda parsed: parsed["post_processor"].update(cls=["</s>", 2]),
         lambda parsed: parsed["model"]["merges"].pop(),
+        lambda parsed: parsed["model"].update(ignore_merges=True),
+        lambda parsed: parsed["added_tokens"].append(parsed["added_tokens"][0] | ENTITY),
+        lambda parsed: parsed.update(normalizer=RARE),
     ],
 )
 def test_the_hash_sees_vocabulary_and_pipeline(change, tmp_path):
@@ -131,7 +143,7 @@ def test_no_tokenizer_at_all(tmp_path):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("[SEP]", "the tokenizer's vocabulary lacks '[SEP]'"),
+        ("[SEP]", "vocab.txt lacks '[SEP]' among its 222 entries"),
         ("[PAD]", "the tokenizer's vocabulary lacks '[PAD]'"),
         ("[UNK]", "[UNK]"),  # the library's message, whatever it is
     ],
@@ -141,25 +153,100 @@ def test_special_tokens_that_the_vocabulary_lacks(name, message, tmp_path):
     assert message in refusal(load_tokenizer, tmp_path, tiny_config())
 
 
-def test_a_pipeline_without_special_tokens_is_refused(tmp_path):
+TEMPLATE = tokenizers.processors.TemplateProcessing
+ENDS = [("<s>", 0), ("</s>", 2)]
+
+
+@pytest.mark.parametrize(
+    "post_processor",
+    [
+        tokenizers.processors.ByteLevel(),  # adds none
+        TEMPLATE("$A </s> <s>", special_tokens=ENDS),  # XLNet's
+        TEMPLATE("<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 9)]),
+    ],
+)
+def test_a_pipeline_that_does_not_put_a_text_between_two_is_refused(post_processor, tmp_path):
     pipeline = byte_level()
-    pipeline.post_processor = tokenizers.processors.ByteLevel()
-    pipeline.save(str(tmp_path / "tokenizer.json"))
-    assert "adds 0 special tokens to a text, not 2" in refusal(
-        load_tokenizer, tmp_path, tiny_config()
-    )
+    pipeline.post_processor = post_processor
+    message = refusal(load, tmp_path, {"tokenizer.json": pipeline.to_str()}, "roberta")
+    assert "not one special token of its vocabulary before it and one after" in message
+
+
+def test_stored_padding_on_the_left_is_no_special_token(tmp_path):
+    pipeline = byte_level()
+    pipeline.enable_padding(direction="left", length=12, pad_id=1, pad_token="<pad>")
+    ours = load(tmp_path, {"tokenizer.json": pipeline.to_str()}, "roberta")
+    assert (ours.cls_id, ours.sep_id, ours.pad_id) == (0, 2, 1)
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "name"),
+    [(word_pieces(added=False), "[UNK]"), (unigrams(), "<unk>"), (unigrams(ZERO), "<unk>")],
+)
+def test_an_unknown_token_of_any_name_is_found(pipeline, name, tmp_path):
+    text = pipeline.to_str().replace(name, "<unknown>")
+    ours = load(tmp_path, {"tokenizer.json": text})
+    assert ours.unk_id == pipeline.token_to_id(name)
+    assert ours.encode_batch(["\u2603"])[0][-1] == ours.unk_id
+
+
+@pytest.mark.parametrize(
+    ("settings", "notes"),
+    [
+        ({"do_lower_case": False, "strip_accents": False}, []),
+        ({"do_lower_case": True}, ["do_lower_case is false, as in tokenizer.json, though token"]),
+        ({"strip_accents": True}, ["strip_accents is false, as in tokenizer.json, though token"]),
+    ],
+)
+def test_a_tokenizer_config_that_tokenizer_json_contradicts(settings, notes, tmp_path):
+    files = {"tokenizer.json": word_pieces().to_str(), "tokenizer_config.json": settings}
+    assert [note[:58] for note in load(tmp_path, files).notes] == notes
+
+
+@pytest.mark.parametrize(
+    ("name", "model_type", "said"),
+    [
+        ("sentencepiece.bpe.model", "xlm-roberta", "writes it: XLMRobertaTokenizerFast.from_pre"),
+        ("sentencepiece.bpe.model", "camembert", "writes it: CamembertTokenizerFast.from_pre"),
+        ("spiece.model", "bert", "its tokenizer is not supported; a tokenizer.json that gives the"),
+    ],
+)
+def test_a_sentencepiece_model_alone(name, model_type, said, tmp_path):
+    message = refusal(load, tmp_path, {name: b"any"}, model_type)
+    assert f"{name} alone cannot be read" in message
+    assert said in message
+
+
+LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a21\nsize 231508\n"
+LACKS = "vocab.txt lacks '[CLS]', '[SEP]' among its 3 entries"
+
+
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        ({"tokenizer_config.json": {"do_lower_case": "false"}}, 'do_lower_case is "false", not'),
+        ({"tokenizer_config.json": {"do_lower_case": 0}}, "do_lower_case is 0, not true or"),
+        ({"tokenizer_config.json": {"do_lower_case": None}}, "do_lower_case is null, not true or"),
+        ({"tokenizer_config.json": {"strip_accents": 0}}, "tokenizer_config.json: strip_accents"),
+        ({"tokenizer_config.json": {"extra_special_tokens": "<e>"}}, "not a list of tokens"),
+        ({"tokenizer.json": b"{not json"}, "cannot read tokenizer.json: "),
+        ({"tokenizer.json": LFS}, "cannot read tokenizer.json: "),
+        ({"vocab.txt": b"\xff\xff\xff"}, "cannot read vocab.txt: "),
+        ({"vocab.txt": LFS}, LACKS),
+    ],
+)
+def test_a_wrong_file_and_setting_is_named(files, said, tmp_path):
+    assert said in refusal(load, tmp_path, {"vocab.txt": vocab_txt()} | files)
 
 
 @pytest.mark.parametrize(
     ("name", "content"),
     [
-        ("tokenizer.json", b"{not json"),
         ("tokenizer.json", b'{"model": {"type": "WordPiece"}}'),
         ("tokenizer_config.json", b"[]"),
         ("tokenizer_config.json", b'{"cls_token": {"x": 1}}'),
         ("special_tokens_map.json", b'{"cls_token": 55}'),
         ("added_tokens.json", b'{"<ent>": "x"}'),
-        ("vocab.txt", b"\xff\xff\xff"),
         ("vocab.txt", b""),
     ],
 )
