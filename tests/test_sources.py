@@ -38,16 +38,18 @@ COMPRESS = {"gz": gzip.compress, "xz": lzma.compress, "bz2": bz2.compress, "zst"
 
 
 def test_what_data_may_say(folder):
-    for name in ("a.txt", "b.txt", "c:d.txt", "e.jsonl", "f.jsonl.gz"):
+    for name in ("a.txt", "b.txt", "c:d.txt", "e.jsonl", "f.jsonl.gz", "[a]@b.txt"):
         (folder / name).write_text("x")
     (folder / "sub").mkdir()
     (folder / "sub" / "f.txt").write_text("x")
     assert parse_source("docs") == sources.Source("docs", "docs")
     source = parse_source("web=*.txt")
     assert (source.name, source.kind, source.column) == ("web", "files", "text")
-    assert source.files == ("a.txt", "b.txt", "c:d.txt")
+    assert source.files == ("[a]@b.txt", "a.txt", "b.txt", "c:d.txt")
     assert parse_source("web=**/*.txt").files[-1] == os.path.join("sub", "f.txt")
     assert parse_source("web=c:d.txt").files == ("c:d.txt",)  # a colon may belong to the name
+    for where in ("[a]@b.txt", "[a]@b.txt:text", "[a]@b.txt@3", "*@b.txt"):  # as may these
+        assert parse_source(f"web={where}").files == ("[a]@b.txt",)
     assert parse_source("web=f.jsonl.gz:body").column == "body"
     assert parse_source("web=a.txt@2e6").tokens == 2_000_000
     expected = sources.Source("sw", "hub", (), "uonlp/CulturaX", "sw", tokens=1_200_000_000)
@@ -65,6 +67,12 @@ def test_what_data_may_say(folder):
         ("web=none*.txt", r"no file matches none\*"),
         ("web=a.csv", "a.csv is none of .txt, .jsonl, .parquet"),
         ("web=a.parquet.gz", "a.parquet.gz is none of"),
+        ("web=folder.txt", r"folder.txt is a folder; give folder.txt/\*.txt"),
+        ("web=fol*:body", r"folder.txt is a folder; give folder.txt/\*.txt"),
+        ("web=l*.txt", r"link.txt is no file; is it a link to one that is gone\?"),
+        ("web=caf\udce9.txt", r"'web=caf\\udce9.txt': not UTF-8; rename"),
+        ("caf\udce9=a.txt", r"'caf\\udce9=a.txt': not UTF-8; rename"),
+        ("web=ca*", r"the file name 'caf\\udce9.txt' is not UTF-8; rename it"),
         ("web=hub:", "expected hub:dataset"),
         ("web=hub:a:b:c:d:e", "expected hub:dataset"),
         ("web=hub:a@many", "@many is not a number"),
@@ -75,8 +83,20 @@ def test_what_data_may_say(folder):
 def test_what_it_may_not(folder, spec, message):
     (folder / "a.csv").write_text("x")
     (folder / "a.parquet.gz").write_text("x")
+    (folder / "caf\udce9.txt").write_text("x")
+    (folder / "folder.txt").mkdir()
+    (folder / "link.txt").symlink_to("nowhere.txt")
     with pytest.raises(UserError, match=message):
         parse_source(spec)
+
+
+@pytest.mark.parametrize("read_all", [identity, lambda source: list(documents(source, Counter()))])
+def test_a_file_that_is_gone_since(folder, read_all):
+    (folder / "a.txt").write_text("x")
+    source = parse_source("web=a.txt")
+    (folder / "a.txt").unlink()
+    with pytest.raises(UserError, match=r"a.txt: .*No such file"):
+        read_all(source)
 
 
 def test_a_file_is_known_by_path_size_time_and_content(folder):
@@ -162,6 +182,14 @@ def test_compressed_files_with_several_members(folder, kind):
     (folder / f"b.txt.{kind}").write_bytes(compress("\ufeffone\n\nzwölf\r\n".encode()))
     assert read(f"w=b.txt.{kind}") == ["one\n", "zwölf\n"]
     first = len(compress(halves[0]))
+    if kind != "zst":  # zeros may stand between streams, but nothing else
+        zeros = bytes(2**17)
+        file.write_bytes(whole[:first] + zeros + whole[first:] + compress(b"") + zeros)
+        assert read(f"w={file}") == [f"text {i}" for i in range(3000)]
+    for junk in (b"XX", b"junk" * 2**15):
+        file.write_bytes(whole[:first] + junk + whole[first + len(junk) :])
+        with pytest.raises(UserError, match=f"a.jsonl.{kind}: damaged or cut short behind line"):
+            read(f"w={file}")
     for end in (len(whole) - 1, len(whole) // 2, first + 3, first - 1, 5, 0):
         file.write_bytes(whole[:end])
         with pytest.raises(UserError, match=f"a.jsonl.{kind}: damaged or cut short .*; fetch") as e:
@@ -196,6 +224,34 @@ def test_broken_lines_are_named_by_the_true_line(folder, kind):
     (folder / f"a.txt{kind}").write_bytes(compress(text))
     with pytest.raises(UserError, match=rf"a.txt{kind}, line 1000: not UTF-8 \(byte 0xff\)"):
         read(f"w=a.txt{kind}")
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-32-le"])
+@pytest.mark.parametrize("text", ["hello, world\n", "word\n", "привет мир\n", "слово\n"])
+def test_nuls_are_a_sign_of_another_encoding(folder, encoding, text):
+    (folder / "a.txt").write_bytes((text * 50).encode(encoding))
+    (folder / "a.jsonl").write_bytes(json.dumps({"text": text * 9}).encode(encoding))
+    for name in ("a.txt", "a.jsonl"):
+        with pytest.raises(UserError, match=rf"{name}, line \d+: .* NUL, .*; convert it to UTF-8"):
+            read(f"w={name}")
+    (folder / "b.txt").write_text("a\0b\n" + text * 999 + "\0" * 8)  # strays do no harm
+    assert len(read("w=b.txt")) == 1001
+
+
+def test_a_parquet_file_with_what_cannot_be_read(folder):
+    far = pyarrow.array([2**50] * 70, pyarrow.timestamp("ms"))
+    data = pyarrow.array([b"x"] * 69 + [b"caf\xe9"]).buffers()
+    bad = pyarrow.Array.from_buffers(pyarrow.string(), 70, data)
+    table = pyarrow.table([["y"] * 70, far, bad, bad, bad], names=["text", "far", "bad", "c", "c"])
+    pyarrow.parquet.write_table(table, folder / "a.parquet")
+    assert read("w=a.parquet") == ["y"] * 70  # the other columns are not wanted
+    for column, message in (
+        ("bad", "a.parquet, row 70: not UTF-8; convert it first"),
+        ("far", "a.parquet: not a readable parquet file .date value out of range"),
+        ("c", "a.parquet: 2 columns are called 'c'; rename all but one"),
+    ):
+        with pytest.raises(UserError, match=message):
+            read(f"w=a.parquet:{column}")
 
 
 @pytest.mark.parametrize("content", [b"", b"PAR1 and then nonsense PAR1"])

@@ -65,6 +65,56 @@ def test_one_class_may_be_spelt_in_several_ways(tmp_path):
     assert (task.classes, task.train.labels) == (("0", "1", "x"), [1, 1, 1, 1, 0, 0, 2])
 
 
+def test_labels_that_are_spelt_in_two_ways_are_two_classes(tmp_path):
+    labels = ["1_1", "11", "1e5", "100000", "01", "1", "1.50", "1.5"]
+    labels += ["12345678901234567", "12345678901234568"]
+    rows = [["text", label] for label in labels]
+    for suffix in SUFFIXES:
+        task = folder_task(own(tmp_path / suffix, ["text", "label"], rows, rows, suffix))
+        assert [task.classes[label] for label in task.train.labels] == labels
+    train = [["text", label] for label in labels[-5:]]
+    folder = own(tmp_path / "mixed", ["text", "label"], train[:2] + train[-2:], [], "csv")
+    (folder / "dev.csv").unlink()
+    dev = [["a", int(labels[-1])], ["a", int(labels[-2])], ["a", 1]]
+    write(folder / "dev.jsonl", dev, ["text", "label"])
+    (folder / "train.csv").write_text("text,label\n" + "".join(f"a,{row[1]}\n" for row in dev))
+    task = folder_task(folder)  # a number and how it is written are one
+    assert task.train.labels == task.scored["dev"].labels
+    assert len(task.classes) == 3
+
+
+def test_a_regression_takes_every_spelling_of_a_number(tmp_path):
+    rows = [["text", label] for label in ("01", "1e1", "1.50", "-.5", " 2")]
+    task = folder_task(own(tmp_path, ["text", "label"], rows, rows, "csv"))
+    assert (task.classes, task.train.labels) == ((), [1.0, 10.0, 1.5, -0.5, 2.0])
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_other_columns_may_hold_anything(suffix, tmp_path):
+    rows, columns = [["a", "x", 1, 2], ["b", "y", 3, 4]], ["text", "label", "", ""]
+    if suffix == "parquet":
+        far = pyarrow.array([2**50] * 2, pyarrow.timestamp("ms"))
+        table = pyarrow.table([["a", "b"], ["x", "y"], far, far], names=columns)
+        for split in ("train", "dev"):
+            pyarrow.parquet.write_table(table, tmp_path / f"{split}.parquet")
+    else:
+        own(tmp_path, columns, rows, rows, suffix)
+    assert folder_task(tmp_path).train.texts == ["a", "b"]
+
+
+def test_a_parquet_file_with_two_texts_or_a_damaged_page(tmp_path):
+    file, rows = tmp_path / "train.parquet", [["a" * 99, "x"], ["b" * 99, "y"]]
+    own(tmp_path, ["text", "label"], rows, rows, "parquet")
+    whole = file.read_bytes()
+    file.write_bytes(whole[:8] + b"\xfe" * 60 + whole[68:])
+    with pytest.raises(UserError, match=r"train.parquet: not a readable parquet file"):
+        folder_task(tmp_path)
+    table = pyarrow.table([["a"], ["b"], ["x"]], names=["text", "text", "label"])
+    pyarrow.parquet.write_table(table, file)
+    with pytest.raises(UserError, match=r"train.parquet: 2 columns are called 'text'"):
+        folder_task(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("labels", "classes", "note"),
     [
@@ -72,6 +122,7 @@ def test_one_class_may_be_spelt_in_several_ways(tmp_path):
         (["x", "-", "", "y"], ("x", "y"), "train: 2 of 4 rows are left out"),
         ([None, 1, float("nan"), 0], ("0", "1"), "train: 2 of 4 rows are left out"),
         ([-1, 1, 1, -1], ("-1", "1"), None),
+        (["-1", "+1", "+1", "-1"], ("-1", "+1"), None),
         ([-2, -1, 1, 2], ("-2", "-1", "1", "2"), None),
     ],
 )
@@ -100,6 +151,10 @@ WRONG = {
     "empty file": ({"train.jsonl": GOOD, "dev.jsonl": ""}, "dev.jsonl: no rows in it"),
     "header alone": ({"train.tsv": "text\tlabel\n"}, "train.tsv: no rows in it"),
     "wrong columns": ({"train.csv": "txt,y\na,b\n"}, "line 2: column 'text' holds noth"),
+    "a text twice": ({"train.csv": "text,text,label\na,b,c\n"}, "train.csv: 2 columns are called"),
+    "a label twice": ({"train.tsv": "label\ttext\tlabel\na\tb\tc\n"}, "2 columns are called 'la"),
+    "a space in the header": ({"train.csv": "text, label\na,b\n"},
+                              "none of the 1 rows has a 'label'; its columns are 'text', ' label'"),
     "no object": ({"train.jsonl": LINE + "3\n"}, "train.jsonl, line 2: holds int, not an object"),
     "a number as text": ({"train.jsonl": '{"text": 1, "label": 1}'}, "line 1: column 'text' holds"),
     "no label": ({"train.jsonl": '{"text": "x", "label": null}'}, "none of the 1 rows of task tr"),
@@ -109,6 +164,9 @@ WRONG = {
     "too few cells": ({"train.tsv": "text\tlabel\na\tb\nc\n"}, "train.tsv, line 3: 1 cells, the"),
     "an open quote": ({"train.csv": 'text,label\na,b\n"c,d\n'}, "train.csv, line 3: unexpected"),
     "not UTF-8": ({"train.csv": b"text,label\na,b\n\xff,d\n"}, "train.csv, line 3: not UTF-8"),
+    "UTF-16": ({"train.csv": "text,label\na,b\n".encode("utf-16-le")}, "line 1: 10 of the fir"),
+    "an underscore": ({"train.csv": "text,label\na,.5\n", "dev.csv": "text,label\na,1_0\n"},
+                      "dev.csv, line 2: label '1_0' is not a number"),
     "not parquet": ({"train.parquet": b"PAR1"}, "train.parquet: not a readable parquet file"),
     "one class": ({"train.csv": "text,label\na,x\nb,x\n", "dev.jsonl": GOOD}, "every label of t"),
     "new label": ({"train.jsonl": GOOD, "dev.jsonl": LINE.replace('"x"', '"z"')},

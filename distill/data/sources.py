@@ -48,6 +48,8 @@ def parse_source(spec: str) -> Source:
     """Return the source that one value of `--data` names. It looks no further than file names."""
     if spec == "docs":
         return Source("docs", "docs")
+    if NOT_UTF8.search(spec):
+        raise UserError(f"--data {spec!r}: not UTF-8; rename the file or corpus")
     name, _, where = spec.partition("=")
     if not name or not where:
         raise UserError(
@@ -55,7 +57,7 @@ def parse_source(spec: str) -> Source:
             " NAME=hub:dataset[:config][:split][:column]"
         )
     tokens = None
-    if re.search(r"@[^/@]*$", where):
+    if not found(where) and re.search(r"@[^/@:]*$", where):
         where, _, size = where.rpartition("@")
         if re.fullmatch(r"\d+(\.\d*)?([eE]\d\d?)?", size):
             tokens = int(float(size))
@@ -70,15 +72,26 @@ def parse_source(spec: str) -> Source:
         dataset, config, split, column = parts + [""] * (4 - len(parts))
         return Source(name, "hub", (), dataset, config, split or "train", column or "text", tokens)
     pattern, column = where, "text"
-    if not glob.glob(pattern, recursive=True) and ":" in where:
+    if not found(pattern) and ":" in where:
         pattern, _, column = where.rpartition(":")
-    files = sorted(file for file in glob.glob(pattern, recursive=True) if os.path.isfile(file))
+    paths = found(pattern)
+    files = [path for path in paths if not os.path.isdir(path)]
     if not files:
-        raise UserError(f"--data {spec}: no file matches {pattern}")
+        folder = paths and f"{paths[0]} is a folder; give {os.path.join(paths[0], '*.txt')} or so"
+        raise UserError(f"--data {spec}: {folder or f'no file matches {pattern}'}")
     for file in files:
+        if NOT_UTF8.search(file):
+            raise UserError(f"--data {spec}: the file name {file!r} is not UTF-8; rename it")
         if _reader(file) is None:
             raise UserError(f"--data {spec}: {file} is none of {', '.join(READERS)}")
+        if not os.path.isfile(file):
+            raise UserError(f"--data {spec}: {file} is no file; is it a link to one that is gone?")
     return Source(name, "files", tuple(files), column=column, tokens=tokens)
+
+
+def found(pattern: str) -> list[str]:
+    """Return the path itself where there is one (it may hold "["), else what the glob matches."""
+    return [pattern] if os.path.lexists(pattern) else sorted(glob.glob(pattern, recursive=True))
 
 
 def identity(source: Source) -> str:
@@ -93,11 +106,14 @@ def identity(source: Source) -> str:
     facts: list[Any] = [source.column]
     for file in source.files:
         digest = hashlib.sha256()
-        status = os.stat(file)
-        with open(file, "rb") as stream:
-            for start in (0, status.st_size // 2 - part // 2, status.st_size - part):
-                stream.seek(max(0, start))
-                digest.update(stream.read(part))
+        try:
+            status = os.stat(file)
+            with open(file, "rb") as stream:
+                for start in (0, status.st_size // 2 - part // 2, status.st_size - part):
+                    stream.seek(max(0, start))
+                    digest.update(stream.read(part))
+        except OSError as error:
+            raise UserError(f"{file}: cannot be read ({error.strerror})") from None
         facts += [os.path.abspath(file), status.st_size, status.st_mtime_ns, digest.hexdigest()]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
@@ -153,7 +169,8 @@ def cut(text: str) -> Iterator[str]:
 
 
 # --------------------------------------------------------------------------------------------------
-# Files. A reader yields (place, row): where the row stands, and its columns.
+# Files. A reader takes the columns that are wanted and yields (place, row): where the row stands,
+# and its columns.
 # --------------------------------------------------------------------------------------------------
 
 
@@ -177,7 +194,7 @@ def read_txt(file: str, column: str) -> Iterator[tuple[str, dict]]:
         yield "last line", {column: text}
 
 
-def read_jsonl(file: str, column: str = "text") -> Iterator[tuple[str, dict]]:
+def read_jsonl(file: str | Path, *columns: str) -> Iterator[tuple[str, dict]]:
     for number, line in lines(file):
         if not line.strip():
             continue
@@ -188,22 +205,35 @@ def read_jsonl(file: str, column: str = "text") -> Iterator[tuple[str, dict]]:
             raise UserError(f"{file}, {place}: not JSON; expected one object a line") from None
         if not isinstance(row, dict):
             kind = type(row).__name__
-            raise UserError(f"{file}, {place}: holds {kind}, not an object with column {column!r}")
+            name = f"column {columns[0]!r}"
+            raise UserError(f"{file}, {place}: holds {kind}, not an object with {name}")
         yield place, row
 
 
-def read_parquet(file: str | Path, column: str | None = None) -> Iterator[tuple[str, dict]]:
+def read_parquet(file: str | Path, *columns: str) -> Iterator[tuple[str, dict]]:
+    """The columns that are not wanted are None: some hold what Python has no value for."""
     import pyarrow  # here, because it takes half a second that other sources need not pay
     import pyarrow.parquet
 
-    columns, number = column and [column], 0
+    number = 0
     try:
-        for batch in pyarrow.parquet.ParquetFile(file).iter_batches(64, columns=columns):
-            for row in batch.to_pylist():
+        table = pyarrow.parquet.ParquetFile(file)
+        names = table.schema_arrow.names
+        refuse_twice(file, names, columns)
+        for batch in table.iter_batches(64, columns=[*columns]):
+            for index in range(len(batch)):
                 number += 1
-                yield f"row {number}", row
-    except (pyarrow.ArrowException, OSError) as error:
+                yield f"row {number}", dict.fromkeys(names) | batch.slice(index, 1).to_pylist()[0]
+    except UnicodeDecodeError:
+        raise UserError(f"{file}, row {number}: not UTF-8; convert it first") from None
+    except (pyarrow.ArrowException, OSError, OverflowError) as error:
         raise UserError(f"{file}: not a readable parquet file ({first_line(error)})") from None
+
+
+def refuse_twice(file: str | Path, names: list[str], columns: tuple[str, ...]) -> None:
+    for column in columns:
+        if (count := names.count(column)) > 1:
+            raise UserError(f"{file}: {count} columns are called {column!r}; rename all but one")
 
 
 def open_zstd(file: str, mode: str) -> BinaryIO:
@@ -212,8 +242,42 @@ def open_zstd(file: str, mode: str) -> BinaryIO:
     return io.BufferedReader(pyarrow.CompressedInputStream(pyarrow.OSFile(file, mode), "zstd"))
 
 
+class Streams(io.RawIOBase):
+    """The streams of a .bz2 or .xz file. Python's readers take a damaged later one for its end."""
+
+    def __init__(self, file: BinaryIO, decompressor: type):
+        self.file, self.decompressor, self.stream = file, decompressor, decompressor()
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer) -> int:
+        data = b""
+        while not data:
+            packed = self.stream.unused_data
+            if self.stream.needs_input and not (packed := self.file.read(2**16)):
+                raise EOFError("the last stream has no end")
+            if self.stream.eof:
+                while not packed.strip(b"\0"):  # zeros may stand between streams
+                    if not (packed := self.file.read(2**16)):
+                        return 0
+                packed, self.stream = packed.lstrip(b"\0"), self.decompressor()
+            data = self.stream.decompress(packed, len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+    def close(self) -> None:
+        self.file.close()
+        super().close()
+
+
+def open_streams(file: str, mode: str) -> BinaryIO:
+    kind = bz2.BZ2Decompressor if Path(file).suffix == ".bz2" else lzma.LZMADecompressor
+    return io.BufferedReader(Streams(io.FileIO(file, mode), kind))
+
+
 READERS = {".txt": read_txt, ".jsonl": read_jsonl, ".parquet": read_parquet}
-OPENERS = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open, ".zst": open_zstd}
+OPENERS = {".gz": gzip.open, ".xz": open_streams, ".bz2": open_streams, ".zst": open_zstd}
 for suffix in OPENERS:
     READERS |= {f".txt{suffix}": read_txt, f".jsonl{suffix}": read_jsonl}
 
@@ -237,7 +301,7 @@ NOT_UTF8 = re.compile("[\udc80-\udcff]")  # how the error handler "surrogateesca
 
 def lines(file: str, limit: int = -1) -> Iterator[tuple[int, str]]:
     """Yield (number, line); a line of more than `limit` characters comes in parts."""
-    number, at_start = 0, True
+    number, at_start, nuls, size = 0, True, 0, 0
     try:
         with io.TextIOWrapper(_open(file), "utf-8-sig", "surrogateescape") as stream:
             while line := stream.readline(limit):
@@ -247,6 +311,10 @@ def lines(file: str, limit: int = -1) -> Iterator[tuple[int, str]]:
                 if bad := NOT_UTF8.search(line):
                     byte = f"byte 0x{ord(bad[0]) & 0xFF:02x}"
                     raise UserError(f"{file}, line {number}: not UTF-8 ({byte}); convert it first")
+                nuls, size = nuls + line.count("\0"), size + len(line)
+                if nuls > 8 and nuls > size / 50:  # a stray one does no harm
+                    problem = f"{nuls} of the first {size} characters are NUL, as in UTF-16"
+                    raise UserError(f"{file}, line {number}: {problem}; convert it to UTF-8 first")
                 yield number, line
     except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
         problem = f"damaged or cut short behind line {number} ({first_line(error)})"

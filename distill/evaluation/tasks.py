@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from distill.data.sources import lines, read_jsonl, read_parquet
+from distill.data.sources import lines, read_jsonl, read_parquet, refuse_twice
 from minitransformer.errors import UserError
 
 CLASS_METRICS, NUMBER_METRICS = ("accuracy", "macro-f1", "matthews"), ("pearson", "spearman")
@@ -66,8 +66,8 @@ class Task:
 
 
 class Row(NamedTuple):
-    """An example of a file; `place` is "FILE, line 3" or "FILE, row 3". A label that is or spells a
-    number is one, other labels are text; None says that there is none.
+    """An example of a file; `place` is "FILE, line 3" or "FILE, row 3", and the label is as
+    read_label returns it, None where there is none.
     """
 
     place: str
@@ -95,14 +95,21 @@ def read_split(folder: Path, name: str, columns: tuple[str | None, ...]) -> list
     """
     rows = []
     for file in find_split(folder, name):
-        records = list(READERS[file.suffix](file))
+        records = list(READERS[file.suffix](file, *filter(None, columns)))
         if not records:
             raise UserError(f"{file}: no rows in it")
         wanted = columns
         if columns == OWN_COLUMNS and not any("text_pair" in record for _, record in records):
             wanted = ("text", None, "label")
         rows += [make_row(f"{file}, {place}", record, wanted) for place, record in records]
+        if not any(columns[2] in record for _, record in records):
+            problem = f"none of the {len(records)} rows has a {columns[2]!r}"
+            raise UserError(f"{file}: {problem}; {columns_of(records[0][1])}")
     return rows
+
+
+def columns_of(record: dict) -> str:
+    return f"its columns are {', '.join(map(repr, record)):.200}"
 
 
 def make_row(place: str, record: dict, columns: tuple[str | None, ...]) -> Row:
@@ -110,15 +117,16 @@ def make_row(place: str, record: dict, columns: tuple[str | None, ...]) -> Row:
     for column, value in ((columns[0], text), (columns[1], pair)):
         if column and not isinstance(value, str):
             kind = "nothing" if value is None else type(value).__name__
-            there = f"its columns are {', '.join(map(str, record)):.200}"
-            raise UserError(f"{place}: column {column!r} holds {kind}, not text; {there}")
+            problem = f"column {column!r} holds {kind}, not text; {columns_of(record)}"
+            raise UserError(f"{place}: {problem}")
     return Row(place, text, pair, read_label(place, label))
 
 
-# A reader yields (place, {column: value}): where the row stands, and what it holds.
+# A reader takes the columns that are wanted and yields (place, {column: value}): where the row
+# stands, and what it holds.
 
 
-def read_cells(file: Path) -> Iterator[tuple[str, dict]]:
+def read_cells(file: Path, *wanted: str) -> Iterator[tuple[str, dict]]:
     """A .csv quotes as spreadsheets do; the quotes of a .tsv are plain letters, as in GLUE's.
 
     Not pandas: it fills the missing cell of a short line with "" and says nothing.
@@ -128,6 +136,7 @@ def read_cells(file: Path) -> Iterator[tuple[str, dict]]:
     reader = csv.reader((line for _, line in lines(file)), strict=True, **form)
     try:
         columns = next(reader, [])
+        refuse_twice(file, columns, wanted)
         for cells in reader:
             if not cells:  # a blank line
                 continue
@@ -145,17 +154,27 @@ READERS = {".parquet": read_parquet, ".jsonl": read_jsonl, ".csv": read_cells, "
 
 
 def read_label(place: str, label: Any) -> float | str | None:
+    """The label 1, 1.0, "1" or "1.0" is a number. "01", "1e5" and integers that a float cannot hold
+    are text, so that no two classes become one.
+    """
     if label is None or label in ("", "-") or label != label:  # NaN
         return None
-    try:
-        value = float(label)
-    except (TypeError, ValueError, OverflowError):
-        value = math.nan
-    if math.isfinite(value):
-        return value
-    if not isinstance(label, str):
+    value = number(label)
+    if isinstance(label, str):
+        written = () if value is None else (str(value), f"{value:.0f}")
+        return value if label.strip() in written else label
+    if value is None:
         raise UserError(f"{place}: label {label!r:.40} is neither text nor a finite number")
-    return label
+    return str(label) if isinstance(label, int) and label != value else value
+
+
+def number(label: Any) -> float | None:
+    """Return the finite number that a label is or spells, None for any other."""
+    try:
+        value = math.nan if "_" in str(label) else float(label)  # Python reads 1_0 as 10
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return value if math.isfinite(value) else None
 
 
 def drop_unlabelled(rows: list[Row], what: str, notes: list[str], minus_one: bool) -> list[Row]:
@@ -180,10 +199,10 @@ def make_split(rows: list[Row], numbers: dict[float | str, int]) -> Split:
             known = ", ".join(map(class_name, numbers))
             label = class_name(row.label)
             raise UserError(f"{row.place}: label {label!r:.40} is none of the classes {known:.200}")
-        if not numbers and isinstance(row.label, str):
+        if not numbers and number(row.label) is None:
             label = f"label {row.label!r:.40}"
             raise UserError(f"{row.place}: {label} is not a number, as those of train are")
-        labels.append(numbers[row.label] if numbers else row.label)
+        labels.append(numbers[row.label] if numbers else number(row.label))
     pairs = None if rows[0].pair is None else [row.pair for row in rows]
     return Split([row.text for row in rows], pairs, labels)
 
@@ -206,14 +225,14 @@ def folder_task(folder: str | Path, regression: bool = False) -> Task:
     name = folder.resolve().name
     # -1 is a label, and not the lack of one, where others are negative or all are -1 or 1
     labels = {row.label for rows in tables.values() for row in rows}
-    others = {label for label in labels if isinstance(label, float)} - {-1.0}
+    others = {number(label) for label in labels} - {None, -1.0}
     minus_one = regression or others == {1.0} or any(n < 0 or n % 1 for n in others)
     for split, rows in tables.items():
         tables[split] = drop_unlabelled(rows, f"{name} {split}", notes, minus_one)
 
     labels = {row.label for row in tables["train"]}
-    words = any(isinstance(label, str) for label in labels)
-    if regression or not (words or all(label.is_integer() for label in labels)):
+    values = {number(label) for label in labels}
+    if regression or not (None in values or all(value.is_integer() for value in values)):
         numbers, metrics = {}, NUMBER_METRICS
     elif len(labels) < 2:
         place, only = tables["train"][0].place, class_name(labels.pop())
