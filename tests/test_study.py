@@ -317,6 +317,11 @@ def test_a_full_page_ranks_judges_and_leaves_undefined_scores_out(tmp_path, caps
     assert f"Commits: {'0' * 12}-dirty." in page
     assert " 50.0 | 2 | " in re.sub(" +", " ", lines["`mha-L-1`"])  # its start, seeds
     assert "Left out, a score is undefined: mlm-0." in page
+    narrow = [record(m, 0, 0.549, student="english-4x192") for m in ("mha-L-1", "od")]
+    page = report(tmp_path, [*records, *narrow])
+    tasks = "where no student is 5 points above chance in docs-order, docs-next."
+    assert f"Left out: english-4x192, 2 M tokens, {tasks}" in page
+    assert "| english-4x192" not in re.sub(" +", " ", page)
     assert "(results.jsonl)" in page
     report(tmp_path, records, readme=True)
     printed = capsys.readouterr().out

@@ -26,6 +26,7 @@ README_METHODS = {"mha-L-2": "best", "mha-L-1": "best", "direct-minilm": "", "hs
 README_METHODS |= {"od": "", "od-after-hs": "last", "mlm": ""}
 OTHERS_FROM_234 = tuple(f"{name}@2,3,4" for name in ("hs-uniform", "od", "mlm"))
 MARGIN = 0.02  # who trails by less is competitive
+LEARNED = 0.05  # who is less above chance has learned nothing
 # (statement, methods on the left, on the right, what the difference left - right is then)
 FINDINGS = (
     ("MHA transfer is generally best", MHA, (*HS, *OD, "direct-minilm", "mlm"), "ahead"),
@@ -71,6 +72,20 @@ class Group:
         for record in self.records:
             scores[record["method"]][record["seed"]] = headlines(record["scores"]["student"])
         return Comparison(scores)
+
+    def unlearned(self) -> list[str]:
+        """Return the tasks in which no student is LEARNED above chance."""
+        comparison, chance = self.comparison, {}
+        for row in self.records[0]["scores"]["student"]:
+            chance.setdefault(row["task"], row["chance"])
+        return [
+            task
+            for task in comparison.tasks
+            if all(
+                comparison.mean_and_error(method, [task])[0] < chance[task] + LEARNED
+                for method in comparison.scores
+            )
+        ]
 
     def rows(self) -> dict[str, list[list[dict]]]:
         """Return {teacher, start (by its copied layers) or method: the score rows of each run}."""
@@ -213,7 +228,7 @@ def budget(group: Group) -> str:
     machines = ", ".join(sorted({record["machine"] for record in group.records}))
     text = sum(corpus["tokens"] or 0 for corpus in run["text"])
     searched = any(record["rate_from"] != "defaults" for record in group.records)
-    rates = "searched, see below" if searched else "train.py's defaults"
+    rates = "searched" if searched else "those of train.py"
     return (
         f"Each student read {group.tokens / 1e6:g} million tokens, {settings['batch_size']} x"
         f" {settings['seq_len']} a step, of a text of {text / 1e6:.1f} million, in"
@@ -383,7 +398,14 @@ def page(records: list[dict], folder: Path, results: str) -> str:
         function(folder / f"{name}.png", *content)
         parts.append(f"![{caption}]({folder.name}/{name}.png)")
 
-    parts += ["## The study's findings, one by one", findings_table(found)]
+    learned = [group for group in found if not group.unlearned()]
+    parts += ["## The study's findings, one by one", findings_table(learned)]
+    parts += [
+        f"Left out: {group.name}, where no student is {100 * LEARNED:g} points above chance in"
+        f" {', '.join(group.unlearned())}."
+        for group in found
+        if group.unlearned()
+    ]
     picture("latency", "score against latency", figures.draw_latency, latencies(found))
     for group in found:
         comparison, references = group.comparison, group.references()
