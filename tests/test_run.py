@@ -178,6 +178,7 @@ def test_the_log_is_cut_back_to_the_checkpoint(run):
         b'{"event": "start"',
         b'{"event": "step"}\n',
         b'{"event": "start"}\n',
+        b'{"event": "start", "settings": {}}\n',
         b"3\n",
         b"\xff\n",
     ],
