@@ -74,8 +74,8 @@ def find_folder(name: str, revision: str | None = None) -> Path:
         folder = download(name, revision)
     # Old sentence-transformers saved the encoder in a sub-folder like 0_Transformer.
     inside = sorted(folder.glob("0_*/config.json"))
-    weights = [path for name in (*SAFETENSORS[:2], *PICKLES[:2]) for path in folder.glob(name)]
-    return inside[0].parent if inside and not weights else folder
+    whole = any((folder / name).exists() for name in (*SAFETENSORS[:2], *PICKLES[:2]))
+    return inside[0].parent if inside and not whole else folder
 
 
 def download(name: str, revision: str | None) -> Path:

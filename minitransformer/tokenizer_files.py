@@ -86,13 +86,8 @@ def read_tokenizer(folder: Path, config: EncoderConfig) -> Tokenizer:
     pipeline = read_pipeline(folder, settings, names, config.model_type, notes)
     pipeline.no_truncation()
     pipeline.no_padding()
-    add_tokens(pipeline, names, settings, read_json(folder / "added_tokens.json", {}))
-    extra = next((file[key] for file in (settings, mapped) for key in EXTRA if file.get(key)), [])
-    extra = list(extra.values()) if isinstance(extra, dict) else extra
-    if not isinstance(extra, list):
-        raise UserError(f"{EXTRA[0]} or {EXTRA[1]} is {extra!r:.40}, not a list of tokens")
-    known = {token.content for token in pipeline.get_added_tokens_decoder().values()}
-    pipeline.add_special_tokens([text for text in map(text_of, extra) if text not in known])
+    others = read_json(folder / "added_tokens.json", {})
+    add_tokens(pipeline, names, settings, others, extra_tokens(settings, mapped))
     # The snowman needs an unknown token: fail now.
     row, whole = (pipeline.encode("a \u2603", add_special_tokens=on) for on in (False, True))
     names["cls_token"], names["sep_token"] = whole.tokens[0], whole.tokens[-1]
@@ -116,10 +111,22 @@ def text_of(token) -> str:
     return str(token["content"] if isinstance(token, dict) else token)
 
 
-def add_tokens(pipeline: Pipeline, names: dict, settings: dict, others: dict) -> None:
+def extra_tokens(*files: dict) -> list[str]:
+    """Return the further special tokens that the files name; the first that names any counts."""
+    extra = next((file[key] for file in files for key in EXTRA if file.get(key)), [])
+    extra = list(extra.values()) if isinstance(extra, dict) else extra
+    if not isinstance(extra, list):
+        raise UserError(f"{EXTRA[0]} or {EXTRA[1]} is {extra!r:.40}, not a list of tokens")
+    return [text_of(token) for token in extra]
+
+
+def add_tokens(
+    pipeline: Pipeline, names: dict, settings: dict, others: dict, extra: list[str]
+) -> None:
     """Add what transformers adds to a pipeline: tokens of other files, and the special tokens.
 
-    Text that spells such a token is one token then. `others` is added_tokens.json, {text: id}.
+    Text that spells such a token is one token then. `others` is added_tokens.json, {text: id};
+    `extra` have the ids that come next, or those of the vocabulary.
     """
     wanted = []  # (id, token)
     for number, token in settings.get("added_tokens_decoder", {}).items():
@@ -144,6 +151,7 @@ def add_tokens(pipeline: Pipeline, names: dict, settings: dict, others: dict) ->
                 f"the added token {token.content!r:.40} has id {number} in one file, {found} in"
                 " another"
             )
+    pipeline.add_special_tokens([text for text in extra if text not in known])
 
 
 def check_fit(tokenizer: Tokenizer, folder: Path, config: EncoderConfig) -> None:
