@@ -335,6 +335,7 @@ WRONG = [
     ("plan --only english-9x9", "no unit's name begins so"),
     ("plan --scale nan", "--scale is nan; it must be from 1e-06"),
     ("plan --student 3x384 --teacher t --data docs --tokens 1e999", "--tokens is inf"),
+    ("plan --student 3x384 --teacher t --data docs --tokens 0", "--tokens is 0.0; it must be at"),
     ("run --tokens 1e6", "of your own setting: name its --student"),
     ("run --student 3x384 --teacher t --data web=nowhere.txt", "no file matches nowhere.txt"),
     ("run --hours -1", "--hours is -1.0"),

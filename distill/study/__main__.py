@@ -54,9 +54,10 @@ def parse_config(argv: list[str] | None = None) -> argparse.Namespace:
     add("--page", type=Path, default=Path("docs/study.md"), help="report: the page to write")
     add("--readme", action="store_true", help="report: print the README's table instead")
     config = parser.parse_args(argv)
-    if not config.student and (config.data or config.tasks or config.tokens):
+    if not config.student and (config.data or config.tasks or config.tokens is not None):
         raise UserError("--data, --tasks and --tokens are of your own setting: name its --student")
-    config.tasks, config.tokens = config.tasks or ["docs"], config.tokens or 1e9
+    config.tasks = config.tasks or ["docs"]
+    config.tokens = 1e9 if config.tokens is None else config.tokens
     parse_sources(config.data)  # fail on a bad --data before any training
     for name, least in {"scale": 1e-6, "tokens": 1, "teacher_steps": 1}.items():
         cli.check_number(name, getattr(config, name), least)
