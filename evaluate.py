@@ -27,20 +27,19 @@ from pathlib import Path
 
 import torch
 
+from distill.data.progress import progress_bar
+from distill.evaluation.as_is import held_out_batches, on_held_out_text, on_sentences
+from distill.evaluation.columns import Model, load_models
 from distill.evaluation.costs import measure_costs
 from distill.evaluation.docs_tasks import DOCS
 from distill.evaluation.finetune import Grid, Recipe
 from distill.evaluation.glue import GLUE, LANGUAGES, glue_task, xnli_task
-from distill.evaluation.held_out import held_out_batches, on_held_out_text, on_sentences
-from distill.evaluation.models import Model, load_models
 from distill.evaluation.table import closing_lines, markdown, result_records, table
 from distill.evaluation.tasks import Task, folder_task
-from distill.program import cli
-from distill.program.machine import autocast, choose_device, choose_precision, provenance
-from distill.program.progress import progress_bar
+from distill.training import cli
+from distill.training.device import autocast, choose_device, choose_precision, provenance
 from distill.training.processes import world
-from minitransformer.errors import UserError
-from minitransformer.files import atomic, obstacle
+from minitransformer.files import UserError, atomic, obstacle
 
 KNOWN = ("docs", *DOCS, "glue", *GLUE, "xnli")
 SENTENCE = "The bank refused the loan because it had lent too much money already."

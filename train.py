@@ -1,6 +1,6 @@
 """Distil a Transformer encoder into a smaller one, for any later task.
 
-    python train.py                                            a whole run: MHA, embedded teacher
+    python train.py                                            a whole run: MHA, default teacher
     python train.py --method hs --mapping uniform+last         another method
     python train.py --teacher google-bert/bert-base-uncased --data web='corpus/*.parquet' \\
         --steps 100000 --batch-size 256 --out runs/bert        a real teacher, your own text
@@ -23,13 +23,12 @@ from torch import Tensor, nn
 
 from distill import METHODS
 from distill.data.batches import Text, parse_sources, prefetch
+from distill.data.progress import progress_bar
 from distill.hs import STRATEGIES
 from distill.method import Batch, Method
-from distill.program import cli
-from distill.program.cli import setting
-from distill.program.machine import autocast, can_compile, choose_device, choose_precision
-from distill.program.progress import progress_bar
-from distill.training.held_out import held_out_loss
+from distill.training import cli
+from distill.training.cli import setting
+from distill.training.device import autocast, can_compile, choose_device, choose_precision
 from distill.training.models import freeze_unreached, load_models
 from distill.training.optimizer import learning_rate, make_optimizer, set_learning_rate
 from distill.training.processes import (
@@ -46,6 +45,7 @@ from distill.training.resume import begin, is_finished, resume, resumed_settings
 from distill.training.run import Run
 from distill.training.signals import Signals
 from distill.training.skipped import SkippedSteps
+from distill.training.validation import held_out_loss
 from minitransformer.model import Encoder
 
 # --------------------------------------------------------------------------------------------------
@@ -60,7 +60,7 @@ PEAK_LR = {"mha": 1e-3, "hs": 1e-3, "od": 6e-4, "direct-minilm": 1e-3, "mlm": 6e
 class TrainConfig:
     """None: the default depends on other settings; the log's start record has its value."""
 
-    teacher: str = setting("embedded", "embedded, a folder, or a hub id")
+    teacher: str = setting("minilm", "minilm, a folder, or a hub id")
     method: str = setting("mha", "what to transfer", choices=tuple(METHODS))
     plain: bool = setting(False, "compute the loss by the formula as its page shows it; slower")
     mapping: str = setting(

@@ -7,7 +7,7 @@ from distill.hs import HS
 from distill.mha import MHA
 from distill.mlm import MLM
 from distill.od import OD
-from minitransformer.errors import UserError
+from minitransformer.files import UserError
 
 METHODS = {"mha": MHA, "hs": HS, "od": OD, "direct-minilm": DirectMiniLM, "mlm": MLM}
 

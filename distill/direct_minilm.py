@@ -36,7 +36,7 @@ from distill.method import (
     initial_maps,
     no_autocast,
 )
-from minitransformer.errors import UserError
+from minitransformer.files import UserError
 
 
 def direct_loss(student, teacher, mask, weight):

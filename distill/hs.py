@@ -28,7 +28,7 @@ import torch
 from torch import nn
 
 from distill.method import Method, check_tokens, in_float32, initial_maps
-from minitransformer.errors import UserError
+from minitransformer.files import UserError
 
 STRATEGIES = ("single", "uniform", "last", "uniform-consecutive", "uniform+last")
 

@@ -29,7 +29,7 @@ import torch
 from torch import Tensor, nn
 
 from minitransformer.config import divisors
-from minitransformer.errors import UserError
+from minitransformer.files import UserError
 
 
 @dataclass
@@ -77,7 +77,7 @@ class Method(nn.Module):
     """Base of all methods. A method is constructed from the EncoderConfigs of student and teacher.
 
     plain=True, where a method's __init__ takes it, selects the formula of its page instead of the
-    lean form in distill/fast/.
+    lean form in distill/lean/.
     """
 
     masked_text = False  # True: reads batch.masked_ids and predicts at batch.positions

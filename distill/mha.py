@@ -35,7 +35,7 @@ import math
 
 import torch
 
-from distill.fast.relations import lean_relation_loss
+from distill.lean.relations import lean_relation_loss
 from distill.method import QKVMethod, check_heads, check_tokens, in_float32, no_autocast
 
 

@@ -18,9 +18,9 @@ Worked example: one position, a vocabulary of two words, of which the second is 
 
 from torch.nn import functional as F
 
-from distill.fast.vocabulary import factors_at, lean_mlm_loss
+from distill.lean.vocabulary import factors_at, lean_mlm_loss
 from distill.method import Method, in_float32, logits_at, no_autocast
-from minitransformer.errors import UserError
+from minitransformer.files import UserError
 
 
 def mlm_loss(logits, targets):

@@ -27,9 +27,9 @@ Worked example: one position, a vocabulary of two words, tau = 1.
 import torch
 from torch.nn import functional as F
 
-from distill.fast.vocabulary import factors_at, lean_od_loss
+from distill.lean.vocabulary import factors_at, lean_od_loss
 from distill.method import Method, in_float32, logits_at, no_autocast
-from minitransformer.errors import UserError
+from minitransformer.files import UserError
 
 POSITIONS = ("masked", "all")
 

@@ -9,7 +9,7 @@
     last         the teacher's embeddings and the last layers that      12 -> 6, mha:  6 .. 11
                  the method reads                                       12 -> 6, hs:   7 .. 12
     2,4,6        the teacher's embeddings and these layers
-    FOLDER       another student (or hub id, or `embedded`), whose sizes hold
+    FOLDER       another student (or hub id, or `minilm`), whose sizes hold
 
 The start follows the method: `uniform` and `last` end at the highest teacher layer that it reads.
 MHA and DirectMiniLM read layer m < L_t, and what they read are Q, K and V alone: the output and the
@@ -28,7 +28,7 @@ from distill import build_method, method_class
 from distill.hs import evenly_spaced
 from distill.method import Method
 from minitransformer.config import EncoderConfig, divisors
-from minitransformer.errors import UserError
+from minitransformer.files import UserError
 from minitransformer.model import Encoder
 from minitransformer.pretrained import load_pretrained
 from minitransformer.tokenizer import Tokenizer

@@ -1,14 +1,14 @@
 """A Transformer encoder in the open: weights of BERT and RoBERTa's family in, and out again."""
 
 from minitransformer.config import EncoderConfig
-from minitransformer.embedded import EMBEDDED_TEACHER
-from minitransformer.errors import UserError
+from minitransformer.default_teacher import DEFAULT_TEACHER
+from minitransformer.files import UserError
 from minitransformer.model import Encoder, EncoderOutput
 from minitransformer.pretrained import load_pretrained, save_pretrained, weights_hash
 from minitransformer.tokenizer import Tokenizer
 
 __all__ = [
-    "EMBEDDED_TEACHER",
+    "DEFAULT_TEACHER",
     "Encoder",
     "EncoderConfig",
     "EncoderOutput",

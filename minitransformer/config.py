@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from minitransformer.errors import UserError
+from minitransformer.files import UserError
 from minitransformer.model_types import check_model_type, infer_model_type
 
 # Lowest and highest value. The highest are far above any real encoder's, so that a damaged

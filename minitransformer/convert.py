@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from minitransformer.config import EncoderConfig
-from minitransformer.errors import UserError, shortened
+from minitransformer.files import UserError, shortened
 from minitransformer.model import Encoder
 
 # ours: Hugging Face's. Each stands for a weight and, where the module has one, a bias.

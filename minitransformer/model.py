@@ -27,8 +27,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from minitransformer.attention import attention, merge_heads, split_heads
-from minitransformer.errors import UserError
 from minitransformer.fast import add_into, all_real, cast_once, gelu
+from minitransformer.files import UserError
 
 
 class EncoderOutput(NamedTuple):

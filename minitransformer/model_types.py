@@ -6,7 +6,7 @@ A config.json may lack its model_type: TinyBERT's does, and that of the first BE
 import re
 from collections.abc import Iterable
 
-from minitransformer.errors import UserError
+from minitransformer.files import UserError
 
 # model type: how the names of its classes in transformers begin
 MODEL_TYPES = {

@@ -1,6 +1,6 @@
 """Real weights in, a folder that transformers opens out.
 
-load_pretrained("embedded")                         the teacher that comes with this project
+load_pretrained("minilm")                         the teacher that comes with this project
 load_pretrained("google-bert/bert-base-uncased")    a hub id, through the hub's own cache
 load_pretrained("runs/my-student")                  a folder
 """
@@ -19,9 +19,8 @@ from safetensors.torch import load_file, save_file
 
 from minitransformer.config import EncoderConfig
 from minitransformer.convert import from_hugging_face, to_hugging_face
-from minitransformer.embedded import EMBEDDED_TEACHER, embedded_teacher_folder
-from minitransformer.errors import UserError, first_line
-from minitransformer.files import atomic, flush, read_json
+from minitransformer.default_teacher import DEFAULT_TEACHER, default_teacher_folder
+from minitransformer.files import UserError, atomic, first_line, flush, read_json
 from minitransformer.model import Encoder
 from minitransformer.model_types import MODEL_TYPES
 from minitransformer.tokenizer import Tokenizer
@@ -36,7 +35,7 @@ PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_model-*
 
 
 def load_pretrained(name_or_folder, revision: str | None = None) -> tuple[Encoder, Tokenizer]:
-    """Return (Encoder in float32 and eval mode, Tokenizer) of a folder, a hub id, or "embedded".
+    """Return (Encoder in float32 and eval mode, Tokenizer) of a folder, a hub id, or "minilm".
 
     What was dropped or assumed on the way is printed in one line.
 
@@ -63,8 +62,8 @@ def load_pretrained(name_or_folder, revision: str | None = None) -> tuple[Encode
 def find_folder(name: str, revision: str | None = None) -> Path:
     """Return the local folder of a name; a hub id is downloaded into the hub's cache first."""
     folder = Path(name).expanduser()
-    if name == EMBEDDED_TEACHER:
-        folder = embedded_teacher_folder()
+    if name == DEFAULT_TEACHER:
+        folder = default_teacher_folder()
     elif folder.is_dir():
         if revision is not None:
             raise UserError(f"{name} is a folder; only a hub id has a revision ({revision!r})")

@@ -15,8 +15,7 @@ from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as Pipeline
 
 from minitransformer.config import EncoderConfig
-from minitransformer.errors import UserError, first_line
-from minitransformer.files import read_json
+from minitransformer.files import UserError, first_line, read_json
 from minitransformer.tokenizer import KINDS, Tokenizer
 
 FILES = (

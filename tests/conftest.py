@@ -231,7 +231,7 @@ def environment(folder):
 def without_figures(patch):
     """Skip the loss figure of a run and the latencies that evaluate.py measures: both are slow."""
     patch.setattr("distill.training.report.plot_loss", lambda *figure: None)
-    patch.setattr("distill.program.cost.latencies", lambda models, *shape: [[1.0] for _ in models])
+    patch.setattr("distill.training.cost.latencies", lambda models, *shape: [[1.0] for _ in models])
 
 
 @pytest.fixture(scope="module")
@@ -255,6 +255,6 @@ def folder(tmp_path, monkeypatch):
 
 
 @pytest.fixture(scope="session")
-def embedded():
-    """Return (Encoder, Tokenizer) of the embedded teacher; shared, so do not change them."""
-    return load_pretrained("embedded")
+def minilm():
+    """Return (Encoder, Tokenizer) of the default teacher; shared, so do not change them."""
+    return load_pretrained("minilm")

@@ -17,7 +17,7 @@ from helpers import make_inputs
 
 import evaluate
 import train
-from distill.program import cli
+from distill.training import cli
 
 # Flags, and words of the message; {here} is the folder with a teacher, texts and broken files.
 TRAIN = [

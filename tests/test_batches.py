@@ -7,7 +7,7 @@ from conftest import WORDS, CountingTokenizer, numbers, tiny_tokenizer
 
 from distill.data import corpus
 from distill.data.batches import Text, mask_tokens, prefetch
-from minitransformer.errors import UserError
+from minitransformer.files import UserError
 
 
 def rows_of(steps):

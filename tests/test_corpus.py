@@ -18,7 +18,7 @@ from conftest import CountingTokenizer, numbers
 from distill.data import corpus
 from distill.data.corpus import TokenFile, TokenStream, shuffled, tokenise
 from distill.data.sources import parse_source
-from minitransformer.errors import UserError
+from minitransformer.files import UserError
 
 
 def documents(lengths, first=10):

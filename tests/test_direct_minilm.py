@@ -6,7 +6,7 @@ from conftest import lengths_mask, states
 from torch.nn.functional import mse_loss
 
 from distill.direct_minilm import direct_loss
-from minitransformer.errors import UserError
+from minitransformer.files import UserError
 
 
 @pytest.mark.parametrize("lengths", [[4, 4], [0, 3]])

@@ -33,7 +33,7 @@ from helpers import spoil
 from pytest import MonkeyPatch
 from torch.nn.parallel import DistributedDataParallel
 import train
-from distill.program import cli
+from distill.training import cli
 
 def faulty(rank, fault, *argv):
     with MonkeyPatch.context() as patch:

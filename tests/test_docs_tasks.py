@@ -6,7 +6,7 @@ import pytest
 
 from distill.evaluation import docs_tasks
 from distill.evaluation.docs_tasks import DOCS, swappable
-from minitransformer.errors import UserError
+from minitransformer.files import UserError
 
 
 @pytest.fixture(scope="module")

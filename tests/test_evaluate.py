@@ -16,11 +16,11 @@ from test_tasks import own
 import evaluate
 import train
 from distill import METHODS
-from distill.evaluation import figures, held_out, models
+from distill.evaluation import as_is, columns, figures
 from distill.evaluation.glue import GLUE
 from distill.method import Batch
 from minitransformer import load_pretrained, save_pretrained
-from minitransformer.errors import UserError
+from minitransformer.files import UserError
 
 NARROW = ["--student-hidden", "16", "--student-heads", "2"]
 QUICK = ["--tasks", "mine", "--lrs", "1e-3", "3e-3", "--epochs", "1", "--seeds", "2"]
@@ -127,16 +127,16 @@ def test_agreement_is_on_masked_text_at_the_masked_places():
         guesses = [side.mlm_logits(side(masked, mask).hidden[-1]).argmax(-1) for side in sides]
         clean = [side.mlm_logits(side(ids, mask).hidden[-1]).argmax(-1) for side in sides]
     same = [guesses[0][i, j] == guesses[1][i, j] for i, j in chosen.nonzero().tolist()]
-    found = held_out.agreement(*sides, [Batch(ids, mask, masked, positions)], nullcontext())
+    found = as_is.agreement(*sides, [Batch(ids, mask, masked, positions)], nullcontext())
     assert found == pytest.approx(sum(map(float, same)) / len(same))
     assert found != pytest.approx(float((clean[0] == clean[1])[chosen].float().mean()))
     assert found != pytest.approx(float((guesses[0] == guesses[1]).float().mean()))
 
 
 def test_sentence_vectors_are_means_and_neighbours_are_others():
-    model = models.Model("m", tiny_encoder(), tiny_tokenizer())
+    model = columns.Model("m", tiny_encoder(), tiny_tokenizer())
     sentences = ["the text is a model", "of", "a token in the layer and the text"]
-    vectors = held_out.sentence_vectors(model, sentences, torch.device("cpu"))
+    vectors = as_is.sentence_vectors(model, sentences, torch.device("cpu"))
     for sentence, vector in zip(sentences, vectors, strict=True):
         ids, _ = model.tokenizer.encode_pairs([sentence], max_tokens=40)[0]
         with torch.inference_mode():
@@ -145,11 +145,11 @@ def test_sentence_vectors_are_means_and_neighbours_are_others():
     # by the teacher 0 and 1 are nearest to each other, and 2 to 1; the student turns 2 to 0
     degrees = torch.tensor([[0.0, 30.0, 80.0], [0.0, 30.0, -40.0]]).deg2rad()
     teacher, student = torch.stack([degrees.cos(), degrees.sin()], dim=-1)
-    facts = held_out.compare_vectors(student, teacher)
+    facts = as_is.compare_vectors(student, teacher)
     assert facts["neighbour_kept"] == pytest.approx(2 / 3)
     assert facts["sentence_cosine"] == pytest.approx((1 + 1 + math.cos(math.radians(120))) / 3)
     wider = torch.cat([teacher, torch.zeros(3, 1)], dim=1)
-    assert held_out.compare_vectors(student, wider) == {"neighbour_kept": pytest.approx(2 / 3)}
+    assert as_is.compare_vectors(student, wider) == {"neighbour_kept": pytest.approx(2 / 3)}
 
 
 def test_another_teacher_is_noted_and_one_that_does_not_fit_refused(here, run, tmp_path, capsys):
@@ -180,7 +180,7 @@ def test_a_run_may_be_its_own_teacher_and_a_method_may_be_unknown(here, run, tmp
 
 
 def test_a_diverged_model_has_no_perplexity(here, run, monkeypatch, tmp_path):
-    monkeypatch.setattr(held_out, "held_out_loss", lambda *_: 1e4)
+    monkeypatch.setattr(as_is, "held_out_loss", lambda *_: 1e4)
     results = run("mlm", "--tasks", "none", "--out", tmp_path / "out")
     assert "perplexity" not in results["models"][-1]
 

@@ -10,8 +10,8 @@ import torch
 from conftest import MODEL_TYPES, WORDS, tiny_config, tiny_encoder, tiny_tokenizer
 
 from distill.evaluation import finetune
+from distill.evaluation.columns import Model
 from distill.evaluation.finetune import DISTINCT, Cell, Classifier, Examples, Grid, Recipe, Tuner
-from distill.evaluation.models import Model
 from distill.evaluation.tasks import Split, Task
 
 RECIPE = Recipe(batch_size=8)

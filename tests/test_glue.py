@@ -6,7 +6,7 @@ import pytest
 from test_tasks import write
 
 from distill.evaluation.glue import GLUE, LANGUAGES, NLI, glue_task, xnli_task
-from minitransformer.errors import UserError
+from minitransformer.files import UserError
 
 # what GLUE's texts are full of: stray quotes, nothing at all, separators that are no line's end
 ODD = ['he said "no', '"', "", "it 's \u2028 two lines ? \x85 one", "a, b; c"]

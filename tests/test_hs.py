@@ -6,7 +6,7 @@ from conftest import lengths_mask, states
 from torch.nn.functional import mse_loss
 
 from distill.hs import STRATEGIES, hs_loss, layer_map
-from minitransformer.errors import UserError
+from minitransformer.files import UserError
 
 # Written by hand from the definitions in design and docstring, not by the code under test.
 MAPS = {

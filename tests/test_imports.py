@@ -1,7 +1,7 @@
 """Imports run one way only: a module imports its own level and the levels below it.
 
 The levels, from the bottom, stand in LEVELS. Among the methods there are three: the contract
-(distill/method.py), the fast forms (distill/fast/), and the pages (distill/*.py), so that a fast
+(distill/method.py), the fast forms (distill/lean/), and the pages (distill/*.py), so that a fast
 form can be deleted without touching the contract, and the pages stand above both.
 Every import counts, also one inside a function, since deferring an import hides a circle.
 """
@@ -18,9 +18,8 @@ ROOT = Path(__file__).resolve().parents[1]
 LEVELS = [
     ("minitransformer",),
     ("distill.method",),
-    ("distill.fast",),
+    ("distill.lean",),
     ("distill",),  # distill/__init__.py and the pages: mha, direct_minilm, hs, od, mlm, student
-    ("distill.program",),
     ("distill.data",),
     ("distill.training",),
     ("distill.evaluation",),
@@ -73,8 +72,8 @@ def test_no_import_goes_up(file):
     ("module", "source"),
     [
         ("minitransformer.model", "def f():\n    from distill import method"),
-        ("distill.method", "from distill.fast.relations import x"),
-        ("distill.fast.relations", "from distill.mha import relation_loss"),
+        ("distill.method", "from distill.lean.relations import x"),
+        ("distill.lean.relations", "from distill.mha import relation_loss"),
         ("distill.hs", "from distill.data.batches import Text"),
         ("distill.data.corpus", "if x:\n    import distill.training.run as run"),
         ("distill.evaluation.table", "import train"),

@@ -12,14 +12,14 @@ from conftest import largest_tensor, lengths_mask, states, value_and_gradient
 
 from distill import direct_minilm, hs, mha, mlm, od
 from distill.direct_minilm import direct_loss
-from distill.fast import vocabulary
-from distill.fast.relations import lean_relation_loss
-from distill.fast.vocabulary import lean_mlm_loss, lean_od_loss
 from distill.hs import hs_loss
+from distill.lean import vocabulary
+from distill.lean.relations import lean_relation_loss
+from distill.lean.vocabulary import lean_mlm_loss, lean_od_loss
 from distill.mha import relation_loss
 from distill.mlm import mlm_loss
 from distill.od import od_loss
-from minitransformer.errors import UserError
+from minitransformer.files import UserError
 
 D_S, D_T, R, V, M = 12, 6, 3, 11, 20
 W, HEAD_MAPS = states(D_S, D_T, seed=7), states(R, D_S // R, D_T // R, seed=8)

@@ -14,7 +14,7 @@ from distill.method import Batch
 from distill.mha import relation_loss
 from distill.mlm import mlm_loss
 from distill.od import od_loss
-from minitransformer.errors import UserError
+from minitransformer.files import UserError
 
 ALL = pytest.mark.parametrize("name", ["mha", "hs", "od", "direct-minilm", "mlm"])
 FORMS = pytest.mark.parametrize("plain", [False, True])

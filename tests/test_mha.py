@@ -7,11 +7,11 @@ import pytest
 import torch
 from conftest import largest_tensor, lengths_mask, states, value_and_gradient
 
-from distill.fast import relations
-from distill.fast.relations import lean_relation_loss
+from distill.lean import relations
+from distill.lean.relations import lean_relation_loss
 from distill.method import choose_heads, choose_teacher_layer
 from distill.mha import relation_loss
-from minitransformer.errors import UserError
+from minitransformer.files import UserError
 
 FORMS = pytest.mark.parametrize("loss", [relation_loss, lean_relation_loss])
 

@@ -7,7 +7,7 @@ import torch
 from conftest import states
 
 from distill.mlm import mlm_loss
-from minitransformer.errors import UserError
+from minitransformer.files import UserError
 
 
 def test_by_hand():

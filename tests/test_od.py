@@ -7,7 +7,7 @@ import torch
 from conftest import states
 
 from distill.od import od_loss
-from minitransformer.errors import UserError
+from minitransformer.files import UserError
 
 
 def test_equals_the_library():

@@ -6,7 +6,7 @@ import transformers
 from conftest import PADDINGS, padded, tiny_encoder
 
 from minitransformer.convert import to_hugging_face
-from minitransformer.embedded import embedded_teacher_folder
+from minitransformer.default_teacher import default_teacher_folder
 from minitransformer.model_types import MODEL_TYPES
 
 
@@ -60,9 +60,9 @@ def test_parity_with_transformers(model_type, padding):
 
 
 @pytest.mark.parametrize("padding", PADDINGS)
-def test_parity_on_the_embedded_teachers_real_weights(embedded, padding):
-    encoder, _ = embedded
-    folder = embedded_teacher_folder()
+def test_parity_on_the_default_teachers_real_weights(minilm, padding):
+    encoder, _ = minilm
+    folder = default_teacher_folder()
     model = transformers.AutoModel.from_pretrained(folder).eval()
     texts = ["A short one.", "Parity is measured on words that the model has seen before, " * 4]
     texts = texts[1:] if padding == "none" else texts

@@ -22,7 +22,7 @@ from distill.training.resume import resumed_settings
 from distill.training.run import Run
 from distill.training.signals import Signals
 from distill.training.skipped import SkippedSteps
-from minitransformer.errors import UserError
+from minitransformer.files import UserError
 
 KILLS = int(os.environ.get("KILLS", "2"))
 OFTEN = "--steps 12 --save-every 3 --eval-every 4".split()

@@ -9,7 +9,7 @@ import torch
 from conftest import Killed
 
 from distill.training.run import Run
-from minitransformer.errors import UserError
+from minitransformer.files import UserError
 
 
 @pytest.fixture

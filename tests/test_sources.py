@@ -14,7 +14,7 @@ import pytest
 
 from distill.data import sources
 from distill.data.sources import LONGEST_DOCUMENT, cut, documents, identity, parse_source
-from minitransformer.errors import UserError
+from minitransformer.files import UserError
 
 
 def read(spec):

@@ -23,7 +23,7 @@ from distill.study.report import judge, measured_speeds, write_report
 from distill.study.run import Failed, OutOfTime, Study
 from distill.study.units import Student, Unit
 from minitransformer import load_pretrained, weights_hash
-from minitransformer.errors import UserError
+from minitransformer.files import UserError
 
 STUDENT = Student("own", 2, 32, 40_960, 4_000)  # 20 steps
 

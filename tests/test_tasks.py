@@ -8,7 +8,7 @@ import pyarrow.parquet
 import pytest
 
 from distill.evaluation.tasks import folder_task
-from minitransformer.errors import UserError
+from minitransformer.files import UserError
 
 
 def write(path, rows, columns):

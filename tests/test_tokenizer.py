@@ -9,7 +9,7 @@ from checkpoints import byte_files, refusal, vocab_txt, word_pieces
 from conftest import MODEL_TYPES, byte_level, tiny_config, unigrams, write_tokenizer
 from test_export import LINES as ALL_LINES
 
-from minitransformer.embedded import embedded_teacher_folder
+from minitransformer.default_teacher import default_teacher_folder
 from minitransformer.tokenizer_files import load_tokenizer
 
 LINES = ALL_LINES[:200]
@@ -61,9 +61,9 @@ def test_a_folder_with_only_vocab_json_and_merges_is_robertas_tokenizer(space, t
     assert_equal_ids(ours, transformers.RobertaTokenizer.from_pretrained(tmp_path, mask_token=mask))
 
 
-def test_the_embedded_teachers_tokenizer_cuts_and_pads_only_where_it_is_asked_to(embedded):
-    _, tokenizer = embedded
-    folder = embedded_teacher_folder()
+def test_the_default_teachers_tokenizer_cuts_and_pads_only_where_it_is_asked_to(minilm):
+    _, tokenizer = minilm
+    folder = default_teacher_folder()
     assert json.loads((folder / "tokenizer.json").read_bytes())["truncation"]["max_length"] == 128
     [(ids, types)] = tokenizer.encode_pairs(["word " * 700], max_tokens=200)
     assert (len(ids), len(types)) == (200, 200)
@@ -73,8 +73,8 @@ def test_the_embedded_teachers_tokenizer_cuts_and_pads_only_where_it_is_asked_to
     assert (tokenizer.unk_id, tokenizer.mask_id) == (100, 103)
 
 
-def test_half_a_surrogate_pair_is_replaced(embedded):
-    _, tokenizer = embedded
+def test_half_a_surrogate_pair_is_replaced(minilm):
+    _, tokenizer = minilm
     expected = tokenizer.encode_batch(["ok ? bad"])
     assert tokenizer.encode_batch(["ok \ud83d bad"]) == expected
     pairs = [(text, text) for text in ("ok \ud83d bad", "ok ? bad")]

@@ -11,12 +11,12 @@ from helpers import make_inputs, records
 
 import train
 from distill import METHODS
-from distill.program.machine import autocast, can_compile, choose_precision, machine
 from distill.training.card import fine_tune, hub_id
+from distill.training.device import autocast, can_compile, choose_precision, machine
 from distill.training.optimizer import learning_rate, make_optimizer
 from distill.training.report import describe_size, plot_loss
 from minitransformer import load_pretrained, weights_hash
-from minitransformer.errors import UserError
+from minitransformer.files import UserError
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +101,7 @@ def test_the_model_card(run, method, kind, source, monkeypatch):
     assert f"held-out loss {before:.4f} -> {after:.4f} in 2 steps" in text
     assert f"- web: 100.0% of the sequences, {log[0]['text'][0]['tokens']:,} tokens" in text
     assert f"python train.py --method {method} --data 'a b'" in text
-    ids = [hub_id(name) for name in ("embedded", "google-bert/bert-base-uncased", str(out))]
+    ids = [hub_id(name) for name in ("minilm", "google-bert/bert-base-uncased", str(out))]
     assert ids == ["sentence-transformers/all-MiniLM-L6-v2", "google-bert/bert-base-uncased", None]
 
 

@@ -19,7 +19,7 @@ import torch
 from distill.data.corpus import HELD_OUT, TokenFile, TokenStream
 from distill.data.sources import Source, parse_source
 from distill.method import Batch
-from minitransformer.errors import UserError
+from minitransformer.files import UserError
 from minitransformer.tokenizer import Tokenizer
 
 MASK_SHARE = 0.15  # of the tokens are to be predicted

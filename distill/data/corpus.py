@@ -23,10 +23,9 @@ import numpy as np
 import torch
 from filelock import FileLock
 
+from distill.data.progress import progress_bar
 from distill.data.sources import Source, cut, documents, identity, text_of
-from distill.program.progress import progress_bar
-from minitransformer.errors import UserError, first_line
-from minitransformer.files import atomic, cache_folder
+from minitransformer.files import UserError, atomic, cache_folder, first_line
 from minitransformer.tokenizer import Tokenizer
 
 HELD_OUT = 256  # rows a corpus at most; a fiftieth of a small one

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from distill.data.docs import docs_documents, docs_identity
-from minitransformer.errors import UserError, first_line
+from minitransformer.files import UserError, first_line
 
 LONGEST_DOCUMENT = 100_000  # characters; a longer text is cut, so that memory stays bounded
 

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from distill.evaluation.models import Model
-from distill.program import cost
+from distill.evaluation.columns import Model
+from distill.training import cost
 
 LENGTH = 128  # tokens, of the latencies
 

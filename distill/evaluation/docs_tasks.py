@@ -19,7 +19,7 @@ from collections.abc import Callable
 
 from distill.data.docs import docs_documents
 from distill.evaluation.tasks import Split, Task
-from minitransformer.errors import UserError
+from minitransformer.files import UserError
 
 # examples a library at most; not every library has so many
 LIBRARY = {"train": 64, "dev": 330}

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from distill import METHODS
-from distill.evaluation.models import Model
+from distill.evaluation.columns import Model
 from distill.method import (
     Batch,
     Method,
@@ -22,7 +22,7 @@ from distill.method import (
     qkv_of,
 )
 from distill.mha import relation_loss
-from distill.program.machine import machine
+from distill.training.device import machine
 from minitransformer.attention import attention_map, split_heads
 
 matplotlib.use("agg")  # files only; a window needs a screen

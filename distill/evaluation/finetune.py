@@ -31,10 +31,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from distill.evaluation.columns import Model
 from distill.evaluation.metrics import METRICS
-from distill.evaluation.models import Model
 from distill.evaluation.tasks import Split, Task
-from distill.program.machine import autocast
+from distill.training.device import autocast
 from distill.training.optimizer import learning_rate, make_optimizer, set_learning_rate
 from minitransformer.config import EncoderConfig
 from minitransformer.files import atomic, cache_folder

@@ -21,7 +21,7 @@ from distill.evaluation.tasks import (
     make_split,
     read_split,
 )
-from minitransformer.errors import UserError, first_line
+from minitransformer.files import UserError, first_line
 
 GLUE_HUB, XNLI_HUB = "nyu-mll/glue", "facebook/xnli"
 LANGUAGES = tuple("ar bg de el en es fr hi ru sw th tr ur vi zh".split())

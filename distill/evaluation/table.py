@@ -15,10 +15,10 @@ from collections.abc import Callable
 
 import numpy as np
 
+from distill.evaluation.columns import Model
 from distill.evaluation.finetune import DISTINCT, Grid
 from distill.evaluation.glue import GLUE
 from distill.evaluation.metrics import chance
-from distill.evaluation.models import Model
 
 WIDEST = 6  # up to so many models: one a column; more: one a row
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from distill.data.sources import lines, read_jsonl, read_parquet, refuse_twice
-from minitransformer.errors import UserError
+from minitransformer.files import UserError
 
 CLASS_METRICS, NUMBER_METRICS = ("accuracy", "macro-f1", "matthews"), ("pearson", "spearman")
 OWN_COLUMNS = ("text", "text_pair", "label")  # text_pair may be missing

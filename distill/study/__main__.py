@@ -23,13 +23,13 @@ import time
 from pathlib import Path
 
 from distill.data.batches import parse_sources
-from distill.program import cli
 from distill.study import units
 from distill.study.records import Records
 from distill.study.report import measured_speeds, write_report
 from distill.study.run import Study
 from distill.study.units import Student, estimated_seconds
-from minitransformer.errors import UserError
+from distill.training import cli
+from minitransformer.files import UserError
 
 E5 = "intfloat/multilingual-e5-small"  # the teacher of the multilingual setting
 

@@ -19,8 +19,7 @@ from tempfile import TemporaryDirectory
 
 import pandas
 
-from minitransformer.errors import UserError
-from minitransformer.files import atomic
+from minitransformer.files import UserError, atomic
 
 ENGLISH = "en-us"
 TRAINED = (ENGLISH, "cs", "de", "es", "fi", "fr", "hi", "it", "ja", "ko", "nl", "pl", "pt-br")

@@ -20,15 +20,15 @@ from pathlib import Path
 import pandas
 import torch
 
+from distill.evaluation.as_is import sentence_vectors
+from distill.evaluation.columns import Model, load_models
 from distill.evaluation.finetune import Grid, Recipe
-from distill.evaluation.held_out import sentence_vectors
-from distill.evaluation.models import Model, load_models
 from distill.evaluation.table import record, result_records
 from distill.evaluation.tasks import Split, Task
-from distill.program import cli
-from distill.program.machine import choose_device, choose_precision
 from distill.study import help_text
 from distill.study.help_text import ENGLISH
+from distill.training import cli
+from distill.training.device import choose_device, choose_precision
 from minitransformer.files import atomic, cache_folder
 
 LANGUAGES = ("de", "es", "fr", "it", "nl", "pl", "ru", "fi", "vi", "ja", "ko", "zh-cn")

@@ -4,7 +4,7 @@ import json
 import os
 from pathlib import Path
 
-from minitransformer.errors import UserError
+from minitransformer.files import UserError
 
 
 class Records:

@@ -14,8 +14,7 @@ from distill.study.compare import Comparison, Difference
 from distill.study.help_text import ENGLISH, TRAINED
 from distill.study.records import Records
 from distill.study.units import METHODS, ORDER
-from minitransformer.errors import UserError
-from minitransformer.files import atomic
+from minitransformer.files import UserError, atomic
 
 MHA = ("mha-L-1", "mha-L-2", "mha-L")
 MAPS = ("hs-uniform", "hs-last", "hs-uniform-consecutive", "hs-uniform+last")
@@ -385,7 +384,7 @@ def page(records: list[dict], folder: Path, results: str) -> str:
     for record in records:
         if "perplexity" in record:
             parts.append(
-                f"English teacher: the embedded one after {record['settings']['steps']:,} steps of"
+                f"English teacher: minilm after {record['settings']['steps']:,} steps of"
                 f" masked-language modelling ({record['seconds'] / 3600:.2f} hours); held-out"
                 f" perplexity {record['perplexity']:.1f}, {100 * record['accuracy']:.1f} % of the"
                 " masked words right."

@@ -25,12 +25,12 @@ import filelock
 import torch
 
 from distill.data.batches import Text
-from distill.evaluation.held_out import guesses
+from distill.evaluation.as_is import guesses
 from distill.study import help_text
 from distill.study.records import Records
 from distill.study.units import BATCH, LENGTH, METHODS, RATES, TEACHER_BATCH, Unit, teacher_unit
 from distill.training.run import Run
-from minitransformer.errors import UserError
+from minitransformer.files import UserError
 from minitransformer.pretrained import find_folder, load_pretrained, read_json, weights_hash
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -207,7 +207,7 @@ class Study:
     def _train_teacher(self) -> Path:
         unit = teacher_unit(self.teacher_steps)
         run = self.folder / unit.name
-        flags = f"--method mlm --init embedded --lr 2e-4 --steps {unit.steps}"
+        flags = f"--method mlm --init minilm --lr 2e-4 --steps {unit.steps}"
         flags += f" --batch-size {TEACHER_BATCH} --seq-len {LENGTH}"
         flags += " --save-every 100 --eval-every 250"
         self._train(run, flags.split())

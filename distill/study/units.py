@@ -12,7 +12,7 @@ m is written from the top of the teacher: L is its last layer, L-1 the last but 
 
 from dataclasses import dataclass, replace
 
-from minitransformer.errors import UserError
+from minitransformer.files import UserError
 
 BATCH, LENGTH = 16, 128  # sequences in a step, tokens in a sequence
 RATES = (3e-4, 6e-4, 1.2e-3, 2.4e-3)  # the grid of learning rates

@@ -7,11 +7,11 @@ from pathlib import Path
 from huggingface_hub import ModelCardData
 
 from distill.training.processes import launcher
-from minitransformer.embedded import EMBEDDED_TEACHER
+from minitransformer.default_teacher import DEFAULT_TEACHER
 from minitransformer.files import atomic
 from minitransformer.model import Encoder
 
-EMBEDDED_ID = "sentence-transformers/all-MiniLM-L6-v2"  # what the embedded teacher is on the hub
+DEFAULT_ID = "sentence-transformers/all-MiniLM-L6-v2"  # what the default teacher is on the hub
 FINE_TUNE = """
 **Made for fine-tuning.** Its last layer learned queries, keys and values only; the rest of that
 layer {rest}.
@@ -107,6 +107,6 @@ def fine_tune(record: dict) -> str:
 
 def hub_id(name: str) -> str | None:
     """Return the hub id of a model or data set, None for a local folder."""
-    if name == EMBEDDED_TEACHER:
-        return EMBEDDED_ID
+    if name == DEFAULT_TEACHER:
+        return DEFAULT_ID
     return None if Path(name).exists() else name

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, replace
 from distill import METHODS
 from distill.method import Batch, Method
 from distill.student import build_start, is_folder, sizes
-from minitransformer.errors import UserError
+from minitransformer.files import UserError
 from minitransformer.model import Encoder
 from minitransformer.pretrained import load_pretrained, weights_hash
 from minitransformer.tokenizer import Tokenizer

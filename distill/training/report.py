@@ -5,9 +5,9 @@ from pathlib import Path
 
 import safetensors.torch
 
-from distill.program import cost
-from distill.program.machine import machine
+from distill.training import cost
 from distill.training.card import write_card
+from distill.training.device import machine
 from distill.training.models import Models
 from distill.training.run import Run
 from minitransformer.files import atomic

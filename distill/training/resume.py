@@ -2,11 +2,11 @@
 
 from dataclasses import asdict, fields
 
-from distill.program.machine import provenance
+from distill.training.device import provenance
 from distill.training.models import Models
 from distill.training.processes import world
 from distill.training.run import Run
-from minitransformer.errors import UserError
+from minitransformer.files import UserError
 
 # settings that a resume may change: they alter how the run goes on, not what it is
 MAY_CHANGE = "out resume batch_size accumulate device threads save_every eval_every lr clip".split()

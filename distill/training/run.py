@@ -21,8 +21,7 @@ import torch
 from filelock import FileLock, Timeout
 
 from distill.training.processes import same_on_all_ranks
-from minitransformer.errors import UserError, first_line
-from minitransformer.files import flush, obstacle
+from minitransformer.files import UserError, first_line, flush, obstacle
 
 
 class Run:

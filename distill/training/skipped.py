@@ -1,6 +1,6 @@
 """Steps that teach nothing: a loss or gradient that is not finite, or nothing to count."""
 
-from minitransformer.errors import UserError
+from minitransformer.files import UserError
 
 LONGEST = 10  # skipped steps in a row after which the run stops
 

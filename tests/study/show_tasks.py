@@ -12,13 +12,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import torch
 
 import evaluate
+from distill.evaluation.columns import load_models
 from distill.evaluation.docs_tasks import DOCS
 from distill.evaluation.finetune import Recipe
 from distill.evaluation.metrics import chance
-from distill.evaluation.models import load_models
 from distill.evaluation.table import markdown, result_records, score
 from distill.evaluation.tasks import Task
-from distill.program.machine import choose_precision
+from distill.training.device import choose_precision
 
 
 def bag_of_words(task: Task) -> float:
@@ -37,10 +37,10 @@ def bag_of_words(task: Task) -> float:
 
 
 def main() -> None:
-    tasks, models = [make() for make in DOCS.values()], load_models(["embedded"])
+    tasks, models = [make() for make in DOCS.values()], load_models(["minilm"])
     precision = choose_precision("auto", torch.device("cpu"))
     grids = evaluate.make_grids(
-        models, tasks, evaluate.parse_config(["embedded"]), Recipe(precision=precision)
+        models, tasks, evaluate.parse_config(["minilm"]), Recipe(precision=precision)
     )
     lines = [["task", "train", "dev", "chance", "bag of words", "teacher"]]
     for task in tasks:

@@ -29,7 +29,7 @@ def pairs(folder: Path, count: int) -> bool:
     The ranks are forks of this process, which has imported everything: that makes a run short.
     """
     import train
-    from distill.program import cli
+    from distill.training import cli
 
     without_figures(pytest.MonkeyPatch())
     flags = make_inputs(folder)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from minitransformer.errors import UserError, first_line, shortened
+from minitransformer.files import UserError, first_line, shortened
 
 
 def provenance() -> dict:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from distill.student import build_start
 from distill.training.run import Run
-from minitransformer.errors import UserError
+from minitransformer.files import UserError
 from minitransformer.model import Encoder
 from minitransformer.pretrained import load_pretrained, weights_hash
 from minitransformer.tokenizer import Tokenizer

@@ -14,7 +14,7 @@ from typing import NoReturn, get_args, get_origin
 import torch
 import torch.distributed as dist
 
-from minitransformer.errors import UserError
+from minitransformer.files import UserError
 
 
 class Parser(argparse.ArgumentParser):

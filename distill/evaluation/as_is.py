@@ -18,14 +18,14 @@ from torch import Tensor
 
 from distill import build_method
 from distill.data.batches import Text
+from distill.evaluation.columns import Model
 from distill.evaluation.finetune import Examples, mean_over_tokens
-from distill.evaluation.models import Model
 from distill.evaluation.tasks import Split
 from distill.method import Batch, Method
 from distill.mlm import MLM
 from distill.student import METHOD_SETTINGS
-from distill.training.held_out import held_out_loss
-from minitransformer.errors import UserError
+from distill.training.validation import held_out_loss
+from minitransformer.files import UserError
 from minitransformer.model import Encoder
 from minitransformer.pretrained import read_weight_file
 

@@ -10,7 +10,7 @@ import math
 import torch
 from torch.autograd.function import once_differentiable
 
-from distill.fast import slices
+from distill.lean import slices
 from distill.method import in_float32, no_autocast
 
 BLOCK = {"cpu": 2**21}  # numbers in one table of relations, so that it stays in the cache

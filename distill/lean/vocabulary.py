@@ -17,7 +17,7 @@ arithmetic on it.
 import torch
 from torch.autograd.function import once_differentiable
 
-from distill.fast import slices
+from distill.lean import slices
 from distill.method import hidden_at, in_float32, no_autocast
 
 CHUNK = 2**25  # logits of one model in a chunk; with fewer, W is read from memory more often

