@@ -107,7 +107,9 @@ class TrainConfig:
     warmup: float = setting(
         0.1, "share of the steps in which it rises; then it falls to 0", least=0, most=1
     )
-    weight_decay: float = setting(0.01, "AdamW's, on matrices alone", least=0)
+    weight_decay: float = setting(
+        0.01, "AdamW's, on the matrices of layers and learned maps alone", least=0
+    )
     clip: float = setting(1.0, "largest norm of the gradient; 0: no limit", least=0)
     precision: str = setting(
         "auto",
@@ -200,7 +202,7 @@ def distil(config: TrainConfig, run: Run) -> int:
     wrapped = connect(transfer, device)  # under torchrun: averages gradients over the ranks
 
     # ---- optimizer ----
-    optimizer = make_optimizer(transfer.parameters(), config.lr, config.weight_decay)
+    optimizer = make_optimizer(transfer, config.lr, config.weight_decay)
     trained = [p for group in optimizer.param_groups for p in group["params"]]
 
     # ---- run folder: a new one, or the state of its newest checkpoint ----

@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 import yaml
-from conftest import save_tiny
+from conftest import save_tiny, tiny_encoder
 from helpers import make_inputs, records
 
 import train
@@ -14,7 +14,7 @@ from distill import METHODS
 from distill.training.card import fine_tune, hub_id
 from distill.training.device import autocast, can_compile, choose_precision, machine
 from distill.training.optimizer import learning_rate, make_optimizer
-from distill.training.report import describe_size, plot_loss
+from distill.training.report import describe_size, ended_worse, plot_loss
 from minitransformer import load_pretrained, weights_hash
 from minitransformer.files import UserError
 
@@ -112,15 +112,37 @@ def test_the_card_says_where_a_last_block_is_nobodys():
     assert fine_tune(record) == ""
 
 
-def test_every_parameter_that_learns_is_in_the_optimizer_once():
-    parameters = [torch.nn.Parameter(torch.ones(shape)) for shape in ((), (2,), (2, 2), (1, 2, 2))]
-    parameters.append(torch.nn.Parameter(torch.ones(3), requires_grad=False))
-    plain, decayed = {}, {}
-    for group in make_optimizer(parameters, 1e-3, 0.1).param_groups:
-        side = decayed if group["weight_decay"] else plain
-        side |= {id(p): p.dim() for p in group["params"]}
-    assert sorted(decayed.values()) == [2, 3]
-    assert sorted(plain.values()) == [0, 1]
+def test_weight_decay_acts_on_layers_and_maps_alone():
+    model = torch.nn.ModuleDict({"encoder": tiny_encoder(), "map": torch.nn.Linear(2, 2)})
+    model["map"].bias.requires_grad_(False)
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    decayed, kept = (group["params"] for group in make_optimizer(model, 1e-3, 0.1).param_groups)
+    assert {names[p].rpartition(".")[2] for p in decayed} == {"weight"}
+    assert not [names[p] for p in decayed if "embeddings" in names[p] or "norm" in names[p]]
+    assert {names[p] for p in kept} >= {"encoder.embeddings.word.weight", "encoder.mlm_head.bias"}
+    assert {names[p] for p in [*decayed, *kept]} == {*names.values()} - {"map.bias"}
+    assert len(decayed) + len(kept) == len(names) - 1
+
+
+def test_rows_that_no_text_reads_stay_as_they_were(run):
+    start, _ = load_pretrained("./teacher")
+    trained, _ = load_pretrained(run("--steps", 200, "--weight-decay", 0.5)[0])
+    before, after = start.embeddings.position.weight, trained.embeddings.position.weight
+    assert torch.equal(before[16:], after[16:])  # --seq-len is 16
+    assert not torch.equal(before[:16], after[:16])
+    same = (start.embeddings.word.weight == trained.embeddings.word.weight).all(dim=1)
+    unread = torch.tensor([start.config.vocab_size - 1])  # no entry of the tokenizer
+    assert same[unread].all()
+    assert not same.all()
+
+
+def test_a_run_that_ends_worse_than_it_started_says_so(run, capsys):
+    assert ended_worse("mha", 1.0, 1.0) == ""
+    assert "above" in ended_worse("mha", 1.0, None)
+    run("--steps", 2, "--init", "1,3", "--student-layers", 2, "--lr", 3)
+    assert (
+        "WARNING: the mha loss ended above that of the untrained start" in capsys.readouterr().out
+    )
 
 
 def test_od_needs_a_head_and_the_named_command_gives_one(run):

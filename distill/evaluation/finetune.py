@@ -162,7 +162,7 @@ class Tuner:
         recipe, generator = self.recipe, torch.Generator().manual_seed(seed)
         outputs = len(self.task.classes) or 1
         model = Classifier(self.encoder, self.used_ids, outputs, generator).to(self.device)
-        optimizer = make_optimizer(model.parameters(), lr, recipe.weight_decay)
+        optimizer = make_optimizer(model, lr, recipe.weight_decay)
         batches = []
         for _ in range(epochs):
             batches += self.splits["train"].shuffled(recipe.batch_size, generator)

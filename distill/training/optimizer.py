@@ -1,20 +1,26 @@
 """AdamW and the learning-rate schedule, shared by distillation and fine-tuning."""
 
 import math
-from collections.abc import Iterable
 
 import torch
 from torch import nn
 
 
-def make_optimizer(
-    parameters: Iterable[nn.Parameter], lr: float, weight_decay: float
-) -> torch.optim.AdamW:
-    """AdamW over the parameters that learn; weight decay acts on matrices, not on vectors."""
-    trained = [p for p in parameters if p.requires_grad]
+def make_optimizer(model: nn.Module, lr: float, weight_decay: float) -> torch.optim.AdamW:
+    """Return AdamW over the parameters that learn.
+
+    Weight decay acts on the matrices of layers and learned maps only. In an embedding table it
+    would shrink every row that the text never reads; vectors are biases and norms.
+    """
+    tables = {module.weight for module in model.modules() if isinstance(module, nn.Embedding)}
+    decayed, kept = [], []
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            matrix = parameter.dim() > 1 and parameter not in tables
+            (decayed if matrix else kept).append(parameter)
     groups = [
-        {"params": [p for p in trained if p.dim() > 1], "weight_decay": weight_decay},
-        {"params": [p for p in trained if p.dim() < 2], "weight_decay": 0.0},
+        {"params": decayed, "weight_decay": weight_decay},
+        {"params": kept, "weight_decay": 0.0},
     ]
     # eps 1e-6: with 1e-8 a gradient that is rounding noise moves a weight by a full learning rate
     return torch.optim.AdamW(groups, lr=lr, eps=1e-6, fused=True)

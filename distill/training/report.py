@@ -78,9 +78,21 @@ def finish(config, run: Run, models: Models, text) -> None:
     run.remove_checkpoints()
     print(f"\nheld-out {config.method} loss  {losses}")
     print(f"training speed     {summary['tokens_per_s']:,.0f} tokens/s")
+    if warning := ended_worse(config.method, *(record["loss"] for record in (evals[0], evals[-1]))):
+        print(warning)
     if summary["skipped_steps"]:
         print(f"skipped steps      {summary['skipped_steps']}")
     print(f"student            {run.folder}\n\nnext:\n  python evaluate.py {run.folder}")
+
+
+def ended_worse(method: str, before: float | None, after: float | None) -> str:
+    """Return a warning if the held-out loss ended above that of the start, else nothing."""
+    if before is not None and after is not None and after <= before:
+        return ""
+    return (
+        f"WARNING: the {method} loss ended above that of the untrained start: this training did"
+        " harm; lower --lr, train for more --steps, or change --student-layers or --init"
+    )
 
 
 def show_loss(record: dict) -> str:
