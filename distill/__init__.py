@@ -1,7 +1,5 @@
 """Four ways to teach a smaller encoder from a larger one, and MLM, a baseline without a teacher."""
 
-import inspect
-
 from distill.direct_minilm import DirectMiniLM
 from distill.hs import HS
 from distill.mha import MHA
@@ -12,19 +10,19 @@ from minitransformer.files import UserError
 METHODS = {"mha": MHA, "hs": HS, "od": OD, "direct-minilm": DirectMiniLM, "mlm": MLM}
 
 
-def build_method(name, student, teacher, **settings):
+def build_method(name, student, teacher, *, plain=False, **settings):
     """Return the method of that name for two EncoderConfigs (teacher None for mlm).
 
-    Of the settings (mapping, teacher_layer, relation_heads, temperature, positions, plain) a method
-    gets those that its __init__ takes, so that one call fits all methods.
+    A method gets the settings that its class lists and ignores those that only others list, so that
+    one call fits all methods. plain=True selects the formulas of the pages instead of lean forms.
     """
     kind = method_class(name)
-    taken = {kind: inspect.signature(METHODS[kind].__init__).parameters for kind in METHODS}
     for key in settings:
-        if not any(key in parameters for parameters in taken.values()):
+        if not any(key in other.settings for other in METHODS.values()):
             raise TypeError(f"no method has a setting {key!r}")
-    settings = {key: value for key, value in settings.items() if key in taken[name]}
-    return kind(student, teacher, **settings)
+    method = kind(student, teacher, **{k: v for k, v in settings.items() if k in kind.settings})
+    method.plain = plain
+    return method
 
 
 def method_class(name):

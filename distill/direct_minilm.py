@@ -77,12 +77,12 @@ class DirectMiniLM(QKVMethod):
 
     what = "Q, K, V directly"
 
-    def __init__(self, student, teacher, *, teacher_layer=None, relation_heads=None):
+    def __init__(self, student, teacher, teacher_layer=None, relation_heads=None):
         super().__init__(student, teacher, teacher_layer, relation_heads)
         R = self.relation_heads
         maps = initial_maps(3 * R, student.hidden_size // R, teacher.hidden_size // R)
         # (R, D_s/R, D_t/R) each
         self.query, self.key, self.value = (nn.Parameter(W.clone()) for W in maps.split(R))
 
-    def compare(self, name, student, teacher, mask):
-        return direct_loss(student, teacher, mask, weight=getattr(self, name))
+    def compare(self, name, student, teacher, batch):
+        return direct_loss(student, teacher, batch.mask, weight=getattr(self, name))

@@ -119,6 +119,8 @@ def hs_loss(student_hidden, teacher_hidden, mask, projection=None):
 class HS(Method):
     """hs_loss summed over the pairs of a layer map."""
 
+    settings = ("mapping",)
+
     def __init__(self, student, teacher, *, mapping="uniform"):
         super().__init__()
         self.mapping = mapping
@@ -150,4 +152,5 @@ class HS(Method):
 
 def hidden_states(encoder, batch, layer):
     """Return hidden states 0 to `layer`, (B, N, D) each; nothing above is computed."""
-    return encoder(batch.ids, batch.mask, stop=(layer, "hidden"), keep="hidden").hidden
+    output = encoder(batch.ids, batch.attention_mask, stop=(layer, "hidden"), keep="hidden")
+    return output.hidden

@@ -31,6 +31,9 @@ from torch import Tensor, nn
 from minitransformer.config import divisors
 from minitransformer.files import UserError
 
+FROM_TOP = 1  # by default Q, K and V are learned from teacher layer m = L_t - FROM_TOP
+NARROWEST = 8  # width of a relation head by default; MiniLMv2's are 8 and wider
+
 
 @dataclass
 class Batch:
@@ -40,27 +43,38 @@ class Batch:
     mask        (B, N) bool         True = real token
     masked_ids  (B, N) int64        the ids with some tokens masked, or None
     positions   (M,) int64          the tokens to predict, or None
-    real        (tokens,) int64     all real tokens; worked out from the mask
+    full        bool                every token is real; read from the mask unless given
+    real        (tokens,) int64     all real tokens, or None where the batch is full
 
-    `positions` and `real` are indices into the B * N tokens, made on the CPU. Indexing with a
-    boolean mask would make a GPU wait, since the size of the result is not known beforehand.
+    `positions` and `real` are indices into the B * N tokens. They and `full` are made on the CPU: a
+    GPU that is asked for a value, or for all places where a mask is True, has to finish its work.
     """
 
     ids: Tensor
     mask: Tensor
     masked_ids: Tensor | None = None
     positions: Tensor | None = None
+    full: bool | None = None
     real: Tensor | None = None
 
     def __post_init__(self):
-        if self.real is None:
+        if self.full is None:
+            self.full = bool(self.mask.all())
+        if self.real is None and not self.full:
             self.real = self.mask.flatten().nonzero().flatten()
 
+    @property
+    def attention_mask(self) -> Tensor | None:
+        """The mask, or None where the batch is full: attention is faster without one."""
+        return None if self.full else self.mask
+
     def to(self, device) -> "Batch":
-        moved = {}
-        for name, tensor in vars(self).items():
-            moved[name] = None if tensor is None else tensor.to(device, non_blocking=True)
-        return Batch(**moved)
+        return Batch(
+            **{
+                name: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
+                for name, value in vars(self).items()
+            }
+        )
 
     def sequences(self, start: int, stop: int) -> "Batch":
         """Return the batch of sequences start, ..., stop - 1 alone."""
@@ -70,16 +84,17 @@ class Batch:
         if positions is not None:
             inside = (positions >= start * N) & (positions < stop * N)
             positions = positions[inside] - start * N
-        return Batch(self.ids[start:stop], self.mask[start:stop], masked_ids, positions)
+        full = self.full or None  # a part of a full batch is full
+        return Batch(self.ids[start:stop], self.mask[start:stop], masked_ids, positions, full)
 
 
 class Method(nn.Module):
-    """Base of all methods. A method is constructed from the EncoderConfigs of student and teacher.
-
-    plain=True, where a method's __init__ takes it, selects the formula of its page instead of the
-    lean form in distill/lean/.
+    """Base of all methods. A method is constructed from the EncoderConfigs of student and teacher,
+    and from its settings.
     """
 
+    settings: tuple[str, ...] = ()  # keyword arguments of __init__: flags of train.py
+    plain = False  # True: compute the formula of the method's page, not its form in distill/lean/
     masked_text = False  # True: reads batch.masked_ids and predicts at batch.positions
     needs_teacher = True
     teacher_layer: int | None = None  # the highest teacher layer that is read; None: no teacher
@@ -105,25 +120,54 @@ class Method(nn.Module):
         raise NotImplementedError
 
 
+def check_method(method, student, teacher, batch):
+    """Run the method once, forward and backward; refuse what training would stumble over later.
+
+    The gradients are left in place: they say which parameters the method reaches.
+    """
+    name, result = type(method).__name__, method(student, teacher, batch)
+    if not isinstance(result, tuple) or len(result) != 2:
+        kind = type(result).__name__
+        raise UserError(f"{name}: its forward returns a {kind}, not a pair (sum, count)")
+    for what, value in zip(("sum", "count"), result, strict=True):
+        kind = type(value).__name__
+        if isinstance(value, Tensor):
+            kind = f"{value.dtype} of shape {tuple(value.shape)}"
+        if kind not in ("torch.float32 of shape ()", "torch.float64 of shape ()"):
+            raise UserError(f"{name}: its {what} is {kind}; return a float32 tensor of shape ()")
+    if not result[0].requires_grad:
+        raise UserError(f"{name}: its sum has no gradient; nothing of the student leads to it")
+    result[0].backward()
+    idle = [key for key, p in method.named_parameters() if p.requires_grad and p.grad is None]
+    if idle:
+        raise UserError(f"{name}: its loss never reads its parameters: {', '.join(idle)}")
+
+
 class QKVMethod(Method):
     """Base of the methods that compare Q, K and V of student layer L_s and teacher layer m."""
 
+    settings = ("teacher_layer", "relation_heads")
     what = "Q, K, V"
 
     def __init__(self, student, teacher, teacher_layer=None, relation_heads=None):
         super().__init__()
         self.student_layer = student.num_hidden_layers
         self.teacher_layer = choose_teacher_layer(teacher.num_hidden_layers, teacher_layer)
-        self.relation_heads = choose_heads(student.hidden_size, teacher.hidden_size, relation_heads)
+        self.widths = student.hidden_size, teacher.hidden_size
+        self.relation_heads = choose_heads(*self.widths, relation_heads)
 
     def describe(self):
+        d_s, d_t = (width // self.relation_heads for width in self.widths)
         return (
-            f"{self.what}: student layer {self.student_layer}, teacher layer"
-            f" {self.teacher_layer}, {self.relation_heads} relation heads"
+            f"{self.what}: student layer {self.student_layer}, teacher layer {self.teacher_layer},"
+            f" {self.relation_heads} relation heads of width {d_s} (student) and {d_t} (teacher)"
         )
 
-    def compare(self, name, student, teacher, mask):
-        """Return (sum, count) for one of Q, K, V: `name` is "query", "key" or "value"."""
+    def compare(self, name, student, teacher, batch):
+        """Return (sum, count) for one of Q, K, V: `name` is "query", "key" or "value".
+
+        Shapes   student (B, N, D_s), teacher (B, N, D_t); batch.mask says which tokens are real.
+        """
         raise NotImplementedError
 
     def forward(self, student, teacher, batch):
@@ -132,21 +176,21 @@ class QKVMethod(Method):
         states = qkv_of(student, batch, self.student_layer)
         total = 0
         for name in ("query", "key", "value"):
-            part, count = self.compare(name, states[name], targets[name], batch.mask)
+            part, count = self.compare(name, states[name], targets[name], batch)
             total = total + part
         return total, count  # the count is the same for all three
 
 
 def qkv_of(encoder, batch, layer):
     """Return Q, K and V of that layer by name, (B, N, D) each; nothing above it is computed."""
-    output = encoder(batch.ids, batch.mask, stop=(layer, "qkv"), keep="last")
+    output = encoder(batch.ids, batch.attention_mask, stop=(layer, "qkv"), keep="last")
     return {"query": output.queries[-1], "key": output.keys[-1], "value": output.values[-1]}
 
 
 def hidden_at(encoder, batch, positions):
-    """Return the last hidden states of masked text at these positions, (M, D)."""
-    hidden = encoder(batch.masked_ids, batch.mask, keep="last").hidden[-1]  # (B, N, D)
-    return hidden.flatten(0, 1)[positions]
+    """Return the last hidden states of masked text at these positions (None: all), (M, D)."""
+    hidden = encoder(batch.masked_ids, batch.attention_mask, keep="last").hidden[-1]  # (B, N, D)
+    return hidden.flatten(0, 1) if positions is None else hidden.flatten(0, 1)[positions]
 
 
 def logits_at(encoder, batch, positions):
@@ -155,9 +199,9 @@ def logits_at(encoder, batch, positions):
 
 
 def choose_teacher_layer(teacher_layers, teacher_layer=None):
-    """Return layer m (1..L_t) as given, else the study's upper-middle L_t - 1, at least 1."""
+    """Return layer m (1..L_t) as given, else L_t - FROM_TOP, at least 1."""
     if teacher_layer is None:
-        return max(1, teacher_layers - 1)
+        return max(1, teacher_layers - FROM_TOP)
     if not 1 <= teacher_layer <= teacher_layers:
         raise UserError(
             f"teacher layer {teacher_layer} is out of range: the teacher has layers"
@@ -167,10 +211,13 @@ def choose_teacher_layer(teacher_layers, teacher_layer=None):
 
 
 def choose_heads(student_width, teacher_width, relation_heads=None):
-    """Return R as given, else the common divisor nearest to MiniLMv2's 48 (of two, the larger)."""
+    """Return R as given, else the common divisor nearest to MiniLMv2's 48 (of two, the larger)
+    that leaves each relation head at least 8 wide; 1 where none does.
+    """
     if relation_heads is None:
         common = divisors(student_width, teacher_width)
-        return min(common, key=lambda heads: (abs(heads - 48), -heads))
+        wide = [R for R in common if min(student_width, teacher_width) // R >= NARROWEST] or [1]
+        return min(wide, key=lambda heads: (abs(heads - 48), -heads))
     check_heads(relation_heads, student_width, teacher_width)
     return relation_heads
 
@@ -186,7 +233,9 @@ def check_heads(relation_heads, student_width, teacher_width):
 
 
 def check_tokens(student, teacher, mask):
-    """Refuse (B, N, D) tensors and a (B, N) mask that do not have the same (B, N)."""
+    """Refuse (B, N, D) tensors and a (B, N) bool mask that do not have the same (B, N)."""
+    if mask.dtype != torch.bool:  # ~mask of 0 and 1 would be -1 and -2
+        raise UserError(f"the mask is {mask.dtype}, not torch.bool; pass mask.bool()")
     if student.dim() != 3 or teacher.dim() != 3:
         raise UserError(
             f"student and teacher must be (B, N, D): got {tuple(student.shape)}"

@@ -82,11 +82,7 @@ class MHA(QKVMethod):
 
     what = "Q, K, V relations"
 
-    def __init__(self, student, teacher, *, teacher_layer=None, relation_heads=None, plain=False):
-        super().__init__(student, teacher, teacher_layer, relation_heads)
-        # The lean form gives the same numbers without any (B, R, N, N) tensor; it has to be
-        # changed together with relation_loss.
-        self.loss = relation_loss if plain else lean_relation_loss
-
-    def compare(self, name, student, teacher, mask):
-        return self.loss(student, teacher, mask, self.relation_heads)
+    def compare(self, name, student, teacher, batch):
+        # The lean form gives the same numbers without any (B, R, N, N) tensor.
+        loss = relation_loss if self.plain else lean_relation_loss
+        return loss(student, teacher, batch.mask, self.relation_heads)

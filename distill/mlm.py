@@ -51,11 +51,8 @@ class MLM(Method):
     masked_text = True
     needs_teacher = False
 
-    def __init__(self, student, teacher=None, *, plain=False):
+    def __init__(self, student, teacher=None):
         super().__init__()
-        # The lean form gives the same numbers without the logits of all positions.
-        self.predictions = logits_at if plain else factors_at
-        self.loss = mlm_loss if plain else lean_mlm_loss
 
     def describe(self):
         return "masked language modelling, no teacher"
@@ -63,4 +60,6 @@ class MLM(Method):
     def forward(self, student, teacher, batch):
         self.check_models(student, None)
         targets = batch.ids.flatten()[batch.positions]  # (M,)
-        return self.loss(self.predictions(student, batch, batch.positions), targets)
+        # The lean form gives the same numbers without the logits of all positions.
+        predictions, loss = (logits_at, mlm_loss) if self.plain else (factors_at, lean_mlm_loss)
+        return loss(predictions(student, batch, batch.positions), targets)

@@ -70,9 +70,10 @@ def check_temperature(temperature):
 class OD(Method):
     """od_loss at the positions drawn for prediction, or at all real ones, of masked text."""
 
+    settings = ("temperature", "positions")
     masked_text = True
 
-    def __init__(self, student, teacher, *, temperature=1.0, positions="masked", plain=False):
+    def __init__(self, student, teacher, *, temperature=1.0, positions="masked"):
         super().__init__()
         check_temperature(temperature)
         if positions not in POSITIONS:
@@ -84,16 +85,15 @@ class OD(Method):
             )
         self.teacher_layer = teacher.num_hidden_layers
         self.temperature, self.positions = temperature, positions
-        # The lean form gives the same numbers without the logits of all positions.
-        self.predictions = logits_at if plain else factors_at
-        self.loss = od_loss if plain else lean_od_loss
 
     def describe(self):
         return f"output distribution: {self.positions} positions, temperature {self.temperature:g}"
 
     def forward(self, student, teacher, batch):
         self.check_models(student, teacher)
-        positions = batch.positions if self.positions == "masked" else batch.real  # (M,)
+        positions = batch.positions if self.positions == "masked" else batch.real  # (M,) or None
+        # The lean form gives the same numbers without the logits of all positions.
+        predictions, loss = (logits_at, od_loss) if self.plain else (factors_at, lean_od_loss)
         with torch.no_grad():
-            target = self.predictions(teacher, batch, positions)
-        return self.loss(self.predictions(student, batch, positions), target, self.temperature)
+            target = predictions(teacher, batch, positions)
+        return loss(predictions(student, batch, positions), target, self.temperature)

@@ -34,7 +34,6 @@ from minitransformer.pretrained import load_pretrained
 from minitransformer.tokenizer import Tokenizer
 
 NAMED = ("random", "embeddings", "uniform", "first", "last")
-METHOD_SETTINGS = "mapping teacher_layer relation_heads temperature positions plain".split()
 
 
 def student_config(
@@ -49,8 +48,10 @@ def student_config(
     Defaults: half its layers, its width, its heads (or the nearest number that divides the width),
     its FFN width where the widths are equal, else 4 times the student's width.
     """
-    layers = layers or max(1, teacher.num_hidden_layers // 2)
-    hidden = hidden or teacher.hidden_size
+    if layers is None:
+        layers = max(1, teacher.num_hidden_layers // 2)
+    if hidden is None:
+        hidden = teacher.hidden_size
     if heads is None:
         heads = min(divisors(hidden), key=lambda a: (abs(a - teacher.num_attention_heads), -a))
     if ffn is None:
@@ -93,6 +94,8 @@ class Start:
     init: str
     layers: list[int] = field(default_factory=list)  # the teacher layers it is copied from
     tokenizer: Tokenizer | None = None  # of the folder that `init` names
+    positions: str = ""  # a line on positions that training never reads
+    warnings: list[str] = field(default_factory=list)  # a line each
 
 
 def build_start(settings: dict, teacher: Encoder | None) -> Start:
@@ -118,12 +121,17 @@ def build_start(settings: dict, teacher: Encoder | None) -> Start:
         asked = [settings[name] for name in sizes(teacher.config)]
         config = student_config(teacher.config, *asked)
         init = init or default_init(config, teacher.config)
-    method = build_method(
-        settings["method"],
-        config,
-        teacher.config if kind.needs_teacher else None,
-        **{name: settings[name] for name in METHOD_SETTINGS if settings.get(name)},
-    )
+        if init == "random":  # no positions that training never reads
+            shift = config.max_position_embeddings - config.max_tokens  # RoBERTa counts from pad_id
+            config = replace(config, max_position_embeddings=settings["seq_len"] + shift)
+    method = method_of(settings, config, teacher.config if kind.needs_teacher else None)
+    positions = ""
+    if config.max_tokens > settings["seq_len"]:
+        whose = init if is_folder(init) else "the teacher"
+        positions = (
+            f"training reads {settings['seq_len']} tokens (--seq-len); the positions behind them,"
+            f" up to {config.max_tokens}, stay those of {whose}"
+        )
     if is_folder(init):
         if not kind.masked_text:
             student.mlm_head = None  # it would not learn, and no longer fit
@@ -131,12 +139,28 @@ def build_start(settings: dict, teacher: Encoder | None) -> Start:
             fresh = start_student("random", config, None, settings["seed"], mlm_head=True)
             student.mlm_head = fresh.mlm_head
             _copy_mlm_head(student, teacher)
-        return Start(student, method, init, tokenizer=tokenizer)
-    top = getattr(method, "teacher_layer", None) or teacher.config.num_hidden_layers
+        return Start(student, method, init, tokenizer=tokenizer, positions=positions)
+    top = method.teacher_layer
     student = start_student(
         init, config, teacher, settings["seed"], mlm_head=kind.masked_text, top=top
     )
-    return Start(student, method, init, copied_layers(init, config, teacher.config, top))
+    layers = copied_layers(init, config, teacher.config, top)
+    start = Start(student, method, init, layers, positions=positions)
+    if top and layers[:top] == list(range(1, top + 1)):
+        fewer = f"--student-layers {top - 1} or fewer, or " if top > 1 else ""
+        start.warnings.append(
+            f"the student starts as a copy of teacher layers 1 to {top}, the very ones that it is"
+            f" to match, so it has little to learn; take {fewer}--init embeddings"
+        )
+    return start
+
+
+def method_of(settings: dict, student: EncoderConfig, teacher: EncoderConfig | None) -> Method:
+    """Return the method that the settings of a run describe."""
+    names = method_class(settings["method"]).settings
+    given = {name: settings[name] for name in names if settings.get(name) is not None}
+    plain = settings.get("plain", False)
+    return build_method(settings["method"], student, teacher, plain=plain, **given)
 
 
 def default_init(student: EncoderConfig, teacher: EncoderConfig) -> str:

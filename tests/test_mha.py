@@ -173,6 +173,9 @@ def test_choice_of_heads_and_layer():
     assert choose_heads(768, 768) == 48
     assert choose_heads(384, 768) == 48
     assert choose_heads(384, 312) == 24  # common divisors 1, 2, 3, 4, 6, 8, 12, 24
+    assert choose_heads(64, 768) == 8  # 16, 32 and 64 heads would be narrower than 8 in the student
+    assert choose_heads(32, 384) == choose_heads(384, 32) == 4
+    assert choose_heads(6, 12) == choose_heads(7, 12) == 1  # no head can be 8 wide
     assert choose_heads(1024, 1024) == 64  # 32 and 64 are equally near; MiniLMv2 took 64 as well
     assert choose_heads(768, 768, 12) == 12
     assert [choose_teacher_layer(n) for n in (1, 2, 12, 24)] == [1, 1, 11, 23]

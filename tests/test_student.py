@@ -30,6 +30,10 @@ def teacher():
     return tiny_encoder(config())
 
 
+def settings(**given):
+    return {**vars(TrainConfig()), "seq_len": 16, **given}
+
+
 def layers_found(student, teacher):
     """For each student block the number of the teacher layer it equals, or None."""
     layers = list(enumerate(teacher.blocks, 1))
@@ -85,6 +89,45 @@ def test_a_start_can_be_rebuilt_bit_for_bit_from_the_log(tmp_path, method, init)
     read = models.method.teacher_layer or 3
     layers = {None: [read], "last": [read], "2": [2]}.get(init, [])
     assert models.start["layers"] == layers
+
+
+@pytest.mark.parametrize(
+    ("method", "init", "layers", "warned"),
+    [
+        ("mha", None, 4, False),  # layers 2, 3, 4, 5 of m = 5
+        ("mha", None, 5, True),
+        ("mha", "first", 6, True),
+        ("mha", "1,2,3,4,6", 5, False),
+        ("mha", "embeddings", 5, False),
+        ("hs", None, 5, False),
+        ("hs", None, 6, True),
+        ("mlm", None, 6, False),
+    ],
+)
+def test_a_start_that_is_its_own_target_is_warned_of(teacher, method, init, layers, warned):
+    start = build_start(settings(method=method, init=init, student_layers=layers), teacher)
+    assert bool(start.warnings) == warned
+    m = start.method.teacher_layer
+    assert all(f"--student-layers {m - 1} or fewer" in line for line in start.warnings)
+
+
+@pytest.mark.parametrize("model_type", ["bert", "roberta"])
+@pytest.mark.parametrize("init", ["random", "embeddings", "first", "FOLDER"])
+def test_positions_that_training_never_reads(tmp_path, model_type, init):
+    """They are said where they are copied; a random start has none."""
+    teacher = tiny_encoder(model_type)  # 40 tokens
+    init = str(save_tiny(tmp_path, model_type)) if init == "FOLDER" else init
+    start = build_start(settings(init=init, seq_len=16), teacher)
+    assert start.student.config.max_tokens == (16 if init == "random" else 40)
+    assert start.positions.startswith("training reads 16 tokens") == (init != "random")
+    assert build_start(settings(init=init, seq_len=40), teacher).positions == ""
+    start.student(*tokens(start.student.config, (16, 16)))
+
+
+def test_a_setting_that_is_0_is_not_lost(teacher):
+    for name in ("teacher_layer", "relation_heads"):
+        with pytest.raises(UserError, match=r"^(teacher layer )?0 "):
+            build_start(settings(**{name: 0}), teacher)
 
 
 def test_a_start_is_a_function_of_the_seed(teacher):

@@ -16,14 +16,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from distill import build_method
 from distill.data.batches import Text
 from distill.evaluation.columns import Model
 from distill.evaluation.finetune import Examples, mean_over_tokens
 from distill.evaluation.tasks import Split
 from distill.method import Batch, Method
 from distill.mlm import MLM
-from distill.student import METHOD_SETTINGS
+from distill.student import method_of
 from distill.training.validation import held_out_loss
 from minitransformer.files import UserError
 from minitransformer.model import Encoder
@@ -65,9 +64,7 @@ def on_held_out_text(model: Model, batches: list[Batch], autocast: AbstractConte
 
     settings = model.settings
     if model.trained and (teacher or settings["method"] == "mlm"):
-        chosen = {name: settings[name] for name in METHOD_SETTINGS if settings.get(name)}
-        configs = (model.encoder.config, teacher and teacher.config)
-        method = build_method(settings["method"], *configs, **chosen)
+        method = method_of(settings, model.encoder.config, teacher and teacher.config)
         method.check_models(model.encoder, teacher)
         if model.start:
             facts["start_loss"] = loss(method, model.start.encoder)

@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass, replace
 
 from distill import METHODS
-from distill.method import Batch, Method
+from distill.method import Batch, Method, check_method
 from distill.student import build_start, is_folder, sizes
 from minitransformer.files import UserError
 from minitransformer.model import Encoder
@@ -67,8 +67,7 @@ def freeze_unreached(
 
     DistributedDataParallel would wait for these gradients, and weight decay would shrink them.
     """
-    total, _ = method(student, teacher, batch.sequences(0, 1))
-    total.backward()
+    check_method(method, student, teacher, batch.sequences(0, 1))
     unreached = {name: p for name, p in student.named_parameters() if p.grad is None}
     for parameter in unreached.values():
         parameter.requires_grad_(False)
