@@ -1,19 +1,18 @@
-"""Plan, run and report the study.
+"""Compare the methods: list the rows, run them, write their page.
 
-    python -m distill.study plan                             what is to be done, hours, what is done
-    python -m distill.study run --hours 2                    goes on from there, in that order
-    python -m distill.study run --only english-3x384/mha     the units whose names begin so
+    python -m distill.study list                             the rows in their order; which are done
+    python -m distill.study run --hours 2                    those without a record, in that order
+    python -m distill.study run --only english-3x384/mha     the rows whose names begin so
     python -m distill.study report                           docs/study.md and its pictures
 
-Several `run` at once share the units: one for each GPU (CUDA_VISIBLE_DEVICES=1), or one for each
-core (OMP_NUM_THREADS=1, which gave more tokens a second on two cores than one `run` on both).
-
-Every command reads the records in docs/study/results.jsonl; `run` appends to them. To reproduce a
-unit, run it with another --results and compare. The multilingual setting needs --teacher (a folder,
-or intfloat/multilingual-e5-small from the hub) and Debian's apt-get. Your own setting:
+Several `run` at once share the list: one for each GPU (CUDA_VISIBLE_DEVICES=1), or one for each
+core (OMP_NUM_THREADS=1). Records go to results/study.jsonl; those of docs/study.md are read by
+`--results docs/study/results.jsonl`. The English rows need apt-get for a part of their text; the
+multilingual ones need it too, and their teacher from the hub or from --teacher. Your own student
+(docs/full_scale.md has the published settings):
 
     python -m distill.study run --student 6x768 --teacher google-bert/bert-base-uncased \\
-        --data web='corpus/*.parquet' --tasks glue --tokens 1e9 --results results/bert.jsonl
+        --data web='corpus/*.parquet' --tasks glue --data-dir GLUE --tokens 1e9
 """
 
 import argparse
@@ -22,103 +21,93 @@ import re
 import time
 from pathlib import Path
 
-from distill.data.batches import parse_sources
-from distill.study import units
-from distill.study.records import Records
-from distill.study.report import measured_speeds, write_report
-from distill.study.run import Study
-from distill.study.units import Student, estimated_seconds
+from distill.study.rows import METHODS, Row, own_rows, rows
+from distill.study.run import Study, read_records
 from distill.training import cli
 from minitransformer.files import UserError
 
-E5 = "intfloat/multilingual-e5-small"  # the teacher of the multilingual setting
+# flags of train.py that are handed on as they are, by their names here
+HANDED_ON = {"warmup": "--warmup", "heads": "--student-heads", "ffn": "--student-ffn"}
+HANDED_ON |= {"precision": "--precision"}
 
 
 def parse_config(argv: list[str] | None = None) -> argparse.Namespace:
     parser = cli.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("command", choices=["plan", "run", "report"])
-    add("--only", default="", metavar="NAME", help="units whose names begin so")
+    add("command", choices=["list", "run", "report"])
+    add("--only", default="", metavar="NAME", help="rows whose names begin so")
     add("--hours", type=float, default=math.inf, help="run: stop after them (default: never)")
-    add("--scale", type=float, default=1.0, help="factor on all tokens (default: 1)")
-    rate_help = "search each method's learning rate first, or take train.py's (default: grid)"
-    add("--lr-from", choices=["grid", "defaults"], default="grid", help=rate_help)
-    add("--teacher-steps", type=int, default=units.TEACHER_STEPS, help="of the English teacher")
-    add("--teacher", help=f"your own, or of multilingual (default: {E5})")
-    add("--student", metavar="LxH", help="your own setting: layers and width, such as 6x768")
-    add("--data", action="append", default=[], help="your own setting: text, as in train.py")
-    add("--tasks", nargs="+", help="your own setting: as in evaluate.py (default: docs)")
-    add("--tokens", type=float, help="your own setting: of a run (default: 1e9)")
     add("--folder", type=Path, default=Path("runs/study"), help="work folder")
-    add("--results", type=Path, default=Path("docs/study/results.jsonl"), help="the records")
+    add("--results", type=Path, default=Path("results/study.jsonl"), help="file of the records")
     add("--page", type=Path, default=Path("docs/study.md"), help="report: the page to write")
-    add("--readme", action="store_true", help="report: print the README's table instead")
+    add("--teacher", help="of multilingual or of your own: a folder or a hub id")
+    add("--data", action="append", default=[], help="your own: as in train.py")
+    add("--tasks", nargs="+", default=[], help="your own: as in evaluate.py")
+    add("--data-dir", help="as in evaluate.py")
+    add("--student", metavar="LxH", help="your own: layers and width, such as 6x768")
+    add("--start", default="uniform", help="of your own student: train.py's --init")
+    add("--tokens", type=float, default=1e9, help="that your own student reads (default: 1e9)")
+    add("--batch", type=int, default=16, help="sequences in a step, over all processes")
+    add("--seq-len", type=int, default=128, help="tokens in a sequence")
+    rates_help = f"learning rate of all methods, or METHOD=RATE, of {', '.join(METHODS)}"
+    add("--rates", nargs="+", default=[], metavar="RATE", help=rates_help)
+    for name, flag in HANDED_ON.items():
+        add(f"--{name}", help=f"train.py's {flag}")
+    add("--nproc", type=int, default=1, help="processes of torchrun, one for each GPU")
     config = parser.parse_args(argv)
-    if not config.student and (config.data or config.tasks or config.tokens is not None):
-        raise UserError("--data, --tasks and --tokens are of your own setting: name its --student")
-    config.tasks = config.tasks or ["docs"]
-    config.tokens = 1e9 if config.tokens is None else config.tokens
-    parse_sources(config.data)  # fail on a bad --data before any training
-    for name, least in {"scale": 1e-6, "tokens": 1, "teacher_steps": 1}.items():
-        cli.check_number(name, getattr(config, name), least)
-    cli.check_number("hours", config.hours, least=0, most=math.inf)
     if config.student:
         if not re.fullmatch(r"[1-9]\d*x[1-9]\d*", config.student):
             raise UserError(f"--student {config.student}: give LAYERSxWIDTH, such as 6x768")
-        if not (config.teacher and config.data):
-            raise UserError(f"--student {config.student} needs a --teacher and --data")
-    for flag, path in (("--results", config.results), ("--page", config.page)):
-        if path.is_dir():
-            raise UserError(f"{flag} {path} is a folder; name a file")
+        if not (config.teacher and config.data and config.tasks):
+            raise UserError("--student needs a --teacher, --data and --tasks")
+    elif config.data or config.tasks:
+        raise UserError("--data and --tasks are of your own setting: name its --student")
+    for name, least in {"tokens": 1, "batch": 1, "seq_len": 3, "nproc": 1}.items():
+        cli.check_number(name, getattr(config, name), least)
+    if config.batch % config.nproc:
+        raise UserError(f"--batch {config.batch} is not a multiple of --nproc {config.nproc}")
+    config.rates = {name: rate for name, _, rate in (r.rpartition("=") for r in config.rates)}
+    if unknown := config.rates.keys() - METHODS.keys() - {""}:
+        raise UserError(f"--rates {', '.join(unknown)}: not one of {', '.join(METHODS)}")
     return config
 
 
-def planned_units(config: argparse.Namespace) -> list[units.Unit]:
-    own = None
+def chosen_rows(config: argparse.Namespace) -> list[Row]:
+    every = rows()
     if config.student:
-        layers, hidden = map(int, config.student.split("x"))
-        own = Student("own", layers, hidden, config.tokens, 3_000)
-    rates = config.lr_from == "grid"
-    return units.plan(config.scale, rates, config.only, own, config.teacher_steps)
-
-
-def print_plan(planned: list[units.Unit], records: list[dict]) -> None:
-    """One line a unit: its name, estimated hours, the hours up to its end; done or not."""
-    done = {record["unit"] for record in records}
-    speeds = measured_speeds(records)
-    hours = 0.0
-    for unit in planned:
-        if unit.name in done:
-            print(f"{unit.name:58} done")
-        else:
-            needed = estimated_seconds(unit, speeds) / 3600
-            hours += needed
-            print(f"{unit.name:58} {needed:6.2f} h  {hours:7.1f} h in all")
-    finished = sum(unit.name in done for unit in planned)
-    print(f"{finished} of {len(planned)} units are done; about {hours:.1f} hours are left")
+        every = own_rows(f"own-{config.student}", config.start, config.tokens)
+    chosen = [row for row in every if row.name.startswith(config.only)]
+    if not chosen:
+        raise UserError(f"--only {config.only}: no row's name begins so; `list` shows all")
+    return chosen
 
 
 def main(argv: list[str] | None = None) -> int:
     config = parse_config(argv)
-    records = Records(config.results)
     if config.command == "report":
-        return write_report(records, config.page, config.readme)
-    planned = planned_units(config)
-    if config.command == "plan":
-        print_plan(planned, records.read())
+        raise UserError("report: to come")
+    chosen = chosen_rows(config)
+    if config.command == "list":
+        done = {record["row"] for record in read_records(config.results)}
+        for row in chosen:
+            print(f"{'done' if row.name in done else '    '}  {row.name}")
         return 0
+    handed_on = [(flag, getattr(config, name)) for name, flag in HANDED_ON.items()]
     study = Study(
         folder=config.folder,
-        records=records,
-        scale=config.scale,
-        rates=config.lr_from == "grid",
+        results=config.results,
         deadline=time.monotonic() + 3600 * config.hours,
-        teacher_steps=config.teacher_steps,
-        teacher=config.teacher or E5,
+        teacher=config.teacher,
         data=tuple(config.data),
         tasks=tuple(config.tasks),
+        data_dir=config.data_dir,
+        batch=config.batch,
+        seq_len=config.seq_len,
+        flags=tuple(word for flag, value in handed_on if value for word in (flag, value)),
+        rates=config.rates,
+        processes=config.nproc,
     )
-    return study.run(planned)
+    return study.run(chosen)
 
 
 if __name__ == "__main__":

@@ -1,23 +1,24 @@
-"""A multilingual text that everyone can fetch: LibreOffice's help, from Debian's packages.
+"""A text in many languages that everyone can fetch: LibreOffice's help, from Debian's packages.
 
 A page is an HTML file, its paragraphs are `<p id="par_id...">`, and page and id are the same in
-every language: so the text is parallel. Paragraphs that the translators left in English do not
-count as another language. A fifth of the pages is kept for the tasks and never trained on.
+every language: so the text is parallel. An English paragraph that stands on several pages counts
+once, and a paragraph that the translators left in English does not count as another language. A
+fifth of the pages is held out: no run reads it.
 
-    FOLDER/LANGUAGE.txt          the pages to train on, one document each
-    FOLDER/paragraphs.parquet    page, id, split (train, held-out) and a column for each language
+    FOLDER/LANGUAGE.json     {page#id: paragraph}, all of them
+    FOLDER/LANGUAGE.txt      the pages to train on, one document each
 
 Source   packages libreoffice-help-LANGUAGE of Debian 12 (MPL 2.0), fetched with apt-get and
          unpacked with dpkg; the .deb files may lie in FOLDER/packages already.
 """
 
 import hashlib
+import itertools
+import json
 import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 from tempfile import TemporaryDirectory
-
-import pandas
 
 from minitransformer.files import UserError, atomic
 
@@ -51,48 +52,45 @@ class Paragraphs(HTMLParser):
             self.texts[self.current] += data
 
 
-def read_pages(root: Path) -> dict[tuple[str, str], str]:
-    """Return {(page, id): text} of all HTML files under `root`, white space made single."""
+def read_pages(root: Path) -> dict[str, str]:
+    """Return {page#id: text} of all HTML files under `root`, white space made single."""
     found = {}
     for file in sorted(root.rglob("*.html")):
         parser = Paragraphs()
         parser.feed(file.read_text("utf-8"))
         page = file.relative_to(root).as_posix()
-        for name, text in parser.texts.items():
-            if text.strip():
-                found[page, name] = " ".join(text.split())
+        texts = {name: " ".join(text.split()) for name, text in parser.texts.items()}
+        found |= {f"{page}#{name}": text for name, text in texts.items() if text}
     return found
 
 
-def parallel(languages: dict[str, dict[tuple[str, str], str]]) -> pandas.DataFrame:
-    """Join the languages by (page, id).
-
-    A paragraph whose English stands on several pages counts once, so that nothing is on both
-    sides of the split; a translation that equals the English is none (missing).
-    """
-    english = languages[ENGLISH]
-    rows, taken = [], set()
-    for (page, name), text in english.items():
-        if text in taken:
-            continue
-        taken.add(text)
-        row = {"page": page, "id": name, "split": split_of(page), ENGLISH: text}
-        for language, texts in languages.items():
-            translation = texts.get((page, name))
-            if language != ENGLISH:
-                row[language] = None if translation == text else translation
-        rows.append(row)
-    return pandas.DataFrame(rows)
+def paragraphs(folder: Path, language: str) -> dict[str, str]:
+    """Return {page#id: text} of one language; the first call unpacks its package (10 seconds)."""
+    file = folder / f"{language}.json"
+    if file.exists():
+        return json.loads(file.read_text("utf-8"))
+    with TemporaryDirectory() as unpacked:
+        subprocess.run(["dpkg", "-x", package(folder, language), unpacked], check=True)
+        (root,) = Path(unpacked, "usr/share/libreoffice/help").glob("*/text")
+        found = read_pages(root)
+    english = paragraphs(folder, ENGLISH) if language != ENGLISH else None
+    found = different(found, english)
+    with atomic(file) as unfinished:
+        unfinished.write_text(json.dumps(found, ensure_ascii=False), "utf-8")
+    return found
 
 
-def split_of(page: str) -> str:
-    digest = hashlib.sha256(page.encode()).digest()
-    return "held-out" if digest[0] < 51 else "train"  # 51 of 256: a fifth
+def different(found: dict[str, str], english: dict[str, str] | None) -> dict[str, str]:
+    """Return the translations of English paragraphs; of English (None) each text's first place."""
+    if english is not None:
+        return {key: text for key, text in found.items() if english.get(key, text) != text}
+    first = {text: key for key, text in reversed(found.items())}
+    return {key: text for key, text in found.items() if first[text] == key}
 
 
-def package(language: str, folder: Path) -> Path:
-    """Return the language's .deb in `folder`, downloaded where it is missing."""
-    name = f"libreoffice-help-{language}"
+def package(folder: Path, language: str) -> Path:
+    """Return the language's .deb in FOLDER/packages, downloaded where it is missing."""
+    folder, name = folder / "packages", f"libreoffice-help-{language}"
     if not list(folder.glob(f"{name}_*.deb")):
         folder.mkdir(parents=True, exist_ok=True)
         print(f"downloading {name}", flush=True)
@@ -107,24 +105,18 @@ def package(language: str, folder: Path) -> Path:
     return next(folder.glob(f"{name}_*.deb"))
 
 
-def build(folder: Path, languages: tuple[str, ...] = TRAINED + KEPT_OUT) -> pandas.DataFrame:
-    """Return the paragraphs of `folder`, made on the first call (3 minutes)."""
-    table = folder / "paragraphs.parquet"
-    if table.exists():
-        return pandas.read_parquet(table)
-    texts = {}
-    for language in languages:
-        with TemporaryDirectory() as unpacked:
-            archive = package(language, folder / "packages")
-            subprocess.run(["dpkg", "-x", archive, unpacked], check=True)
-            (root,) = Path(unpacked, "usr/share/libreoffice/help").glob("*/text")
-            texts[language] = read_pages(root)
-    frame = parallel(texts)
-    train = frame[frame["split"] == "train"]
-    for language in languages:
-        pages = train.dropna(subset=[language]).groupby("page", sort=True)[language]
-        with atomic(folder / f"{language}.txt") as unfinished:
-            unfinished.write_text("\n\n".join(pages.agg("\n".join)) + "\n", "utf-8")
-    with atomic(table) as unfinished:  # last: whoever finds it finds the texts too
-        frame.to_parquet(unfinished)
-    return frame
+def held_out(key: str) -> bool:
+    page = key.partition("#")[0]
+    return hashlib.sha256(page.encode()).digest()[0] < 51  # of 256: a fifth
+
+
+def training_text(folder: Path, language: str) -> Path:
+    """Return the file with the pages that are not held out."""
+    file = folder / f"{language}.txt"
+    if not file.exists():
+        texts = {k: text for k, text in paragraphs(folder, language).items() if not held_out(k)}
+        pages = itertools.groupby(texts, lambda key: key.partition("#")[0])
+        documents = ["\n".join(texts[key] for key in keys) for _, keys in pages]
+        with atomic(file) as unfinished:
+            unfinished.write_text("\n\n".join(documents) + "\n", "utf-8")
+    return file

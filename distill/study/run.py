@@ -1,16 +1,16 @@
-"""Run units: train.py and evaluate.py as processes, one record for each unit that is finished.
+"""The loop: train a row, evaluate it, append a record.
 
-Everything lies under the work folder, by the unit's name: `run` (train.py's run folder) and
-`evaluation`. A killed training goes on from its checkpoint, a killed evaluation from the cache of
-fine-tuned models, a unit with a record is never started again. Several processes may run the same
-study: each takes the next unit that is neither finished nor taken, and waits for a training that it
-needs and another does. The operating system frees a killed process's locks.
+Everything lies under the work folder, by the row's name. A killed training is resumed from its
+checkpoint, a killed evaluation from the cache of fine-tuned models, a row with a record is never
+started again. Several processes may share the list, with a lock for each row; the operating system
+frees a killed process's locks.
 """
 
 import contextlib
 import ctypes
 import json
 import math
+import re
 import shutil
 import signal
 import statistics
@@ -18,26 +18,23 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-import filelock
-import torch
+from filelock import FileLock, Timeout
 
-from distill.data.batches import Text
-from distill.evaluation.as_is import guesses
-from distill.study import help_text
-from distill.study.records import Records
-from distill.study.units import BATCH, LENGTH, METHODS, RATES, TEACHER_BATCH, Unit, teacher_unit
-from distill.training.run import Run
-from minitransformer.files import UserError
-from minitransformer.pretrained import find_folder, load_pretrained, read_json, weights_hash
+from distill.study import help_text, languages
+from distill.study.rows import METHODS, Row
+from minitransformer.files import UserError, read_json
+from minitransformer.pretrained import find_folder
 
 ROOT = Path(__file__).resolve().parents[2]
-# without docs-next: between seeds of fine-tuning its score has a standard deviation of 5 points
-# (docs/evaluation.md), more than the methods differ by
-ENGLISH_TASKS = ("docs-library", "docs-order")
-KEPT_FACTS = ("commit", "versions", "machine", "settings", "text", "teacher", "start", "processes")
+TASKS = {"english": ["movies", "topics"], "multilingual": ["reviews"]}
+# od needs a head for masked words, which the English teacher has not: it learns from this one
+WITH_HEAD = "minilm-with-head"
+HEAD = "--method mlm --init minilm --lr 2e-4 --steps 500 --batch-size 32 --save-every 100"
+KEPT_SETTINGS = ("lr", "batch_size", "accumulate", "seq_len", "steps", "warmup", "precision")
+LAST_LAYER = re.compile(r"L(-\d+)?")
 
 
 class OutOfTime(Exception):
@@ -50,234 +47,197 @@ class Failed(Exception):
 
 @dataclass(frozen=True)
 class Study:
-    """Where things lie, and what the settings need. `rates`: search learning rates first."""
+    """Where things lie, and what all rows share."""
 
     folder: Path
-    records: Records
-    scale: float
-    rates: bool
-    deadline: float  # on time.monotonic's clock
-    teacher_steps: int  # of the English one
-    teacher: str  # of the multilingual setting, or of the user's own
-    data: tuple[str, ...] = ()
+    results: Path
+    deadline: float = math.inf  # on time.monotonic's clock
+    teacher: str | None = None  # of the multilingual setting, or the user's own
+    data: tuple[str, ...] = ()  # of the user's own setting, as tasks
     tasks: tuple[str, ...] = ()
+    data_dir: str | None = None
+    batch: int = 16  # sequences in a step, over all processes
+    seq_len: int = 128
+    flags: tuple[str, ...] = ()  # for train.py: sizes, warm-up, precision
+    rates: dict[str, str] = field(default_factory=dict)  # by method; "": of all others
+    processes: int = 1  # of torchrun
 
-    def run(self, units: list[Unit]) -> int:
-        """Run what has no record yet, in order; return the exit status."""
-        failed, taken, late = [], [], False
+    # ---- the loop ----
+
+    def run(self, rows: list[Row]) -> int:
+        """Run the rows without a record, in order; return the exit status."""
+        failed = []
         try:
-            for unit in units:
-                try:
-                    with self._lock(f"unit {unit.name}", wait=False):
-                        self._finish(unit, units)
-                except filelock.Timeout:
-                    taken.append(unit.name)
-                except Failed as error:
-                    print(error, flush=True)
-                    failed.append(unit.name)
+            while rows:
+                taken = [row for row in rows if not self._attempt(row, failed)]
+                if len(taken) == len(rows):  # all that is left is in other processes' hands
+                    print(f"another process runs {', '.join(row.name for row in taken)}")
+                    break
+                rows = taken
         except OutOfTime:
-            late = True
-        if taken:
-            print(f"another process runs {', '.join(taken)}")
+            print("out of time; the same command resumes")
         if failed:
             print(f"failed, their messages stand above: {', '.join(failed)}")
-        if late:
-            print("out of time; the same command goes on")
         return 1 if failed else 0
 
-    def _finish(self, unit: Unit, units: list[Unit]) -> None:
-        if unit.name in self.records.units():
-            return
+    def _attempt(self, row: Row, failed: list[str]) -> bool:
+        """Run a row; return False where another process holds it, or a part that it needs."""
+        try:
+            with self._lock(row.name):
+                self._finish(row)
+        except Timeout:
+            return False
+        except (Failed, UserError) as error:
+            print(f"{row.name}: {error}", flush=True)
+            failed.append(row.name)
+        return True
+
+    def _finish(self, row: Row) -> None:
+        given = self._given(row)
+        for record in read_records(self.results):
+            if record["row"] == row.name:
+                if record["given"] != given:
+                    was = f"was run with {record['given']}, now {given}"
+                    raise UserError(f"in {self.results} it {was}; name other --results")
+                return
         if time.monotonic() > self.deadline:
             raise OutOfTime
-        print(f"\n== {unit.name}", flush=True)
-        self._check_teacher(unit)
-        if unit.method == "teacher":
-            record = self._teacher_record()
-        elif unit.seed is None:
-            record = self._rates_record(unit)
-        else:
-            record = self._student_record(unit)
-        with self._lock("records"):
-            facts = {"scale": self.scale, "threads": torch.get_num_threads()}
-            self.records.append({"unit": unit.name, **facts, **record})
-            self._remove_weights(units)
+        print(f"\n== {row.name}", flush=True)
+        flags = self.train_flags(row)
+        run = self.folder / row.name / row.method
+        if row.method == "od-after-hs":
+            first = self.folder / row.name / "hs-uniform"
+            hs = Row(row.student, "hs-uniform", row.start, row.seed, row.tokens)
+            self._train(first, self.train_flags(hs))
+            flags += ["--init", str(first)]
+        self._train(run, flags)
+        record = {"row": row.name, **asdict(row), "given": given, **log_facts(run)}
+        began = time.monotonic()
+        models = self._evaluate(row, run)
+        record["evaluation_seconds"] = round(time.monotonic() - began, 1)
+        shared = {key: record[key] for key in ("student", "commit", "machine", "versions")}
+        suffix = " with MLM head" if given["teacher"] == WITH_HEAD else ""
+        with self._lock("records", wait=True):
+            known = {known["row"] for known in read_records(self.results)}
+            for role in {"teacher", "cut-off"} & models.keys():
+                method = role + suffix
+                reference = {"row": f"{row.student}/{method}", **shared, "method": method}
+                if reference["row"] not in known:
+                    append(self.results, {**reference, "models": {role: models[role]}})
+            own = {role: models[role] for role in ("start", "student") if role in models}
+            append(self.results, {**record, "models": own})
+        shutil.rmtree(self.folder / row.name)
 
     @contextlib.contextmanager
-    def _lock(self, name: str, wait: bool = True) -> Iterator[None]:
-        """Keep other processes of this study out; where one is in, wait for it or raise Timeout."""
+    def _lock(self, name: str, wait: bool = False) -> Iterator[None]:
+        """Keep other processes out; where one is in, wait for it or raise Timeout."""
         file = self.folder / "locks" / name.replace("/", " ")
         file.parent.mkdir(parents=True, exist_ok=True)
-        lock = filelock.FileLock(file)
-        left = self.deadline - time.monotonic()
-        longest = -1 if math.isinf(left) else max(10.0, left)  # -1: for ever
-        try:
-            lock.acquire(timeout=longest if wait else 0)
-        except filelock.Timeout:
-            if wait:
-                raise OutOfTime from None
-            raise
-        try:
+        with FileLock(file, timeout=-1 if wait else 0):
             yield
-        finally:
-            lock.release()
 
-    def _check_teacher(self, unit: Unit) -> None:
-        """Refuse to mix students of two teachers in one file of records."""
-        same = [r for r in self.records.read() if r.get("student") == unit.student.name]
-        earlier = next((r for r in same if r.get("teacher")), None)  # mlm's may have none
-        if unit.method == "teacher" or earlier is None:
-            return
-        teacher = self._teacher(unit.setting)
-        if unit.setting == "english":  # the steps name it: trained elsewhere, its bits may differ
-            was, now = Path(earlier["settings"]["teacher"]).name, Path(teacher).name
-        else:
-            was, now = earlier["teacher"]["hash"], weights_hash(load_pretrained(teacher)[0])
-        if was != now:
-            raise UserError(
-                f"{self.records.file} has {unit.student.name} from another teacher ({was:.12}, now"
-                f" {now:.12}); name another file with --results"
-            )
-
-    # ---- the three kinds of records ----
-
-    def _teacher_record(self) -> dict:
-        run = self._train_teacher()
-        facts = log_facts(run)
-        accuracy = mlm_accuracy(run, facts["settings"]["data"])
-        return {**facts, "perplexity": math.exp(facts["curve"][-1][1]), "accuracy": accuracy}
-
-    def _rates_record(self, unit: Unit) -> dict:
-        losses, seconds, record = {}, 0.0, identity(unit)
-        for rate in RATES:
-            folder = self.folder / unit.name / f"{rate:g}"
-            losses[rate] = None  # where it diverges
-            try:
-                self._train(folder, self._flags(unit, seed=0, rate=rate))
-            except Failed as error:
-                print(error, flush=True)
-                continue
-            facts = log_facts(folder)
-            losses[rate] = facts["curve"][-1][1]
-            seconds += facts["seconds"]
-            record |= {name: facts[name] for name in KEPT_FACTS if name in facts}
-        sound = {rate: loss for rate, loss in losses.items() if loss is not None}
-        if not sound:
-            raise Failed(f"{unit.name}: no learning rate led to a finite loss")
-        best = min(sound, key=sound.__getitem__)
-        return {**record, "rates": list(losses.items()), "best": best, "seconds": seconds}
-
-    def _student_record(self, unit: Unit) -> dict:
-        run = self._trained(unit)
-        evaluation = self.folder / unit.name / "evaluation"
-        began = time.monotonic()
-        results = self._evaluate(unit, run, evaluation)
-        record = {**identity(unit), **log_facts(run), "rate_from": self._rate(unit)[1]}
-        if unit.first:
-            first = log_facts(self._trained(unit.first))
-            record["first"] = {"unit": unit.first.name, "seconds": first["seconds"]}
-        record["evaluation_seconds"] = round(time.monotonic() - began, 1)
-        return {**record, **results}
+    def _given(self, row: Row) -> dict:
+        """Return what the row's name leaves open; names of folders without their places."""
+        return {
+            "teacher": Path(self._teacher_name(row)).name,
+            "data": [corpus.partition("=")[0] for corpus in self.data],
+            "tasks": [Path(task).name for task in self.tasks],
+            "batch": [self.batch, self.seq_len],
+            "flags": [*self.flags, *self._rate(row)],
+        }
 
     # ---- training ----
 
-    def _trained(self, unit: Unit) -> Path:
-        """Return the run folder of the unit's student, trained now if it is not there."""
-        run = self.folder / unit.name / "run"
-        flags = self._flags(unit, unit.seed, self._rate(unit)[0])
-        if unit.first:
-            flags += ["--init", str(self._trained(unit.first))]
-        self._train(run, flags)
-        return run
-
     def _train(self, folder: Path, flags: list[str]) -> None:
-        """Train into `folder`, or go on there, or leave it as it is where it is finished."""
-        with self._lock(f"training {folder.relative_to(self.folder)}"):
-            if folder.exists():
-                try:
-                    finished = Run(folder).records()[-1]["event"] == "summary"
-                except UserError:  # killed before it began
-                    shutil.rmtree(folder)
-                else:
-                    if finished:
-                        return
-                    flags = ["--resume"]
-            self._call(str(ROOT / "train.py"), "--out", str(folder), *flags)
+        """Train into `folder`, or resume there, or leave it where it is finished."""
+        log = read_log(folder)
+        if log and log[-1]["event"] == "summary":
+            return
+        if log:
+            flags = ["--resume"]
+        elif folder.exists():  # killed before it began
+            shutil.rmtree(folder)
+        launcher = ["-m", "torch.distributed.run", "--standalone"]
+        launcher += [f"--nproc-per-node={self.processes}"]
+        program = [*(launcher if self.processes > 1 else []), str(ROOT / "train.py")]
+        self._call(*program, "--out", str(folder), *flags)
 
-    def _train_teacher(self) -> Path:
-        unit = teacher_unit(self.teacher_steps)
-        run = self.folder / unit.name
-        flags = f"--method mlm --init minilm --lr 2e-4 --steps {unit.steps}"
-        flags += f" --batch-size {TEACHER_BATCH} --seq-len {LENGTH}"
-        flags += " --save-every 100 --eval-every 250"
-        self._train(run, flags.split())
-        return run
+    def train_flags(self, row: Row) -> list[str]:
+        """Return train.py's flags; those of the method stand last, so that they hold."""
+        teacher, steps = self._teacher(row), round(row.tokens / (self.batch * self.seq_len))
+        layers, width = row.sizes
+        flags = ["--teacher", teacher, "--seed", str(row.seed), "--seq-len", str(self.seq_len)]
+        flags += ["--batch-size", str(self.batch // self.processes), "--steps", str(max(1, steps))]
+        flags += ["--student-layers", str(layers), "--student-hidden", str(width)]
+        every = str(max(1, steps // 4))
+        flags += ["--eval-every", every, "--save-every", every, *self.flags]
+        flags += [word for corpus in self._data(row) for word in ("--data", corpus)]
+        if row.start != "default" and row.method != "od-after-hs":
+            flags += ["--init", row.start]
+        flags += self._rate(row)
+        words = METHODS[row.method].split()
+        if any(map(LAST_LAYER.fullmatch, words)):
+            depth = read_json(find_folder(teacher) / "config.json")["num_hidden_layers"]
+            words = [
+                str(depth + int(word[1:] or 0)) if LAST_LAYER.fullmatch(word) else word
+                for word in words
+            ]
+        return flags + words
 
-    def _teacher(self, setting: str) -> str:
-        return str(self._train_teacher()) if setting == "english" else self.teacher
+    def _rate(self, row: Row) -> list[str]:
+        rate = self.rates.get(row.method, self.rates.get(""))
+        return ["--lr", rate] if rate else []
 
-    def _flags(self, unit: Unit, seed: int, rate: float | None) -> list[str]:
-        student, method = unit.student, METHODS[unit.method]
-        teacher = self._teacher(unit.setting)
-        evaluations = 4 if unit.seed is not None else 1  # a search asks for the last loss alone
-        every = max(1, unit.steps // evaluations)
-        flags = [*method.flags.split(), "--teacher", teacher, "--seed", str(seed)]
-        flags += ["--steps", str(unit.steps), "--batch-size", str(BATCH), "--seq-len", str(LENGTH)]
-        flags += ["--eval-every", str(every), "--save-every", str(every)]
-        flags += ["--student-layers", str(student.layers), "--student-hidden", str(student.hidden)]
-        if method.from_top is not None:
-            layers = read_json(find_folder(teacher) / "config.json")["num_hidden_layers"]
-            flags += ["--teacher-layer", str(max(1, layers - method.from_top))]
-        init = method.init or student.init
-        if init and not method.first:
-            flags += ["--init", init]
-        if rate is not None:
-            flags += ["--lr", f"{rate:g}"]
-        for corpus in self._data(unit.setting):
-            flags += ["--data", corpus]
-        return flags
+    def _teacher_name(self, row: Row) -> str:
+        if row.setting == "english":
+            return str(self.folder / WITH_HEAD) if row.method.startswith("od") else "minilm"
+        return self.teacher or "intfloat/multilingual-e5-small"
 
-    def _data(self, setting: str) -> tuple[str, ...]:
-        if setting == "multilingual":
-            folder = self.folder / "help"
-            with self._lock("help text"):
-                help_text.build(folder)
-            return tuple(f"{name}={folder / name}.txt" for name in help_text.TRAINED)
-        return ("docs",) if setting == "english" else self.data
+    def _teacher(self, row: Row) -> str:
+        """Return the teacher's name; the one with an MLM head is trained on the first call."""
+        name = self._teacher_name(row)
+        if name.endswith(WITH_HEAD):
+            with self._lock(WITH_HEAD):
+                self._train(Path(name), HEAD.split())
+        return name
 
-    def _rate(self, unit: Unit) -> tuple[float | None, str]:
-        """Return the learning rate (None: train.py's own) and where it comes from."""
-        if self.rates:
-            with self._lock(f"unit {unit.rates.name}", wait=False):
-                pass  # where another process is searching it, the unit is left to that one too
-            wanted = identity(unit.rates) | {"tokens": None}
-            for record in self.records.read():
-                if {name: record.get(name) for name in wanted} | {"tokens": None} == wanted:
-                    return record["best"], record["unit"]
-            raise Failed(f"{unit.name}: its learning rate was not searched ({unit.rates.name})")
-        return None, "defaults"
+    def _data(self, row: Row) -> list[str]:
+        """Return the values of --data; the texts are made on the first call."""
+        if row.setting == "own":
+            return list(self.data)
+        folder = self.folder / "help"
+        with self._lock("help text", wait=True):
+            if row.setting == "english":
+                return ["docs", f"help={help_text.training_text(folder, help_text.ENGLISH)}"]
+            files = {name: help_text.training_text(folder, name) for name in help_text.TRAINED}
+            return [f"{name}={file}" for name, file in files.items()]
 
     # ---- evaluation ----
 
-    def _evaluate(self, unit: Unit, run: Path, out: Path) -> dict:
-        tasks = {"english": ENGLISH_TASKS, "multilingual": ("none",)}.get(unit.setting, self.tasks)
-        teacher = ["--teacher", self._teacher(unit.setting)]  # a run of mlm has none of its own
-        flags = [str(run), *teacher, "--out", str(out), "--tasks", *tasks]
+    def _evaluate(self, row: Row, run: Path) -> dict[str, dict]:
+        """Return {teacher, cut-off, start or student: {"scores": ..., "measures": ...}}."""
+        out, teacher = run.parent / "evaluation", self._teacher(row)
+        tasks = TASKS.get(row.setting, self.tasks)
+        flags = [str(run), "--teacher", teacher, "--out", str(out), "--tasks", *tasks]
+        if self.data_dir:
+            flags += ["--data-dir", self.data_dir]
         self._call(str(ROOT / "evaluate.py"), *flags)
-        results = json.loads((out / "results.json").read_text())
-        rows = results["rows"]
-        if unit.setting == "multilingual":
-            languages = out / "languages.json"
-            flags = [str(run), *teacher, "--help-text", str(self.folder / "help")]
-            self._call("-m", "distill.study.multilingual", *flags, "--out", str(languages))
-            rows = rows + json.loads(languages.read_text())
-        roles = {str(run): "student", f"{run} (start)": "start"}
-        scores: dict[str, list[dict]] = {"student": [], "start": [], "teacher": []}
-        for row in rows:
-            kept = {name: row[name] for name in ("task", "metric", "values", "chance")}
-            scores[roles.get(row["model"], "teacher")].append(kept)
-        models = {roles.get(facts["model"], "teacher"): facts for facts in results["models"]}
-        return {"scores": scores, "models": models, "evaluation": results["settings"]}
+        results = json.loads((out / "results.json").read_text("utf-8"))
+        roles = {teacher: "teacher", str(run): "student", f"{run} (start)": "start"}
+        roles[f"{teacher} (first {row.sizes[0]} layers)"] = "cut-off"
+        models = {}
+        for facts in results["models"]:
+            numbers = {key: v for key, v in facts.items() if isinstance(v, int | float)}
+            models[roles[facts["model"]]] = {"scores": {}, "measures": numbers}
+        for score in results["rows"]:
+            scores = models[roles[score["model"]]]["scores"]
+            scores[f"{score['task']} {score['metric']}"] = score["values"]
+        if row.setting == "multilingual":
+            found = languages.retrieval(str(run), teacher, self.folder / "help")
+            for name, shares in found.items():
+                if roles[name] in models:
+                    models[roles[name]]["retrieval"] = shares
+        return models
 
     # ---- processes ----
 
@@ -299,18 +259,6 @@ class Study:
         if process.returncode:
             raise Failed(f"{Path(words[0]).name} failed with status {process.returncode}")
 
-    def _remove_weights(self, units: list[Unit]) -> None:
-        """Remove the runs that have a record and from which no second phase is still to start."""
-        done = self.records.units()
-        for unit in units:
-            if unit.name in done and unit.method != "teacher":
-                used = [unit] if unit.seed is None or not unit.first else [unit, unit.first]
-                for finished in used:
-                    only_a_phase = finished is not unit and METHODS[unit.method].equal_cost
-                    free = finished.name in done and not finished.starts_others(done)
-                    if only_a_phase or free:
-                        shutil.rmtree(self.folder / finished.name, ignore_errors=True)
-
 
 def die_with_parent() -> None:
     """Let the kernel kill this process when its parent is killed (Linux): else it would train on
@@ -319,32 +267,49 @@ def die_with_parent() -> None:
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # 1: PR_SET_PDEATHSIG
 
 
-def identity(unit: Unit) -> dict:
-    names = {"setting": unit.setting, "student": unit.student.name, "method": unit.method}
-    return {**names, "seed": unit.seed, "tokens": unit.tokens}
+# ---- records and logs ----------------------------------------------------------------------------
+
+
+def read_records(file: Path) -> list[dict]:
+    """Return the records, one JSON object a line."""
+    records = []
+    for number, line in enumerate(file.read_text("utf-8").splitlines() if file.exists() else [], 1):
+        try:
+            records.append(json.loads(line))
+            records[-1]["row"]
+        except (ValueError, TypeError, KeyError):
+            raise UserError(f"{file}, line {number}: not a record; remove the line") from None
+    return records
+
+
+def append(file: Path, record: dict) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with open(file, "a", encoding="utf-8") as records:
+        records.write(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_log(folder: Path) -> list[dict]:
+    """Return the whole lines of a run's log; [] where it has not begun."""
+    file = folder / "log.jsonl"
+    lines = file.read_bytes().split(b"\n")[:-1] if file.exists() else []
+    return [json.loads(line) for line in lines]
 
 
 def log_facts(folder: Path) -> dict:
     """Return what a run's log says: settings, text, machine; held-out losses; seconds of steps."""
-    log = Run(folder).records()
+    log = read_log(folder)
     start = log[0]
-    tokens = start["sequences_a_step"] * start["settings"]["seq_len"]
+    settings = {name: start["settings"][name] for name in KEPT_SETTINGS}
+    step_tokens = start["sequences_a_step"] * settings["seq_len"]
     speeds = [record["tokens_per_s"] for record in log if record["event"] == "step"]
     # by the median step: a machine that slept in one would count its sleep
-    seconds = len(speeds) * tokens / max(1, statistics.median(speeds))
-    curve = [[record["step"], record["loss"]] for record in log if record["event"] == "eval"]
-    facts = {name: start[name] for name in KEPT_FACTS if name in start}
-    facts["settings"] = {name: value for name, value in start["settings"].items() if name != "out"}
-    return {**facts, "curve": curve, "tokens_read": tokens * len(speeds), "seconds": seconds}
-
-
-@torch.inference_mode()
-def mlm_accuracy(folder: Path, data: list[str]) -> float:
-    """Return the share of masked held-out positions at which the model's first guess is right."""
-    encoder, tokenizer = load_pretrained(str(folder))
-    right = count = 0
-    for batch in Text(data, tokenizer, LENGTH).held_out(BATCH, masked=True):
-        hits = guesses(encoder, batch) == batch.ids.flatten()[batch.positions]
-        right += int(hits.sum())
-        count += len(hits)
-    return right / count
+    seconds = round(len(speeds) * step_tokens / max(1, statistics.median(speeds)), 1)
+    return {
+        "settings": settings,
+        "layers": start["start"]["layers"],  # of the teacher, which the start copies
+        "text_tokens": sum(corpus["tokens"] for corpus in start["text"]),
+        "tokens_read": step_tokens * len(speeds),
+        "curve": [[record["step"], record["loss"]] for record in log if record["event"] == "eval"],
+        "seconds": seconds,
+        **{name: start[name] for name in ("commit", "machine", "versions")},
+    }

@@ -1,0 +1,91 @@
+"""The rows of the study, a plain list in the order in which they are run.
+
+    english-3x384/mha-L-2/uniform/seed-0/0.5M      student / method / start / seed / tokens
+
+L is the teacher's last layer, L-1 the one below. The start is train.py's --init: `uniform` follows
+the layer that the method reads, `first` is the same for all methods.
+"""
+
+import itertools
+from dataclasses import dataclass
+
+# flags for train.py; its own defaults hold for the rest, the learning rate among it
+METHODS = {
+    "mha-L": "--method mha --teacher-layer L",
+    "mha-L-1": "--method mha --teacher-layer L-1",
+    "mha-L-2": "--method mha --teacher-layer L-2",
+    "direct-minilm-L-1": "--method direct-minilm --teacher-layer L-1",
+    "direct-minilm-L-2": "--method direct-minilm --teacher-layer L-2",
+    "hs-single": "--method hs --mapping single",
+    "hs-uniform": "--method hs --mapping uniform",
+    "hs-last": "--method hs --mapping last",
+    "hs-uniform-consecutive": "--method hs --mapping uniform-consecutive",
+    "hs-uniform+last": "--method hs --mapping uniform+last",
+    "od": "--method od",
+    "od-after-hs": "--method od",  # from an hs-uniform student, which read as many tokens before
+    "mlm": "--method mlm",
+    "default": "",  # train.py as it is, the start included
+}
+CORE = ("mha-L-1", "mha-L-2", "direct-minilm-L-2", "hs-uniform", "od", "mlm")
+OTHERS = ("mha-L", "direct-minilm-L-1", "hs-single", "hs-last", "hs-uniform-consecutive")
+OTHERS += ("hs-uniform+last", "od-after-hs")
+WITHOUT_OD = ("mha-L-1", "mha-L-2", "direct-minilm-L-2", "hs-uniform", "mlm")  # no MLM head
+STARTS = ("uniform", "first")
+
+ENGLISH, NARROW, MULTILINGUAL = "english-3x384", "english-4x192", "multilingual-6x384"
+
+
+@dataclass(frozen=True)
+class Row:
+    student: str  # SETTING-LAYERSxWIDTH
+    method: str  # one of METHODS
+    start: str
+    seed: int
+    tokens: float
+
+    @property
+    def name(self) -> str:
+        tokens = f"{self.tokens / 1e6:g}M"
+        return f"{self.student}/{self.method}/{self.start}/seed-{self.seed}/{tokens}"
+
+    @property
+    def setting(self) -> str:
+        return self.student.rpartition("-")[0]
+
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """(layers, width)"""
+        layers, width = self.student.rpartition("-")[2].split("x")
+        return int(layers), int(width)
+
+
+def grid(student, methods, starts, seeds, tokens) -> list[Row]:
+    parts = itertools.product(seeds, starts, methods)
+    return [Row(student, method, start, seed, tokens) for seed, start, method in parts]
+
+
+def rows() -> list[Row]:
+    """Return all rows, those that matter most first."""
+    return [
+        *grid(ENGLISH, CORE, STARTS, [0], 0.5e6),
+        *grid(ENGLISH, CORE, STARTS, [1, 2], 0.5e6),
+        *grid(ENGLISH, ["default"], ["default"], [0, 1, 2], 0.5e6),
+        *grid(ENGLISH, CORE, ["uniform"], [0], 2e6),
+        *grid(MULTILINGUAL, WITHOUT_OD, ["uniform"], [0], 0.5e6),
+        *grid(ENGLISH, ["default"], ["default"], [0, 1, 2], 2e6),
+        *grid(ENGLISH, CORE, ["uniform"], [1, 2], 2e6),
+        *grid(MULTILINGUAL, WITHOUT_OD, ["uniform"], [1], 0.5e6),
+        *grid(ENGLISH, OTHERS, STARTS, [0], 0.5e6),
+        *grid(ENGLISH, ["mha-L-2", "hs-uniform"], ["uniform"], [0], 8e6),
+        *grid(NARROW, CORE, ["embeddings"], [0], 2e6),
+        *grid(ENGLISH, CORE, ["first"], [0, 1, 2], 2e6),
+        *grid(ENGLISH, OTHERS, STARTS, [1, 2], 0.5e6),
+        *grid(MULTILINGUAL, WITHOUT_OD, ["first"], [0, 1], 0.5e6),
+        *grid(NARROW, CORE, ["embeddings"], [1, 2], 2e6),
+    ]
+
+
+def own_rows(student: str, start: str, tokens: float) -> list[Row]:
+    """Return all methods for a student of the user's own."""
+    core = grid(student, CORE, [start], [0, 1, 2], tokens)
+    return core + grid(student, OTHERS, [start], [0, 1, 2], tokens)
