@@ -34,45 +34,35 @@ from minitransformer.pretrained import load_pretrained
 from minitransformer.tokenizer import Tokenizer
 
 NAMED = ("random", "embeddings", "uniform", "first", "last")
-
-
-def student_config(
-    teacher: EncoderConfig,
-    layers: int | None = None,
-    hidden: int | None = None,
-    heads: int | None = None,
-    ffn: int | None = None,
-) -> EncoderConfig:
-    """Return the teacher's config at another size.
-
-    Defaults: half its layers, its width, its heads (or the nearest number that divides the width),
-    its FFN width where the widths are equal, else 4 times the student's width.
-    """
-    if layers is None:
-        layers = max(1, teacher.num_hidden_layers // 2)
-    if hidden is None:
-        hidden = teacher.hidden_size
-    if heads is None:
-        heads = min(divisors(hidden), key=lambda a: (abs(a - teacher.num_attention_heads), -a))
-    if ffn is None:
-        ffn = teacher.intermediate_size if hidden == teacher.hidden_size else 4 * hidden
-    return replace(
-        teacher,
-        num_hidden_layers=layers,
-        hidden_size=hidden,
-        num_attention_heads=heads,
-        intermediate_size=ffn,
-    )
+SIZES = {
+    "student_layers": "num_hidden_layers",
+    "student_hidden": "hidden_size",
+    "student_heads": "num_attention_heads",
+    "student_ffn": "intermediate_size",
+}
 
 
 def sizes(config: EncoderConfig) -> dict[str, int]:
     """Return the sizes under the names of their settings."""
-    return {
-        "student_layers": config.num_hidden_layers,
-        "student_hidden": config.hidden_size,
-        "student_heads": config.num_attention_heads,
-        "student_ffn": config.intermediate_size,
+    return {name: getattr(config, key) for name, key in SIZES.items()}
+
+
+def student_config(teacher: EncoderConfig, settings: dict) -> EncoderConfig:
+    """Return the teacher's config at the sizes that the settings give.
+
+    Defaults: half its layers, its width, its heads (or the nearest number that divides the width),
+    its FFN width where the widths are equal, else 4 times the student's width.
+    """
+    given = {key: settings[name] for name, key in SIZES.items() if settings.get(name) is not None}
+    width = given.get("hidden_size", teacher.hidden_size)
+    heads = min(divisors(width), key=lambda a: (abs(a - teacher.num_attention_heads), -a))
+    same = width == teacher.hidden_size
+    defaults = {
+        "num_hidden_layers": max(1, teacher.num_hidden_layers // 2),
+        "num_attention_heads": heads,
+        "intermediate_size": teacher.intermediate_size if same else 4 * width,
     }
+    return replace(teacher, **{**defaults, **given})
 
 
 def is_folder(init: str | None) -> bool:
@@ -104,48 +94,54 @@ def build_start(settings: dict, teacher: Encoder | None) -> Start:
 
     Errors: UserError: sizes that contradict the folder of `--init`, or a start that is impossible.
     """
-    kind = method_class(settings["method"])
-    init, tokenizer = settings["init"], None
-    if is_folder(init):
-        student, tokenizer = load_pretrained(init)
-        config = student.config
-        for name, size in sizes(config).items():
-            if settings[name] not in (None, size):
-                flag = "--" + name.replace("_", "-")
-                raise UserError(
-                    f"{flag} {settings[name]}, but --init {init} has {size}; leave {flag} out"
-                )
-        if not kind.needs_teacher:
-            teacher = None
-    else:
-        asked = [settings[name] for name in sizes(teacher.config)]
-        config = student_config(teacher.config, *asked)
-        init = init or default_init(config, teacher.config)
-        if init == "random":  # no positions that training never reads
-            shift = config.max_position_embeddings - config.max_tokens  # RoBERTa counts from pad_id
-            config = replace(config, max_position_embeddings=settings["seq_len"] + shift)
-    method = method_of(settings, config, teacher.config if kind.needs_teacher else None)
-    positions = ""
-    if config.max_tokens > settings["seq_len"]:
-        whose = init if is_folder(init) else "the teacher"
-        positions = (
-            f"training reads {settings['seq_len']} tokens (--seq-len); the positions behind them,"
-            f" up to {config.max_tokens}, stay those of {whose}"
+    build = _from_folder if is_folder(settings["init"]) else _from_teacher
+    start = build(settings, teacher)
+    if not start.method.masked_text:
+        start.student.mlm_head = None  # it would not learn, and no longer fit
+    read, longest = settings["seq_len"], start.student.config.max_tokens
+    if longest > read:
+        whose = start.init if is_folder(start.init) else "the teacher"
+        start.positions = (
+            f"training reads {read} tokens (--seq-len); the positions behind them, up to {longest},"
+            f" stay those of {whose}"
         )
-    if is_folder(init):
-        if not kind.masked_text:
-            student.mlm_head = None  # it would not learn, and no longer fit
-        elif student.mlm_head is None:
-            fresh = start_student("random", config, None, settings["seed"], mlm_head=True)
-            student.mlm_head = fresh.mlm_head
-            _copy_mlm_head(student, teacher)
-        return Start(student, method, init, tokenizer=tokenizer, positions=positions)
+    return start
+
+
+def _from_folder(settings: dict, teacher: Encoder | None) -> Start:
+    init = settings["init"]
+    student, tokenizer = load_pretrained(init)
+    for name, size in sizes(student.config).items():
+        if settings[name] not in (None, size):
+            flag = "--" + name.replace("_", "-")
+            raise UserError(
+                f"{flag} {settings[name]}, but --init {init} has {size}; leave {flag} out"
+            )
+    if not method_class(settings["method"]).needs_teacher:
+        teacher = None
+    if student.mlm_head is None:
+        student.mlm_head = _random_student(student.config, settings).mlm_head
+        _copy_mlm_head(student, teacher)
+    method = method_of(settings, student.config, teacher and teacher.config)
+    return Start(student, method, init, tokenizer=tokenizer)
+
+
+def _from_teacher(settings: dict, teacher: Encoder) -> Start:
+    config = student_config(teacher.config, settings)
+    init = settings["init"] or default_init(config, teacher.config)
+    if init == "random":  # no positions that training never reads
+        shift = config.max_position_embeddings - config.max_tokens  # RoBERTa counts from pad_id + 1
+        config = replace(config, max_position_embeddings=settings["seq_len"] + shift)
+    method = method_of(settings, config, teacher.config)
     top = method.teacher_layer
-    student = start_student(
-        init, config, teacher, settings["seed"], mlm_head=kind.masked_text, top=top
-    )
     layers = copied_layers(init, config, teacher.config, top)
-    start = Start(student, method, init, layers, positions=positions)
+    student = _random_student(config, settings)
+    if init != "random":
+        _copy_embeddings(student, teacher)
+        _copy_mlm_head(student, teacher)
+    for block, layer in zip(student.blocks, layers, strict=False):
+        block.load_state_dict(teacher.blocks[layer - 1].state_dict())
+    start = Start(student, method, init, layers)
     if top and layers[:top] == list(range(1, top + 1)):
         fewer = f"--student-layers {top - 1} or fewer, or " if top > 1 else ""
         start.warnings.append(
@@ -153,6 +149,10 @@ def build_start(settings: dict, teacher: Encoder | None) -> Start:
             f" to match, so it has little to learn; take {fewer}--init embeddings"
         )
     return start
+
+
+def _random_student(config: EncoderConfig, settings: dict) -> Encoder:
+    return Encoder(config).reset_parameters(torch.Generator().manual_seed(settings["seed"]))
 
 
 def method_of(settings: dict, student: EncoderConfig, teacher: EncoderConfig | None) -> Method:
@@ -169,38 +169,13 @@ def default_init(student: EncoderConfig, teacher: EncoderConfig) -> str:
     return "uniform" if enough and _block(student) == _block(teacher) else "embeddings"
 
 
-def start_student(
-    init: str,
-    config: EncoderConfig,
-    teacher: Encoder | None,
-    seed: int,
-    *,
-    mlm_head: bool,
-    top: int | None = None,
-) -> Encoder:
-    """Return a student of `config` that starts as `init` says (any but FOLDER).
-
-    teacher    may be None for `random`
-    mlm_head   give it one: the teacher's where the widths agree, else a random one
-    top        the highest teacher layer that the method reads; None: the teacher's last
-    """
-    student = Encoder(config, mlm_head=mlm_head)
-    student.reset_parameters(torch.Generator().manual_seed(seed))
-    if init == "random":
-        return student
-    layers = copied_layers(init, config, teacher.config, top)  # refuse before anything is copied
-    _copy_embeddings(student, teacher)
-    for block, layer in zip(student.blocks, layers, strict=False):
-        block.load_state_dict(teacher.blocks[layer - 1].state_dict())
-    if mlm_head:
-        _copy_mlm_head(student, teacher)
-    return student
-
-
 def copied_layers(
     init: str, student: EncoderConfig, teacher: EncoderConfig, top: int | None = None
 ) -> list[int]:
-    """Return the teacher layer that each student layer copies; [] where none is copied."""
+    """Return the teacher layer that each student layer copies; [] where none is copied.
+
+    top   the highest teacher layer that the method reads; None: the teacher's last
+    """
     if init in ("random", "embeddings"):
         return []
     L_s, L_t = student.num_hidden_layers, teacher.num_hidden_layers
@@ -215,8 +190,7 @@ def copied_layers(
             f"--init {init}: {L_s} student layers, but the teacher has {L_t}; ask for fewer or"
             " list them"
         )
-    # a student deeper than the method reads needs layers above that
-    top = max(top or L_t, L_s)
+    top = max(top or L_t, L_s)  # a student deeper than the method reads needs layers above that
     if init == "uniform" and top == L_t:
         return evenly_spaced(L_s, L_t)  # as the layer map: what a layer learns, it starts from
     if init == "uniform":
