@@ -119,7 +119,7 @@ class Study:
         suffix = " with MLM head" if given["teacher"] == WITH_HEAD else ""
         with self._lock("records", wait=True):
             known = {known["row"] for known in read_records(self.results)}
-            for role in {"teacher", "cut-off"} & models.keys():
+            for role in [role for role in ("teacher", "cut-off") if role in models]:
                 method = role + suffix
                 reference = {"row": f"{row.student}/{method}", **shared, "method": method}
                 if reference["row"] not in known:
