@@ -2,6 +2,9 @@
 
 import itertools
 import json
+import os
+import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -11,9 +14,9 @@ import torch
 from helpers import ROOT, environment, kill, make_inputs, steps_of, wait_for
 
 from distill.study import help_text, languages, rows
-from distill.study.__main__ import main
+from distill.study.__main__ import main, parse_config
 from distill.study.rows import Row
-from distill.study.run import Failed, Study, read_records
+from distill.study.run import Study, read_records
 from minitransformer.files import UserError
 
 OWN = Row("own-2x32", "mha-L-2", "uniform", 1, 40_960)  # 20 steps
@@ -30,20 +33,21 @@ def test_no_row_comes_twice_and_the_core_has_three_seeds_and_two_starts_at_each_
     assert all(row.start == rows.rows()[0].start for row in rows.rows()[: len(rows.CORE)])
 
 
-def flags_of(study, row):
-    return dict(itertools.pairwise(study.train_flags(row)))
+def config(folder, *words):
+    """The command line of a student of one's own, with a teacher of four layers."""
+    (folder / "config.json").write_text('{"num_hidden_layers": 4}')
+    own = f"run --student 2x32 --teacher {folder} --data docs --tasks movies --folder {folder}/work"
+    return parse_config([*own.split(), "--results", f"{folder}/new/results.jsonl", *words])
 
 
 def test_what_a_user_sets_reaches_train_py(tmp_path):
-    (tmp_path / "config.json").write_text('{"num_hidden_layers": 4}')
-    rates = {"hs-uniform": "2e-3", "": "6e-4"}
-    given = {"batch": 8, "seq_len": 64, "flags": ("--warmup", "0.01"), "processes": 4}
-    study = Study(tmp_path, tmp_path, teacher=str(tmp_path), data=("docs",), rates=rates, **given)
-    flags = flags_of(study, OWN)
-    expected = {"--teacher-layer": "2", "--batch-size": "2", "--steps": "80", "--warmup": "0.01"}
-    expected |= {"--lr": "6e-4", "--init": "uniform", "--seed": "1", "--student-layers": "2"}
-    assert expected.items() <= flags.items()
-    assert flags_of(study, Row("own-2x32", "hs-uniform", "first", 1, 40_960))["--lr"] == "2e-3"
+    words = "--batch 8 --seq-len 64 --nproc 4 --warmup 0.01 --heads 2 --rates 6e-4 hs-uniform=2e-3"
+    study = Study(config(tmp_path, *words.split()))
+    flags = "--teacher-layer 2 --batch-size 2 --steps 80 --warmup 0.01 --student-heads 2 --lr 6e-4"
+    flags += " --seed 1 --student-layers 2 --init uniform --save-every 20"
+    given = " ".join(study.train_flags(OWN))
+    assert all(flag in given for flag in re.findall(r"--\S+ \S+", flags))
+    assert "2e-3" in study.train_flags(Row("own-2x32", "hs-uniform", "first", 1, 40_960))
 
 
 WRONG = [
@@ -74,7 +78,7 @@ class Pretended(Study):
         calls.append([script.rpartition("/")[2], *words])
         out = Path(dict(itertools.pairwise(words))["--out"])
         if "mlm" in words:
-            raise Failed("no memory")
+            raise UserError("no memory")
         write = write_evaluation if script.endswith("evaluate.py") else write_run
         write(out, words)
 
@@ -106,20 +110,18 @@ def write_evaluation(out, words):
 @pytest.fixture
 def study(tmp_path):
     calls.clear()
-    (tmp_path / "config.json").write_text('{"num_hidden_layers": 4}')
-    given = {"teacher": str(tmp_path), "data": ("docs",), "tasks": ("movies",)}
-    return Pretended(tmp_path / "work", tmp_path / "new" / "results.jsonl", **given)
+    return Pretended(config(tmp_path))
 
 
 def test_a_row_leaves_one_record_and_no_weights_and_is_not_run_again(study, capsys):
     after, fails = (Row("own-2x32", method, "first", 0, 4096) for method in ("od-after-hs", "mlm"))
     assert study.run([fails, OWN, after]) == 1  # a failed row is passed over
     assert "failed, their messages stand above: own-2x32/mlm/first" in capsys.readouterr().out
-    teacher, cut, own, last = read_records(study.results)
+    teacher, cut, own, last = read_records(study.config.results)
     assert (teacher["row"], cut["row"]) == ("own-2x32/teacher", "own-2x32/cut-off")
     assert own["models"]["student"]["scores"] == {"movies accuracy": [0.7]}
     assert own["tokens_read"] == 4096
-    assert str(study.folder.parent) not in study.results.read_text()
+    assert str(study.folder.parent) not in study.config.results.read_text()
     (hs, od) = [words for words in calls if "od-after-hs" in words[2] and "--steps" in words]
     assert "--mapping" in hs
     assert od[od.index("--init") + 1] == hs[2]  # the student that it starts from
@@ -132,9 +134,8 @@ def test_a_row_leaves_one_record_and_no_weights_and_is_not_run_again(study, caps
 
 def test_a_row_that_was_run_with_another_teacher_is_refused(study, tmp_path, capsys):
     study.run([OWN])
-    other = Pretended(study.folder, study.results, teacher="minilm", data=("docs",))
-    assert other.run([OWN]) == 1
-    assert "name other --results" in capsys.readouterr().out
+    assert Pretended(config(tmp_path, "--teacher", "minilm")).run([OWN]) == 1
+    assert "has it with another teacher; name other --results" in capsys.readouterr().out
 
 
 def test_a_row_that_another_process_runs_is_left_to_it(study, capsys):
@@ -151,7 +152,7 @@ def test_a_row_that_another_process_runs_is_left_to_it(study, capsys):
     assert f"another process runs {OWN.name}" in capsys.readouterr().out
     kill(other)  # a killed process holds no lock
     assert study.run([OWN, free]) == 0
-    names = [record["row"] for record in read_records(study.results)]
+    names = [record["row"] for record in read_records(study.config.results)]
     assert names[2:] == [free.name, OWN.name]
 
 
@@ -218,14 +219,14 @@ def test_killed_in_training_and_in_evaluation_it_resumes_and_runs_no_row_twice(t
     def start():
         settings = environment(tmp_path) | {"PYTHONPATH": str(ROOT)}
         pipe = subprocess.PIPE
-        return subprocess.Popen(command, cwd=tmp_path, env=settings, stdout=pipe, text=True)
+        form = {"stdout": pipe, "text": True, "start_new_session": True}
+        return subprocess.Popen(command, cwd=tmp_path, env=settings, **form)
 
-    study = start()
-    assert wait_for(study, lambda: steps_of(run) >= 5)
-    kill(study)
-    study = start()
-    assert wait_for(study, lambda: list((tmp_path / "cache").rglob("finetune/*.json")))
-    kill(study)
+    for stage in (lambda: steps_of(run) >= 5, lambda: list(tmp_path.rglob("finetune/*.json"))):
+        study = start()
+        assert wait_for(study, stage)
+        os.killpg(study.pid, signal.SIGKILL)
+        study.communicate()
     study = start()
     output = study.communicate()[0]
     assert study.returncode == 0

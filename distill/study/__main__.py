@@ -2,7 +2,7 @@
 
     python -m distill.study list                             the rows in their order; which are done
     python -m distill.study run --hours 2                    those without a record, in that order
-    python -m distill.study run --only english-3x384/mha     the rows whose names begin so
+    python -m distill.study run --only 'english-3x384/*/2M'  the rows whose names begin so
     python -m distill.study report                           docs/study.md and its pictures
 
 Several `run` at once share the list: one for each GPU (CUDA_VISIBLE_DEVICES=1), or one for each
@@ -18,24 +18,21 @@ multilingual ones need it too, and their teacher from the hub or from --teacher.
 import argparse
 import math
 import re
-import time
+from fnmatch import fnmatchcase
 from pathlib import Path
 
+from distill.study.report import write_report
 from distill.study.rows import METHODS, Row, own_rows, rows
-from distill.study.run import Study, read_records
+from distill.study.run import HANDED_ON, Study, read_records
 from distill.training import cli
 from minitransformer.files import UserError
-
-# flags of train.py that are handed on as they are, by their names here
-HANDED_ON = {"warmup": "--warmup", "heads": "--student-heads", "ffn": "--student-ffn"}
-HANDED_ON |= {"precision": "--precision"}
 
 
 def parse_config(argv: list[str] | None = None) -> argparse.Namespace:
     parser = cli.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("command", choices=["list", "run", "report"])
-    add("--only", default="", metavar="NAME", help="rows whose names begin so")
+    add("--only", default="", metavar="NAME", help="rows whose names begin so; * matches any part")
     add("--hours", type=float, default=math.inf, help="run: stop after them (default: never)")
     add("--folder", type=Path, default=Path("runs/study"), help="work folder")
     add("--results", type=Path, default=Path("results/study.jsonl"), help="file of the records")
@@ -76,7 +73,7 @@ def chosen_rows(config: argparse.Namespace) -> list[Row]:
     every = rows()
     if config.student:
         every = own_rows(f"own-{config.student}", config.start, config.tokens)
-    chosen = [row for row in every if row.name.startswith(config.only)]
+    chosen = [row for row in every if fnmatchcase(row.name, config.only + "*")]
     if not chosen:
         raise UserError(f"--only {config.only}: no row's name begins so; `list` shows all")
     return chosen
@@ -85,29 +82,14 @@ def chosen_rows(config: argparse.Namespace) -> list[Row]:
 def main(argv: list[str] | None = None) -> int:
     config = parse_config(argv)
     if config.command == "report":
-        raise UserError("report: to come")
+        return write_report(config.results, config.page)
     chosen = chosen_rows(config)
     if config.command == "list":
         done = {record["row"] for record in read_records(config.results)}
         for row in chosen:
             print(f"{'done' if row.name in done else '    '}  {row.name}")
         return 0
-    handed_on = [(flag, getattr(config, name)) for name, flag in HANDED_ON.items()]
-    study = Study(
-        folder=config.folder,
-        results=config.results,
-        deadline=time.monotonic() + 3600 * config.hours,
-        teacher=config.teacher,
-        data=tuple(config.data),
-        tasks=tuple(config.tasks),
-        data_dir=config.data_dir,
-        batch=config.batch,
-        seq_len=config.seq_len,
-        flags=tuple(word for flag, value in handed_on if value for word in (flag, value)),
-        rates=config.rates,
-        processes=config.nproc,
-    )
-    return study.run(chosen)
+    return Study(config).run(chosen)
 
 
 if __name__ == "__main__":
