@@ -84,5 +84,6 @@ class MHA(QKVMethod):
 
     def compare(self, name, student, teacher, batch):
         # The lean form gives the same numbers without any (B, R, N, N) tensor.
-        loss = relation_loss if self.plain else lean_relation_loss
-        return loss(student, teacher, batch.mask, self.relation_heads)
+        if self.plain:
+            return relation_loss(student, teacher, batch.mask, self.relation_heads)
+        return lean_relation_loss(student, teacher, batch.attention_mask, self.relation_heads)

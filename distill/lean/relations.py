@@ -19,8 +19,13 @@ SAFE = 90.0  # bits: 2^90 and its inverse, and sums of N of them, are well insid
 
 
 def lean_relation_loss(student, teacher, mask, relation_heads):
-    """Return what relation_loss does, with the same arguments; they are not checked here."""
+    """Return what relation_loss does, with the same arguments, which are not checked here.
+
+    The mask may be None where every token is real.
+    """
     total = _RelationLoss.apply(student, teacher.detach(), mask, relation_heads)
+    if mask is None:
+        return total, total.new_full((), len(student))
     return total, mask.any(1).sum().to(total.dtype)
 
 
@@ -40,7 +45,8 @@ class _RelationLoss(torch.autograd.Function):
             x.unflatten(-1, (R, -1)).permute(0, 2, 3, 1) for x in (student, teacher, gradient)
         )
         d_s, d_t = S.shape[2], T.shape[2]
-        real = in_float32(mask.to(student.dtype))[:, None, None]  # (B, 1, 1, N)
+        real = in_float32(student.new_ones(B, N) if mask is None else mask.to(student.dtype))
+        real = real[:, None, None]  # (B, 1, 1, N)
         tokens = real.sum(-1, keepdim=True).clamp(min=1)
         weight = real * math.log(2) / (R * tokens)  # of a row's loss in bits
         total = real.new_zeros(())
@@ -54,7 +60,8 @@ class _RelationLoss(torch.autograd.Function):
                 states[:, :, d_t:-d_s].copy_(S[part]).mul_(real[part] * unit(d_s))
                 states = states.flatten(0, 1)  # (b R, d_t + 2 d_s, N)
                 real_heads = real[part].expand(b, R, 1, N).flatten(0, 1)  # (b R, 1, N)
-                rows, slope = loss_and_slope(states, d_t, d_s, real_heads, table)
+                padding = None if mask is None else real_heads == 0
+                rows, slope = loss_and_slope(states, d_t, d_s, real_heads, padding, table)
                 total += (rows.view(b, R, 1, N) * weight[part]).sum()
                 slope = slope.view(b, R, d_s, N)
                 slopes[part] = slope.mul_(weight[part] * unit(d_s))
@@ -73,11 +80,12 @@ def unit(d):
     return math.sqrt(math.log2(math.e) / math.sqrt(d))
 
 
-def loss_and_slope(states, d_t, d_s, real, table):
+def loss_and_slope(states, d_t, d_s, real, padding, table):
     """Return the loss of each row in bits, (k, 1, N), and its gradient for S, (k, d_s, N).
 
     Shapes   states (k, d_t + 2 d_s, N): of k heads T and S, scaled and with 0 at padding, and room;
-             real (k, 1, N), 1 or 0; table (heads, N, N), a buffer for that many heads at once.
+             real (k, 1, N), 1 or 0; padding, where it is 0, or None if it is nowhere;
+             table (heads, N, N), a buffer for that many heads at once.
     """
     T, S, _ = states.split((d_t, d_s, d_s), 1)
     if may_ask(states):
@@ -88,7 +96,8 @@ def loss_and_slope(states, d_t, d_s, real, table):
         rows, slope = torch.empty_like(real), torch.empty_like(S)
         parts = slices(0, len(states), len(table))
     for part in parts:
-        rows[part], slope[part] = by_log_softmax(S[part], T[part], real[part])
+        hidden = None if padding is None else padding[part]
+        rows[part], slope[part] = by_log_softmax(S[part], T[part], hidden)
     return rows, slope
 
 
@@ -124,12 +133,14 @@ def by_powers(states, d_t, d_s, real, table):
     return rows, slope, z
 
 
-def by_log_softmax(S, T, real):
+def by_log_softmax(S, T, padding):
     """Compute loss_and_slope of any scores: whole relations (k, N, N), maximum subtracted."""
 
     def log_relations(X):
         scores = X.mT @ X * math.log(2)  # nats
-        return scores.masked_fill(real == 0, -1e30).log_softmax(-1)
+        if padding is not None:
+            scores.masked_fill_(padding, -1e30)
+        return scores.log_softmax(-1)
 
     log_s, log_t = log_relations(S), log_relations(T)
     P_t = log_t.exp()

@@ -1,193 +1,203 @@
-"""What a step costs: this project, transformers with textbook formulas, bertdistiller, the floor.
+"""What an optimizer step costs, in time and memory: this project beside transformers.
 
-docs/speed.md says what is measured, how, and with which flags. Each contender is a process of its
-own; the first step of a turn is not counted.
+    python tests/bench/bench.py                                      every case
+    python tests/bench/bench.py --cases mha-8x512 --precision bf16   one case
+    python tests/bench/bench.py --against ../old                     and another checkout of this
+
+All contenders have the same sizes and random weights. Each is a process of its own; they take
+turns, so that a busy minute of the machine hits all of them. Seconds are CPU time with --threads 1
+on a CPU, which other programs hardly change, else wall-clock time. Memory is the peak above weights
+and optimizer state. The last two columns are multiples of the first contender's, the time step by
+step.
 """
 
 import argparse
-import importlib.util
-import itertools
-import multiprocessing
 import os
 import platform
 import statistics
+import subprocess
 import sys
 import time
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import ExitStack
 from pathlib import Path
 
 import torch
+from torch.nn import functional as F
 
-HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE), str(HERE.parent.parent)]  # whatever folder it is called from
+ROOT = Path(__file__).resolve().parents[2]
+OURS, PLAIN, TEXTBOOK, OTHER = "this project", "--plain", "transformers", "other checkout"
+WIDTH, R = 384, 48  # R relation heads
+# name: method, student layers, teacher layers, batch, length, vocabulary
+CASES = {
+    "mha-8x512": ("mha", 6, 6, 8, 512, 30522),
+    "mha-32x128": ("mha", 3, 6, 32, 128, 30522),
+    "hs-32x128": ("hs", 3, 6, 32, 128, 30522),
+    "od-250k": ("od", 2, 2, 32, 128, 250002),  # as many words as XLM-R
+}
 
-from contenders import CASES, OTHER, PEER, arithmetic, build, make_batch  # noqa: E402
+
+def build(case, contender, device="cpu"):
+    """Return (parameters, a function that computes the loss); of the checkout on PYTHONPATH."""
+    from distill import build_method
+    from distill.method import Batch
+    from minitransformer import Encoder, EncoderConfig
+
+    name, L_s, L_t, B, N, V = case
+    sizes = {"hidden_size": WIDTH, "num_attention_heads": 12, "intermediate_size": 4 * WIDTH}
+    configs = [EncoderConfig(vocab_size=V, num_hidden_layers=L, **sizes) for L in (L_s, L_t)]
+    torch.manual_seed(0)
+    models = [Encoder(config, mlm_head=name == "od").to(device) for config in configs]
+    ids, chosen = torch.randint(5, V, (B, N)), torch.rand(B, N) < 0.15
+    positions = chosen.flatten().nonzero().flatten()
+    batch = Batch(ids, ids > 0, ids.masked_fill(chosen, 4), positions).to(device)
+    if contender == TEXTBOOK:
+        return textbook(case, models, batch)
+    student, teacher = models
+    teacher.requires_grad_(False)
+    method = build_method(name, *configs, relation_heads=R, plain=contender == PLAIN).to(device)
+
+    def loss():
+        total, count = method(student, teacher, batch)
+        return total / count
+
+    return [*student.parameters(), *method.parameters()], loss
 
 
-class Measurement:
-    """One contender in this process: built, warmed up by two steps, ready to take turns."""
+def textbook(case, encoders, batch):
+    """Models of transformers, whole and without dropout, and the formula written plainly."""
+    from transformers import BertConfig, BertForMaskedLM
 
-    def __init__(self, case, contender, precision, options):
-        torch.set_num_threads(options.threads)
-        torch.manual_seed(0)
-        self.case, self.options, device = case, options, options.device
-        self.batch = make_batch(case, device)
-        self.parameters, self.loss = build(case, contender, self.batch, device)
-        self.optimizer = None
-        if self.parameters:  # memory is measured above its state, so the state must be there
-            self.optimizer = torch.optim.AdamW(self.parameters, lr=1e-4, fused=True)
-            for p in self.parameters:
-                p.grad = torch.zeros_like(p)
-            self.optimizer.step()
-            self.optimizer.zero_grad()
-        self.bf16 = precision == "bf16"
-        held = memory(device, reset=True)
-        self.step()
-        self.step()
-        self.peak = memory(device) - held
-        size = 8192 if device == "cuda" else 512 if self.bf16 and not native_bf16() else 2048
-        dtype = torch.bfloat16 if self.bf16 else torch.float32
-        self.matrix = torch.randn(size, size).to(device, dtype)
+    from minitransformer.convert import to_hugging_face
 
-    def step(self):
-        with torch.autocast(self.options.device, torch.bfloat16, enabled=self.bf16):
-            if not self.optimizer:
-                with torch.inference_mode():
-                    return self.loss()
-            loss, count = self.loss()
-        loss.backward()
-        if count is not None:  # a raw sum: its gradients are divided afterwards, as in train.py
-            torch._foreach_div_([p.grad for p in self.parameters if p.grad is not None], count)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+    models, seen, (name, L_s, L_t, *_) = [], [], case
+    for encoder, layer in zip(encoders, (L_s, L_t - 1), strict=True):
+        dry = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+        model = BertForMaskedLM(BertConfig(**encoder.config.to_dict("") | dry))
+        whole = model if name == "od" else model.bert
+        whole.load_state_dict(to_hugging_face(encoder), strict=False)  # some are tied
+        models.append(model.to(batch.ids.device).requires_grad_(not models))
+        seen.append({})
+        attention = model.bert.encoder.layer[layer - 1].attention.self
+        for part in ("query", "key", "value"):
+            attention.get_submodule(part).register_forward_hook(
+                lambda _, inputs, output, own=seen[-1], part=part: own.update({part: output})
+            )
 
-    def timed(self, call):
-        wall, cpu = time.perf_counter(), time.process_time()
-        call()
-        if self.options.device == "cuda":
-            torch.cuda.synchronize()
-        return time.perf_counter() - wall, time.process_time() - cpu
+    def loss():
+        ids = batch.masked_ids if name == "od" else batch.ids
+        states_s, states_t = (
+            model.bert(ids, batch.mask, output_hidden_states=True).hidden_states for model in models
+        )
+        if name == "od":
+            features = (
+                states[-1].flatten(0, 1)[batch.positions] for states in (states_s, states_t)
+            )
+            logits = (model.cls(x).float() for model, x in zip(models, features, strict=True))
+            logs = (z.log_softmax(-1) for z in logits)
+            return F.kl_div(*logs, reduction="batchmean", log_target=True)
+        if name == "hs":
+            pairs = [(i, i * L_t // L_s) for i in range(1, L_s + 1)]
+            return sum(F.mse_loss(states_s[i], states_t[j]) for i, j in pairs)
+        total = 0
+        for part in seen[0]:
+            heads = (own[part].unflatten(-1, (R, -1)).transpose(1, 2) for own in seen)
+            logs = [(x @ x.mT / x.shape[-1] ** 0.5).float().log_softmax(-1) for x in heads]
+            total += F.kl_div(*logs, reduction="sum", log_target=True) / logs[0][..., 0].numel()
+        return total
 
-    def rate(self):
-        times = [self.timed(lambda: self.matrix @ self.matrix)[0] for _ in range(4)]
-        return 2 * len(self.matrix) ** 3 / min(times)
-
-    def turn(self):
-        before = self.rate()
-        self.step()
-        times, start = [], time.perf_counter()
-        while len(times) < self.options.steps or time.perf_counter() - start < self.options.seconds:
-            times.append(self.timed(self.step))
-        floor = arithmetic(self.case, len(self.batch.positions)) / max(before, self.rate())
-        walls, cpus = zip(*times, strict=True)
-        return {"walls": walls, "cpus": cpus, "peak": self.peak, "floor": floor}
+    return [*models[0].parameters()], loss
 
 
 def memory(device, reset=False):
     """Return bytes held now (and reset the peak to that), or at most since then; Linux or a GPU."""
-    if device == "cuda":
-        if reset:
-            torch.cuda.reset_peak_memory_stats()
+    if device != "cpu":
+        torch.cuda.reset_peak_memory_stats() if reset else None
         return torch.cuda.max_memory_allocated()
-    if not sys.platform.startswith("linux"):
-        return float("nan")
     if reset:
         Path("/proc/self/clear_refs").write_text("5")
     status = Path("/proc/self/status").read_text().split("VmRSS:" if reset else "VmHWM:")[1]
     return int(status.split()[0]) * 1024
 
 
-def native_bf16():
-    """Whether bfloat16 products run in hardware; elsewhere they are far slower than float32."""
-    able = torch.cpu.get_capabilities()
-    return torch.cuda.is_available() or bool(able.get("avx512_bf16") or able.get("amx_bf16"))
+def work(case, precision, contender, device):
+    """Print the memory of two steps; then, for each line that comes in, the seconds of one more."""
+    parameters, loss = build(CASES[case], contender, device)
+    optimizer = torch.optim.AdamW(parameters, lr=1e-4, fused=True)
+    for p in parameters:
+        p.grad = torch.zeros_like(p)
+    optimizer.step()  # makes its state
+    optimizer.zero_grad()
+    alone = device == "cpu" and torch.get_num_threads() == 1
+    clock = time.process_time if alone else time.perf_counter
+
+    def step():
+        began = clock()
+        with torch.autocast(device, torch.bfloat16, enabled=precision == "bf16"):
+            value = loss()
+        value.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        if device != "cpu":
+            torch.cuda.synchronize()
+        return clock() - began
+
+    held = memory(device, reset=True)
+    step()
+    step()
+    print(memory(device) - held, flush=True)
+    for _ in sys.stdin:
+        print(step(), flush=True)
 
 
-def prepare(checkout, *measurement):
-    """In a process of its own: build the contender, with this project as it is in `checkout`."""
-    global measured
-    if checkout:
-        sys.path.insert(0, checkout)
-    measured = Measurement(*measurement)
-
-
-def take_turn():
-    return measured.turn()
-
-
-def take_turns(case, precision, contenders, options):
-    """Return {contender: the records of its turns}; each contender has a process of its own."""
-    context, records = multiprocessing.get_context("spawn"), {name: [] for name in contenders}
-    with ExitStack() as stack:
-        processes = {}
-        for name in contenders:  # nobody prepares while another is measured
-            processes[name] = stack.enter_context(ProcessPoolExecutor(1, context))
-            checkout = options.other if name == OTHER else None
-            processes[name].submit(prepare, checkout, case, name, precision, options).result()
-        for _ in range(options.runs):
-            for name, process in processes.items():
-                records[name].append(process.submit(take_turn).result())
-    return records
-
-
-def table(case, precision, results):
-    """Yield one line a contender; time and memory also as multiples of the first one's."""
-    _, _, _, batch, length, _, _ = CASES[case]
-    first = None
-    for contender, turns in results.items():
-        walls = [wall for turn in turns for wall in turn["walls"]]
-        cpu = statistics.median(cpu for turn in turns for cpu in turn["cpus"])
-        floor = statistics.median(wall / turn["floor"] for turn in turns for wall in turn["walls"])
-        seconds, peak = statistics.median(walls), turns[0]["peak"]
-        first = first or (seconds, max(peak, 1))
-        yield (
-            f"| {case} | {precision} | {contender} | {seconds:.3f} ({min(walls):.3f}-"
-            f"{max(walls):.3f}) | {cpu:.2f} | {batch * length / seconds:,.0f} |"
-            f" {peak / 2**20:,.0f} | {seconds / first[0]:.2f}x | {peak / first[1]:.2f}x |"
-            f" {floor:.2f}x |"
+def compare(case, precision, contenders, options):
+    """Print one line a contender."""
+    processes, peaks, turns = {}, {}, {}
+    for name in contenders:  # nobody prepares while another is measured
+        checkout = options.against if name == OTHER else ROOT
+        processes[name] = subprocess.Popen(
+            [sys.executable, __file__, "--worker", case, precision, name, options.device],
+            env=os.environ | {"PYTHONPATH": str(checkout), "OMP_NUM_THREADS": str(options.threads)},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        peaks[name], turns[name] = int(processes[name].stdout.readline()), []
+    for _ in range(options.rounds):
+        for name, process in processes.items():
+            print(file=process.stdin, flush=True)
+            turns[name].append(float(process.stdout.readline()))
+    for name, process in processes.items():
+        process.communicate()
+        times = [mine / first for mine, first in zip(turns[name], turns[OURS], strict=True)]
+        print(
+            f"| {case} | {precision} | {name} | {statistics.median(turns[name]):.3f} |"
+            f" {peaks[name] / 2**20:,.0f} | {statistics.median(times):.3f} |"
+            f" {peaks[name] / max(peaks[OURS], 1):.2f} |",
+            flush=True,
         )
 
 
-def contenders_of(case, options):
-    names = list(CASES[case][-1])
-    if importlib.util.find_spec("bertdistiller") is None:
-        names = [name for name in names if not name.startswith(PEER)]
-    if options.other:
-        names.insert(1, OTHER)
-    return names
-
-
-def parse_options(argv=None):
+def main():
+    if sys.argv[1:2] == ["--worker"]:
+        return work(*sys.argv[2:])
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    add = parser.add_argument
-    both = ["fp32", "bf16"]
+    add, both = parser.add_argument, ["fp32", "bf16"]
     add("--cases", nargs="+", choices=CASES, default=list(CASES))
-    add("--runs", type=int, default=3, help="rounds, each contender once a round")
-    add("--steps", type=int, default=2, help="timed steps of a turn, at least")
-    add("--seconds", type=float, default=6, help="length of a turn, at least")
+    add("--precision", nargs="+", choices=both, default=both)
+    add("--against", metavar="FOLDER", help="another checkout of this project")
+    add("--rounds", type=int, default=9, help="a step of each contender in a round")
     add("--threads", type=int, default=os.cpu_count())
-    add("--precision", nargs="+", choices=both, default=both if native_bf16() else ["fp32"])
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    add("--other", metavar="PATH", help="another checkout of this project, as one more contender")
-    return parser.parse_args(argv)
-
-
-def main(argv=None):
-    options = parse_options(argv)
+    options = parser.parse_args()
+    print(f"{platform.machine()}, {options.device}, {options.threads} threads, {torch.__version__}")
     print(
-        f"{platform.machine()}, {options.threads} threads, {options.device}, torch"
-        f" {torch.__version__}, {options.runs} rounds of {options.steps} steps or more\n"
+        "| case | precision | who | seconds | MB | time | memory |\n" + "|---" * 7 + "|", flush=True
     )
-    columns = ["case", "precision", "who", "seconds, median (min-max)", "CPU s", "tokens/s"]
-    columns += ["peak MB", "time", "memory", "over the floor"]
-    print(f"| {' | '.join(columns)} |\n" + "|---" * len(columns) + "|", flush=True)
-    for case, precision in itertools.product(options.cases, options.precision):
-        results = take_turns(case, precision, contenders_of(case, options), options)
-        for line in table(case, precision, results):
-            print(line, flush=True)
+    others = [OTHER] if options.against else [PLAIN, TEXTBOOK]
+    for case in options.cases:
+        for precision in options.precision:
+            compare(case, precision, [OURS, *others], options)
 
 
 if __name__ == "__main__":
