@@ -4,7 +4,7 @@ from minitransformer.config import EncoderConfig
 from minitransformer.default_teacher import DEFAULT_TEACHER
 from minitransformer.files import UserError
 from minitransformer.model import Encoder, EncoderOutput
-from minitransformer.pretrained import load_pretrained, save_pretrained, weights_hash
+from minitransformer.pretrained import load_pretrained, model_hash, save_pretrained, weights_hash
 from minitransformer.tokenizer import Tokenizer
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "Tokenizer",
     "UserError",
     "load_pretrained",
+    "model_hash",
     "save_pretrained",
     "weights_hash",
 ]

@@ -9,6 +9,7 @@ import hashlib
 import json
 import shutil
 from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -195,3 +196,9 @@ def weights_hash(encoder: Encoder) -> str:
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
         digest.update(tensor.detach().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
+
+
+def model_hash(encoder: Encoder, tokenizer: Tokenizer) -> str:
+    """Return sha256 of all that decides what a model computes: weights, config, tokenizer."""
+    parts = [weights_hash(encoder), asdict(encoder.config), tokenizer.hash]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

@@ -41,6 +41,7 @@ class Tokenizer:
         self.vocab_size = 1 + max(vocab.values())
         self.pair_types = pair_types  # whether a pair's second text has token type 1
         self.notes = list(notes)
+        self.pooling = "mean"  # how sentence vectors are made; "cls": the first token's
 
     @functools.cached_property
     def hash(self) -> str:

@@ -11,9 +11,25 @@ import sentence_transformers
 import torch
 import transformers
 from checkpoints import refusal
-from conftest import FORMS, Attack, rewrite, same, save_tiny, tiny_encoder
+from conftest import (
+    FORMS,
+    Attack,
+    rewrite,
+    same,
+    save_tiny,
+    tiny_config,
+    tiny_encoder,
+    tiny_tokenizer,
+)
 
-from minitransformer import UserError, load_pretrained, pretrained, save_pretrained, weights_hash
+from minitransformer import (
+    UserError,
+    load_pretrained,
+    model_hash,
+    pretrained,
+    save_pretrained,
+    weights_hash,
+)
 
 TEXTS = ["The text of a model.", "Un layer and token, in the token.", "is"]
 
@@ -81,6 +97,20 @@ def test_weights_hash_sees_one_bit():
     with torch.no_grad():
         encoder.blocks[1].key.bias.view(torch.int32)[5] ^= 1
     assert weights_hash(encoder) != before
+
+
+def test_model_hash_sees_weights_config_and_tokenizer():
+    """Equal tensors with another norm's epsilon or number of heads are another model."""
+    encoder = tiny_encoder()
+    hashes = {model_hash(encoder, tiny_tokenizer())}
+    hashes.add(model_hash(tiny_encoder(seed=1), tiny_tokenizer()))
+    hashes.add(model_hash(encoder, tiny_tokenizer("roberta")))
+    for change in ({"layer_norm_eps": 1e-5}, {"num_attention_heads": 2}):
+        other = tiny_encoder(tiny_config(**change))
+        assert weights_hash(other) == weights_hash(encoder)
+        hashes.add(model_hash(other, tiny_tokenizer()))
+    assert len(hashes) == 5
+    assert model_hash(tiny_encoder(), tiny_tokenizer()) in hashes
 
 
 def test_an_export_that_is_cut_short_is_never_taken_for_a_whole_one(tmp_path, monkeypatch):
