@@ -26,8 +26,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
+from tqdm import tqdm
 
-from distill.data.progress import progress_bar
 from distill.evaluation.as_is import held_out_batches, on_held_out_text, on_sentences
 from distill.evaluation.columns import Model, load_models
 from distill.evaluation.costs import measure_costs
@@ -123,7 +123,8 @@ def make_grids(
 
 def fine_tune(grids: dict[tuple[str, str], Grid]) -> None:
     """Compute every cell that is not in the cache."""
-    bar = progress_bar("fine-tuning", sum(grid.steps() for grid in grids.values()), "step")
+    steps = sum(grid.steps() for grid in grids.values())
+    bar = tqdm(desc="fine-tuning", total=steps, unit="step", disable=None, mininterval=1)
     for (name, task), grid in grids.items():
         if grid.missing():
             bar.set_postfix_str(f"{name} on {task}")

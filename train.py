@@ -20,10 +20,11 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from distill import METHODS
-from distill.data.batches import Text, parse_sources, prefetch
-from distill.data.progress import progress_bar
+from distill.data.batches import Text, prefetch
+from distill.data.sources import parse_sources
 from distill.hs import STRATEGIES
 from distill.method import Batch, Method
 from distill.training import cli
@@ -187,7 +188,14 @@ def distil(config: TrainConfig, run: Run) -> int:
     parse_sources(config.data)  # fail on a bad --data before loading the teacher
     models, config = load_models(config)
     teacher, student, method = models.teacher, models.student, models.method
-    text = Text(config.data, models.tokenizer, config.seq_len, alpha=config.alpha, seed=config.seed)
+    text = Text(
+        config.data,
+        models.tokenizer,
+        config.seq_len,
+        alpha=config.alpha,
+        seed=config.seed,
+        sequences=config.steps * config.batch_size * config.accumulate * world(),
+    )
     held_out = text.held_out(config.batch_size, masked=method.masked_text)
     held_out = [batch.to(device) for batch in held_out]
     for model in (teacher, student, method):
@@ -209,29 +217,29 @@ def distil(config: TrainConfig, run: Run) -> int:
     skipped = SkippedSteps()
     parts = {"student": student, "method": method, "optimizer": optimizer, "skipped": skipped}
     record = start_record(config, models, text)
-    first = resume(run, record, {**parts, "text": text}) if config.resume else begin(run, record)
+    first, sequences = resume(run, record, parts) if config.resume else (begin(run, record), 0)
     announce(config, run, models, text, frozen)
 
     share = (config.batch_size, config.accumulate, rank(), world())
-    drawn = prefetch(text, config.steps - first, *share, masked=method.masked_text)
+    drawn = prefetch(text, sequences, config.steps - first, *share, masked=method.masked_text)
 
-    def save(step: int, text_state: dict) -> None:
+    def save(step: int) -> None:
         # no random state: order and masks follow from (seed, draw), and there is no dropout
         state = {name: part.state_dict() for name, part in parts.items()}
-        run.save(step, {**state, "text": text_state})
+        run.save(step, {**state, "sequences": sequences})
 
     # ---- the loop: one turn more than steps, so that the last evaluation is like the others ----
     signals, stop = Signals(), False
-    step_tokens = config.batch_size * config.accumulate * world() * config.seq_len
-    text_state = {}  # where the text stands after the last step
-    bar = progress_bar("steps", config.steps, "step", done=first)
+    step_sequences = config.batch_size * config.accumulate * world()
+    step_tokens = step_sequences * config.seq_len
+    bar = tqdm(total=config.steps, initial=first, unit="step", disable=None, mininterval=1)
     for step in range(first, config.steps + 1):
         last = step == config.steps
         # do not overwrite good checkpoints while steps are skipped; the last step is saved in any
         # case, so that a kill during the export costs no step
         due = step % config.save_every == 0 and not skipped.in_a_row
         if step > first and (stop or due or last):
-            save(step, text_state)
+            save(step)
         if stop and not last:
             break
         if step % config.eval_every == 0 or last:
@@ -245,8 +253,8 @@ def distil(config: TrainConfig, run: Run) -> int:
         lr = learning_rate(step, config.steps, config.lr, config.warmup)
         set_learning_rate(optimizer, lr)
         totals, counts = [], []  # of each micro-batch: sum of the loss, and what it counts
-        micro_batches, text_state = next(drawn)
-        micro_batches = [batch.to(device) for batch in micro_batches]  # ids and mask (B, N)
+        micro_batches = [batch.to(device) for batch in next(drawn)]  # ids and mask (B, N)
+        sequences += step_sequences
         for turn, batch in enumerate(micro_batches, 1):
             with average_gradients(wrapped, now=turn == len(micro_batches)):
                 with products:

@@ -1,48 +1,39 @@
 """Batches: sequences from several corpora, in an order that processes can share and resume.
 
     sources.py   what --data names  ->  documents
-    corpus.py    documents          ->  token files and streams, cut into rows of N - 2 tokens
+    corpus.py    documents          ->  tokens on disk, cut into rows of N - 2
     this file    rows               ->  [CLS] row [SEP]; every sequence is full, so no time goes
                                         into padding
                  order              ->  draw 0, 1, 2, ...; draw g says corpus and row; ranks and
                                         micro-batches slice it
 
-Nothing here owns a random state that could be lost: order and masks are functions of (seed, draw).
+Draw g and its masks are functions of (seed, g) alone, so there is no state to save or to lose.
 """
 
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 import torch
 
-from distill.data.corpus import HELD_OUT, TokenFile, TokenStream
-from distill.data.sources import Source, parse_source
+from distill.data.corpus import HELD_OUT, Corpus
+from distill.data.sources import Source, look_up, parse_sources
 from distill.method import Batch
 from minitransformer.files import UserError
 from minitransformer.tokenizer import Tokenizer
 
 MASK_SHARE = 0.15  # of the tokens are to be predicted
-
-
-def parse_sources(specs: list[str]) -> list[Source]:
-    """Return what the values of `--data` name. Cheap: it looks no further than file names."""
-    sources = [parse_source(spec) for spec in specs]
-    names = [source.name for source in sources]
-    if len(set(names)) < len(names):
-        raise UserError(
-            f"--data: the names {', '.join(names)} are not all different; give each corpus its own"
-            " NAME="
-        )
-    return sources
+CYCLE = 2**16  # draws after which their order among the corpora repeats
 
 
 class Text:
     """The corpora of a run as one endless sequence of draws.
 
     Corpus i gets the share p_i = n_i^alpha / sum_j n_j^alpha of the draws (n in tokens). Chance has
-    no part in it: each draw goes to the corpus that is furthest behind its share, so after g draws
-    every count is below p_i * g + 1.
+    no part in it: each draw goes to the corpus that is furthest behind its share.
+
+    specs       values of --data
+    sequences   how many the run draws in all: a hub dataset is read as far as that needs
     """
 
     def __init__(
@@ -53,52 +44,80 @@ class Text:
         *,
         alpha: float = 0.3,
         seed: int = 0,
+        sequences: int = 0,
     ):
-        sources = parse_sources(specs)
         self.tokenizer, self.length, self.seed = tokenizer, length, seed
-        self.corpora, weights = [], []
-        for source in sources:
-            kind = TokenStream if source.kind == "hub" else TokenFile
-            corpus = kind(source, tokenizer, length, seed)
-            size = source.tokens or corpus.tokens
-            if size is None and len(sources) > 1:
+        sources = [look_up(s) if s.kind == "hub" else s for s in parse_sources(specs)]
+        # Of every corpus alike one document in fifty is held out, or more where that gives nothing.
+        for one_in in (50, 10, 3):
+            self._open(sources, alpha, sequences, one_in)
+            if any(len(corpus.held) for corpus in self.corpora):
+                break
+        for corpus in self.corpora:
+            corpus.report(tokenizer)
+            if corpus.rows == 0 or not any(len(corpus.held) for corpus in self.corpora):
                 raise UserError(
-                    f"--data {source.name}: its size is unknown, which {len(sources)} corpora need;"
-                    " append @TOKENS, e.g. @1.2e9"
+                    f"--data {corpus.name}: {sum(corpus.facts['tokens']):,} tokens in"
+                    f" {corpus.facts['documents']:,} documents are too few to train on sequences of"
+                    f" {length} and hold one out; give more text, in several documents"
                 )
-            self.corpora.append(corpus)
-            weights.append(float(size or 1) ** alpha)
-        self.streams = [corpus for corpus in self.corpora if isinstance(corpus, TokenStream)]
-        self.shares = np.array(weights) / sum(weights)
-        self.counts = np.zeros(len(weights), dtype=np.int64)  # draws from each corpus
+
+    def _open(self, sources: list[Source], alpha: float, sequences: int, one_in: int) -> None:
+        """Open the corpora; share the draws out among them."""
+
+        def opened(source: Source, rows: int = 0) -> Corpus:
+            return Corpus(source, self.tokenizer, self.length, self.seed, one_in, rows)
+
+        files = {source.name: opened(source) for source in sources if source.kind != "hub"}
+        sizes = [
+            source.tokens or getattr(files.get(source.name), "tokens", None) for source in sources
+        ]
+        if None in sizes and len(sizes) > 1:
+            name = sources[sizes.index(None)].name
+            raise UserError(
+                f"--data {name}: its size is unknown, which {len(sizes)} corpora need; append"
+                " @TOKENS, e.g. @1.2e9"
+            )
+        weights = np.array([float(size or 1) ** alpha for size in sizes])
+        self.shares = weights / weights.sum()
+        self.turns, self.places, self.counts = turns(self.shares)
+        cycles, rest = divmod(sequences, CYCLE)
+        rows = cycles * self.counts + np.bincount(self.turns[:rest], minlength=len(sizes))
+        self.corpora = [
+            files.get(source.name) or opened(source, int(row_count))
+            for source, row_count in zip(sources, rows, strict=True)
+        ]
 
     def step(
-        self, batch_size: int, accumulate: int, rank: int = 0, world: int = 1, *, masked: bool
+        self,
+        first_draw: int,
+        batch_size: int,
+        accumulate: int,
+        rank: int = 0,
+        world: int = 1,
+        *,
+        masked: bool,
     ) -> list[Batch]:
-        """Return this rank's micro-batches of the next optimizer step.
+        """Return this rank's micro-batches of the step whose first draw is number `first_draw`.
 
         The step takes batch_size * accumulate * world draws, the same ones however it is split.
         """
         batches = []
-        for turn in range(accumulate * world):
-            draws = [self._draw() for _ in range(batch_size)]
-            if turn % world == rank:
-                rows = [(draw, self.corpora[i].sequence(place)) for draw, i, place in draws]
-                batches.append(self._batch(rows, masked, self.seed))
+        for turn in range(rank, accumulate * world, world):
+            start = first_draw + turn * batch_size
+            rows = [(draw, self._row(draw)) for draw in range(start, start + batch_size)]
+            batches.append(self._batch(rows, masked, self.seed))
         return batches
 
-    def _draw(self) -> tuple[int, int, int]:
-        """Return the number of the next draw, which corpus it goes to, and its number there."""
-        draw = int(self.counts.sum())
-        corpus = int(np.argmax(self.shares * (draw + 1) - self.counts))
-        self.counts[corpus] += 1
-        return draw, corpus, int(self.counts[corpus]) - 1
+    def _row(self, draw: int) -> np.ndarray:
+        cycles, place = divmod(draw, CYCLE)
+        corpus = self.turns[place]
+        return self.corpora[corpus].row(int(cycles * self.counts[corpus] + self.places[place]))
 
     def held_out(self, batch_size: int, *, masked: bool) -> list[Batch]:
         """Return batches of text that no run trains on; their masks do not depend on the seed."""
-        rows = []
-        for corpus in self.corpora:
-            rows += corpus.held_out(max(1, HELD_OUT // len(self.corpora)))
+        count = max(1, HELD_OUT // len(self.corpora))
+        rows = [row for corpus in self.corpora for row in corpus.held_out(count)]
         numbered = list(enumerate(rows))
         starts = range(0, len(rows), batch_size)
         parts = [numbered[start : start + batch_size] for start in starts]
@@ -109,7 +128,7 @@ class Text:
         ids = np.empty((len(rows), self.length), dtype=np.int64)  # (B, N)
         ids[:, 0], ids[:, -1] = self.tokenizer.cls_id, self.tokenizer.sep_id
         ids[:, 1:-1] = [row for _, row in rows]
-        batch = Batch(torch.from_numpy(ids), torch.ones(ids.shape, dtype=torch.bool))
+        batch = Batch(torch.from_numpy(ids), torch.ones(ids.shape, dtype=torch.bool), full=True)
         if masked:
             masked_ids, positions = ids.copy(), []
             for b, (draw, _) in enumerate(rows):
@@ -122,54 +141,59 @@ class Text:
     def describe(self) -> list[dict]:
         """Return what the log says of each corpus; `tokens` is None where the size is unknown.
 
-        For streams, `documents`, `unknown_share` and `skipped` count what was read so far.
+        Of a hub dataset, `documents`, `unknown_share` and `skipped` count what was read of it.
         """
         return [
             {
                 "name": corpus.name,
                 "tokens": corpus.tokens,
                 "hash": corpus.hash,
-                "documents": corpus.statistics.documents,
-                "unknown_share": corpus.statistics.unknown_share,
-                "skipped": dict(corpus.statistics.skipped),
+                "documents": corpus.facts["documents"],
+                "unknown_share": corpus.facts["unknown_share"],
+                "skipped": corpus.facts["skipped"],
                 "share": float(share),
-                "sequences_drawn": int(drawn),
             }
-            for corpus, share, drawn in zip(self.corpora, self.shares, self.counts, strict=True)
+            for corpus, share in zip(self.corpora, self.shares, strict=True)
         ]
 
-    def state_dict(self) -> dict:
-        streams = [stream.state_dict() for stream in self.streams]
-        return {"counts": self.counts.tolist(), "streams": streams}
 
-    def load_state_dict(self, state: dict) -> None:
-        self.counts = np.array(state["counts"], dtype=np.int64)
-        for stream, saved in zip(self.streams, state["streams"], strict=True):
-            stream.load_state_dict(saved)
+def turns(shares: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return of each draw of a cycle which corpus it goes to, and its number there; and how many
+    draws each corpus gets.
+
+    A draw goes to the corpus furthest behind its share: no count is ever 1 above its share.
+    """
+    counts = np.zeros(len(shares), np.int64)
+    corpora, places = np.zeros((2, CYCLE), np.int64)
+    if len(shares) == 1:
+        return corpora, np.arange(CYCLE), counts + CYCLE
+    for draw in range(CYCLE):
+        corpora[draw] = corpus = np.argmax(shares * (draw + 1) - counts)
+        places[draw] = counts[corpus]
+        counts[corpus] += 1
+    return corpora, places, counts
 
 
 def prefetch(
-    text: Text, steps: int, *share: int, masked: bool
-) -> Iterator[tuple[list[Batch], dict]]:
-    """Yield this rank's micro-batches of each step, and the text's state behind that step.
+    text: Text, first_draw: int, steps: int, *split: int, masked: bool
+) -> Iterator[list[Batch]]:
+    """Yield this rank's micro-batches of each step; a thread makes the next one meanwhile.
 
-    share   what Text.step takes: batch_size, accumulate, rank, world
-
-    A thread draws the next step while the current one computes, so the text itself is ahead of the
-    state, which is what a checkpoint must hold. Nothing is drawn beyond `steps`.
+    split   what Text.step takes: batch_size, accumulate, rank, world
     """
-
-    def draw() -> tuple[list[Batch], dict]:
-        batches = text.step(*share, masked=masked)
-        return batches, text.state_dict()
-
+    batch_size, accumulate, _, world = split
+    size = batch_size * accumulate * world
     with ThreadPoolExecutor(1) as thread:
-        drawn = thread.submit(draw)
+
+        def draw(step: int) -> Future:
+            return thread.submit(text.step, first_draw + step * size, *split, masked=masked)
+
+        drawn = draw(0)
         for step in range(1, steps + 1):
-            result = drawn.result()
+            batches = drawn.result()
             if step < steps:
-                drawn = thread.submit(draw)
-            yield result
+                drawn = draw(step)
+            yield batches
 
 
 def mask_tokens(

@@ -1,96 +1,99 @@
-"""Corpora: documents as tokens, cut into rows of N - 2 (batches.py adds [CLS] and [SEP]).
+"""Corpora: documents as tokens on disk, cut into rows of N - 2 (batches.py adds [CLS] and [SEP]).
 
-    TokenFile     docs and files: tokenised once into a memory-mapped file beside a sidecar that
-                  says what is in it
-    TokenStream   hub datasets: tokenised as they arrive, shuffled in blocks, never on disk as a
-                  whole
+A corpus is tokenised once, into a memory-mapped file of training text, another of held-out text,
+and a sidecar that says what is in them. A hub dataset is read only as far as the run needs it.
 
-Both have `name`, `tokens` (None where unknown), `statistics`, `hash`, `sequence(draw)` and
-`held_out(n)`. Draws may be left out, but not go back.
-
-Whole documents are held out, and equal documents are on one side, so that no held-out text is
-trained on. "Equal" means the same tokens.
+A document is held out if the hash of its text says so: equal documents are on one side, in every
+corpus alike, so that no held-out text is trained on.
 """
 
-import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
-import torch
-from filelock import FileLock
+import xxhash
+from tqdm import tqdm
 
-from distill.data.progress import progress_bar
-from distill.data.sources import Source, cut, documents, identity, text_of
-from minitransformer.files import UserError, atomic, cache_folder, first_line
-from minitransformer.tokenizer import Tokenizer
+from distill.data.sources import LONGEST_DOCUMENT, Source, documents, identity
+from minitransformer.files import UserError, atomic, cache_folder, locked
+from minitransformer.tokenizer import Tokenizer, without_surrogates
 
-HELD_OUT = 256  # rows a corpus at most; a fiftieth of a small one
-HELD_OUT_TOKENS = HELD_OUT * 512  # the most that a token file's sidecar names documents for
-BLOCK = 4096  # rows of a stream that are shuffled together
+HELD_OUT = 256  # rows that are evaluated on, at most
+BLOCK = 4096  # rows of a hub dataset that are shuffled together
 CHUNK = 1_000_000  # characters tokenised at a time
-WARN_UNKNOWN, REFUSE_UNKNOWN = 0.1, 0.9  # shares of unknown tokens
-
-Span = tuple[int, int, int]  # hash, start and stop of some text in a token file
+WARN_UNKNOWN, REFUSE_UNKNOWN = 0.1, 0.9  # shares of unknown letters
 
 
-@dataclass
-class Statistics:
-    """What was read of a corpus; `skipped` says how many rows gave no text, by reason."""
+class Corpus:
+    """The rows of one source; a share of 1 / `one_in` of its documents is held out.
 
-    documents: int = 0
-    tokens: int = 0  # with the [SEP] behind each document
-    unknown: int = 0
-    skipped: dict[str, int] = field(default_factory=dict)
+    Training rows come in a new shuffled order with each pass. Those of a hub dataset are shuffled
+    in blocks, so that their order does not depend on how far it was read; the run needs `rows`.
+    """
 
-    def __post_init__(self):
-        self.skipped = Counter(self.skipped)
+    def __init__(
+        self, source: Source, tokenizer: Tokenizer, length: int, seed: int, one_in: int, rows=0
+    ):
+        self.name, self.seed, self.body = source.name, seed, length - 2
+        is_hub = source.kind == "hub"
+        blocks = max(1, -(-rows // BLOCK))
+        wanted = [blocks * BLOCK * self.body, HELD_OUT * self.body] if is_hub else None
+        self.facts, train, held = tokenise(source, tokenizer, one_in, wanted)
+        self.train, self.held = (
+            tokens[: len(tokens) // self.body * self.body].reshape(-1, self.body)
+            for tokens in (train, held)
+        )
+        self.rows = self.block = len(self.train)
+        self.hash, self.tokens = self.facts["hash"], source.tokens
+        if is_hub:  # more of it may be read later: what is drawn before stays as it is
+            self.rows -= 0 if self.facts["complete"] else self.rows % BLOCK
+            self.block, self.held = BLOCK, self.held[:HELD_OUT]
+            self.hash = content_hash(self.train[:BLOCK]) + content_hash(self.held)
+        elif not self.tokens:
+            self.tokens = sum(self.facts["tokens"])
+        self._order = None, np.empty(0)  # (pass, block) and their order, of the last draw
 
-    def encode(self, tokenizer: Tokenizer, texts: list[str]) -> list[list[int]]:
-        """Return and count the tokens of each text and [SEP]; a text without tokens gives none."""
-        rows = []
-        for ids in tokenizer.encode_batch(texts):
-            if ids:
-                rows.append([*ids, tokenizer.sep_id])
-                self.documents += 1
-                self.tokens += len(ids) + 1
-                self.unknown += ids.count(tokenizer.unk_id)  # 0 where that is None
-            else:
-                self.skipped["without tokens"] += 1
-        return rows
+    def row(self, draw: int) -> np.ndarray:
+        """Return the tokens (N - 2,) of the corpus's draw number `draw`."""
+        passes, position = divmod(draw, self.rows)
+        block, place = divmod(position, self.block)
+        if self._order[0] != (passes, block):
+            rng = np.random.default_rng([self.seed, passes, block, *self.name.encode()])
+            size = min(self.block, self.rows - block * self.block)
+            self._order = (passes, block), rng.permutation(size)
+        return self.train[block * self.block + self._order[1][place]]
 
-    @property
-    def unknown_share(self) -> float:
-        return self.unknown / max(1, self.tokens - self.documents)
+    def held_out(self, count: int) -> np.ndarray:
+        """Return at most `count` rows (rows, N - 2), spread over those that are held out."""
+        spread = np.linspace(0, len(self.held), min(count, len(self.held)), endpoint=False)
+        return self.held[spread.astype(int)]
 
-    def reasons(self) -> str:
-        parts = [f"{count:,} {reason}" for reason, count in sorted(self.skipped.items())]
-        return "; skipped: " + ", ".join(parts) if parts else ""
-
-    def report(self, name: str, tokenizer: Tokenizer, note: str = "") -> None:
+    def report(self, tokenizer: Tokenizer) -> None:
         """Print what was read; warn or refuse where much of it is unknown to the tokenizer."""
+        share, (train, held) = self.facts["unknown_share"], self.facts["tokens"]
         print(
-            f"corpus {name}{note}: {self.documents:,} documents, {self.tokens:,} tokens,"
-            f" {self.unknown_share:.1%} of them unknown to the tokenizer{self.reasons()}",
+            f"corpus {self.name}: {self.facts['documents']:,} documents, {train + held:,} tokens,"
+            f" {held:,} of them held out, {share:.1%} of the letters unknown to the tokenizer"
+            f"{reasons(self.facts['skipped'])}",
             flush=True,
         )
         problem = (
-            f"{self.unknown_share:.1%} of the tokens are unknown to the teacher's tokenizer (a"
-            f" vocabulary of {tokenizer.vocab_size:,}); give a teacher whose tokenizer knows this"
-            " script, or other text"
+            f"{share:.1%} of the letters are unknown to the teacher's tokenizer (a vocabulary of"
+            f" {tokenizer.vocab_size:,}); give a teacher whose tokenizer knows this script, or"
+            " other text"
         )
-        if self.unknown_share > REFUSE_UNKNOWN:
-            raise UserError(f"--data {name}: {problem}")
-        if self.unknown_share > WARN_UNKNOWN:
-            print(f"warning: corpus {name}: {problem}", flush=True)
+        if share > REFUSE_UNKNOWN:
+            raise UserError(f"--data {self.name}: {problem}")
+        if share > WARN_UNKNOWN:
+            print(f"warning: corpus {self.name}: {problem}", flush=True)
 
 
-def fingerprint(tokens: np.ndarray) -> int:
-    """Return a 64-bit hash of a document's tokens."""
-    return int.from_bytes(hashlib.blake2b(tokens.tobytes(), digest_size=8).digest(), "big")
+def reasons(skipped: dict[str, int]) -> str:
+    parts = [f"{count:,} {reason}" for reason, count in sorted(skipped.items())]
+    return "; skipped: " + ", ".join(parts) if parts else ""
 
 
 # --------------------------------------------------------------------------------------------------
@@ -98,154 +101,100 @@ def fingerprint(tokens: np.ndarray) -> int:
 # --------------------------------------------------------------------------------------------------
 
 
-class TokenFile:
-    """Tokens of docs or files in a memory-mapped file, cut into rows of N - 2.
+def tokenise(
+    source: Source, tokenizer: Tokenizer, one_in: int, wanted: list[int] | None
+) -> tuple[dict, np.ndarray, np.ndarray]:
+    """Return the facts about a source, its tokens to train on, and those that are held out.
 
-    The documents with the smallest hashes are held out: a fiftieth of the tokens, at most HELD_OUT
-    rows, at least one row. Where that would take more than a tenth (few or long documents), every
-    document is cut into pieces of one row, and equal pieces are on one side. The other rows come in
-    a new shuffled order with each pass.
+    wanted   how many of both are needed; None: all
+
+    They are made on the first call. Later ones take them from the cache if it holds enough of them
+    and its content is what was written. One process makes them, others wait for it.
     """
-
-    def __init__(self, source: Source, tokenizer: Tokenizer, length: int, seed: int):
-        self.name, self.seed, self.body = source.name, seed, length - 2
-        file, sidecar = tokenise(source, tokenizer)
-        self.statistics, self.hash = Statistics(**sidecar["statistics"]), sidecar["hash"]
-        self.tokens = self.statistics.tokens
-        self.statistics.report(self.name, tokenizer)
-        self.memory = np.memmap(file, dtype=sidecar["dtype"], mode="r")
-        wanted = max(self.body, min(self.tokens // 50, HELD_OUT * self.body))
-        self._hold_out(smallest(sidecar["held_out"], wanted))
-        if len(self.held) > self.tokens // 10:
-            self._hold_out(smallest(self._pieces(tokenizer.sep_id), wanted))
-        self.train_rows = (self.tokens - len(self.held)) // self.body
-        if self.train_rows == 0 or len(self.held) < self.body:
-            raise UserError(
-                f"--data {self.name}: {self.tokens} tokens, but sequences of {length} take at"
-                f" least {2 * self.body}, and some text that stands there only once to hold out"
-            )
-
-    def _hold_out(self, spans: list[Span]) -> None:
-        """Take these spans of the file out of the training text."""
-        starts, stops = np.array(sorted(span[1:] for span in spans)).T
-        parts = [self.memory[start:stop] for start, stop in zip(starts, stops, strict=True)]
-        self.held = np.concatenate(parts)
-        self.left_out = np.cumsum([0, *(stops - starts)])  # tokens, up to each span
-        self.gaps = starts - self.left_out[:-1]  # where in the training text a span is missing
-
-    def _pieces(self, sep_id: int) -> Iterator[Span]:
-        start = 0
-        for end in (np.flatnonzero(self.memory == sep_id) + 1).tolist():
-            for piece in range(start, end, self.body):
-                stop = min(piece + self.body, end)
-                yield fingerprint(self.memory[piece:stop]), piece, stop
-            start = end
-
-    def sequence(self, draw: int) -> np.ndarray:
-        passes, position = divmod(draw, self.train_rows)
-        index = shuffled(position, self.train_rows, f"{self.seed} {self.name} {passes}")
-        places = np.arange(index * self.body, (index + 1) * self.body)  # in the training text
-        gaps_before = np.searchsorted(self.gaps, places, side="right")
-        return self.memory[places + self.left_out[gaps_before]]
-
-    def held_out(self, sequences: int) -> list[np.ndarray]:
-        rows = len(self.held) // self.body
-        count = min(sequences, rows, HELD_OUT)
-        spread = [i * rows // count * self.body for i in range(count)]
-        return [self.held[start : start + self.body] for start in spread]
-
-
-def smallest(spans: Iterable[Span], wanted: int) -> list[Span]:
-    """Return the spans with the smallest hashes that together hold `wanted` tokens.
-
-    Which they are does not depend on the order in which documents came, nor on whether some with
-    larger hashes were dropped before. Equal ones are all in or all out.
-    """
-    kept, size = [], 0
-    for key, start, stop in sorted(spans):
-        if size >= wanted and key != kept[-1][0]:
-            break
-        kept.append((key, start, stop))
-        size += stop - start
-    return kept
-
-
-def shuffled(index: int, n: int, key: str) -> int:
-    """Return element `index` of a fixed pseudo-random order of 0 ... n-1.
-
-    The order is never held as a whole (n may be 10^9): a Feistel cipher permutes the next power of
-    four, and steps that land beyond n - 1 are walked on.
-    """
-    half = max(1, ((n - 1).bit_length() + 1) // 2)
-    low = (1 << half) - 1
-    while True:
-        left, right = index >> half, index & low
-        for turn in range(4):
-            digest = hashlib.blake2b(f"{key} {turn} {right}".encode(), digest_size=8).digest()
-            left, right = right, left ^ (int.from_bytes(digest, "little") & low)
-        index = left << half | right
-        if index < n:
-            return index
-
-
-def tokenise(source: Source, tokenizer: Tokenizer) -> tuple[Path, dict]:
-    """Return the source's token file and its sidecar, both made on the first call.
-
-    The file holds the tokens of all documents, [SEP] behind each; the sidecar says {dtype,
-    statistics, hash, held_out}. The dtype follows the vocabulary (XLM-R has 250,002 ids).
-    Processes that want the same file at once wait for the one that makes it.
-    """
-    key = hashlib.sha256(f"{identity(source)} {tokenizer.hash} 3".encode()).hexdigest()[:24]
-    folder = cache_folder() / "tokens"
-    file, sidecar_file = folder / f"{key}.bin", folder / f"{key}.json"
-    folder.mkdir(exist_ok=True)
-    with FileLock(folder / f"{key}.lock"):
-        if _read_sidecar(file, sidecar_file) is None:
-            for killed in folder.glob(f"{key}.*.tmp"):
-                killed.unlink()
-            with atomic(file) as unfinished:
-                sidecar = _write_tokens(source, tokenizer, unfinished)
-            with atomic(sidecar_file) as unfinished:  # last: it vouches for a complete file
-                unfinished.write_text(json.dumps(sidecar))
-        return file, _read_sidecar(file, sidecar_file)
-
-
-def _read_sidecar(file: Path, sidecar_file: Path) -> dict | None:
-    """Return the sidecar of a whole token file; None where there is none or it was damaged."""
-    try:
-        sidecar = json.loads(sidecar_file.read_bytes())
-        size = sidecar["statistics"]["tokens"] * np.dtype(sidecar["dtype"]).itemsize
-        return sidecar if file.stat().st_size == size else None
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
-        return None
-
-
-def _write_tokens(source: Source, tokenizer: Tokenizer, file: Path) -> dict:
-    """Write the tokens of all documents to the file, and return its sidecar."""
-    dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32)
-    statistics, digest, spans = Statistics(), hashlib.sha256(), []
-    with open(file, "wb") as out, progress_bar(f"tokenising {source.name}", None, "token") as bar:
-        for texts in chunks(documents(source, statistics.skipped)):
-            start = statistics.tokens
-            for row in statistics.encode(tokenizer, texts):
-                document = np.array(row, dtype=dtype)
-                spans.append((fingerprint(document), start, start + len(row)))
-                start += len(row)
-                out.write(document.tobytes())
-                digest.update(document.tobytes())
-            spans = smallest(spans, HELD_OUT_TOKENS)
-            bar.update(statistics.tokens - bar.n)
-    if statistics.tokens == 0:
-        raise UserError(
-            f"--data {source.name}: the text is empty{statistics.reasons()}; give other text, or"
-            f" the column that holds it as {source.name}=PATH:COLUMN"
+    key = f"{identity(source)} {tokenizer.hash} {one_in} {LONGEST_DOCUMENT} 4"
+    stem = cache_folder() / "tokens" / content_hash(key.encode())
+    stem.parent.mkdir(exist_ok=True)
+    with locked(stem.with_suffix(".lock"), f"tokenises {source.name}"):
+        found = open_tokens(stem)
+        enough = found and (
+            found[0]["complete"] or all(np.greater_equal(found[0]["tokens"], wanted))
         )
-    return {
-        "dtype": dtype.name,
-        "statistics": vars(statistics),
-        "hash": digest.hexdigest(),
-        "held_out": spans,
-    }
+        if not enough:
+            print(f"tokenising {source.name} (once) …", flush=True)
+            write_tokens(source, tokenizer, one_in, wanted, stem)
+            found = open_tokens(stem)
+    return found
+
+
+def open_tokens(stem: Path) -> tuple[dict, np.ndarray, np.ndarray] | None:
+    """Return what write_tokens wrote; None where it is missing, cut off or damaged."""
+    try:
+        hashed, facts = json.loads(stem.with_suffix(".json").read_bytes())
+        if hashed != content_hash(json.dumps(facts).encode()):
+            return None
+        tokens = [
+            np.memmap(file, facts["dtype"], "r") if file.stat().st_size else np.empty(0, np.uint16)
+            for file in (stem.with_suffix(".train"), stem.with_suffix(".held"))
+        ]
+    except (FileNotFoundError, ValueError, TypeError, KeyError):
+        return None
+    return (facts, *tokens) if facts["hash"] == "".join(map(content_hash, tokens)) else None
+
+
+def content_hash(content) -> str:
+    return xxhash.xxh3_128_hexdigest(content)
+
+
+def write_tokens(
+    source: Source, tokenizer: Tokenizer, one_in: int, wanted: list[int] | None, stem: Path
+) -> None:
+    """Write the tokens of all documents, [SEP] behind each, and beside them what they are.
+
+    The dtype follows the vocabulary (XLM-R has 250,002 ids).
+    """
+    dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32)
+    facts = {"dtype": dtype.name, "documents": 0, "tokens": [0, 0], "complete": True}
+    skipped, letters, unknown = Counter(), 0, 0
+    digests = [xxhash.xxh3_128(), xxhash.xxh3_128()]
+    with (
+        atomic(stem.with_suffix(".train")) as train,
+        atomic(stem.with_suffix(".held")) as held,
+        open(train, "wb") as train_file,
+        open(held, "wb") as held_file,
+        tqdm(desc=source.name, unit="token", unit_scale=True, disable=None, mininterval=1) as bar,
+    ):
+        for texts in chunks(documents(source, skipped)):
+            for text, row in zip(texts, encode(tokenizer, texts), strict=True):
+                letters, unknown = letters + row.letters, unknown + row.unknown
+                if not row.ids:
+                    skipped["without tokens"] += 1
+                    continue
+                side = int(is_held_out(text, one_in))
+                tokens = np.array([*row.ids, tokenizer.sep_id], dtype)
+                (train_file, held_file)[side].write(tokens)
+                digests[side].update(tokens)
+                facts["tokens"][side] += len(tokens)
+                facts["documents"] += 1
+                bar.update(len(tokens))
+            if wanted and all(np.greater_equal(facts["tokens"], wanted)):
+                facts["complete"] = False
+                break
+        if not facts["documents"]:
+            raise UserError(
+                f"--data {source.name}: the text is empty{reasons(skipped)}; give other text, or"
+                f" the column that holds it as {source.name}=PATH:COLUMN"
+            )
+    facts["unknown_share"] = unknown / max(1, letters)
+    facts["skipped"] = dict(skipped)
+    facts["hash"] = "".join(digest.hexdigest() for digest in digests)
+    with atomic(stem.with_suffix(".json")) as unfinished:  # last: it vouches for the other two
+        unfinished.write_text(json.dumps([content_hash(json.dumps(facts).encode()), facts]))
+
+
+def is_held_out(text: str, one_in: int) -> bool:
+    """Return whether a text is held out, of which one in so many is; white space does not count."""
+    words = " ".join(text.split()).encode("utf-8", "replace")
+    return xxhash.xxh3_64_intdigest(words) < 2**64 // one_in
 
 
 def chunks(texts: Iterable[str]) -> Iterator[list[str]]:
@@ -261,128 +210,32 @@ def chunks(texts: Iterable[str]) -> Iterator[list[str]]:
         yield chunk
 
 
-# --------------------------------------------------------------------------------------------------
-# Streams
-# --------------------------------------------------------------------------------------------------
+class Row(NamedTuple):
+    """A text's ids, its letters and digits, and how many of these no known token stands for."""
+
+    ids: list[int]
+    letters: int
+    unknown: int
 
 
-class TokenStream:
-    """A hub dataset, tokenised as it arrives and shuffled in blocks of BLOCK rows.
+def encode(tokenizer: Tokenizer, texts: list[str]) -> Iterator[Row]:
+    """Yield the tokens of each text: no special tokens, nothing cut, nothing padded."""
+    encoded = tokenizer.pipeline.encode_batch(without_surrogates(texts), add_special_tokens=False)
+    for text, encoding in zip(texts, encoded, strict=True):
+        ids, unknown = encoding.ids, 0
+        if tokenizer.unk_id is None or tokenizer.unk_id in ids:
+            known = bytearray(len(text))
+            for token, (start, stop) in zip(ids, encoding.offsets, strict=True):
+                if token != tokenizer.unk_id:
+                    known[start:stop] = b"\1" * (stop - start)
+            unknown = sum(c.isalnum() and not k for c, k in zip(text, known, strict=True))
+        yield Row(ids, sum(map(str.isalnum, text)), unknown)
 
-    The documents of its first HELD_OUT rows are held out, and later documents equal to one of them
-    are skipped, in every pass. Every rank reads the whole stream and keeps its slice, which makes
-    the order the same for any number of ranks. The state is that before the block which is drawn
-    from, with the library's own position in the dataset; a resume reads this block again.
+
+def unknown_share(tokenizer: Tokenizer, texts: list[str]) -> float:
+    """Return the share of all letters and digits that are unknown to the tokenizer.
+
+    Not of the tokens: in a script that the vocabulary lacks, a whole word or sentence becomes one.
     """
-
-    def __init__(self, source: Source, tokenizer: Tokenizer, length: int, seed: int):
-        self.name, self.seed, self.body = source.name, seed, length - 2
-        self.source, self.tokenizer = source, tokenizer
-        self.dataset = self._open()
-        split = (self.dataset.info.splits or {}).get(source.split)
-        self.tokens = source.tokens or (split.num_bytes // 4 if split else None)
-        facts = f"{source.dataset} {source.config} {source.split}"
-        self.hash = hashlib.sha256(facts.encode()).hexdigest()  # then also of the text read
-        self.statistics, self.passes, self.blocks = Statistics(), 0, 0
-        self.rest = np.empty(0, dtype=np.int64)  # tokens that are in no row yet
-        self.held_documents: set[int] = set()  # fingerprints
-        self.held = np.empty(0, dtype=np.int64)
-        self._read_from({})
-        while len(self.held) < HELD_OUT * self.body or len(self.rest) < self.body:
-            self._read_document()
-            if self.passes > 0:
-                raise UserError(
-                    f"--data {self.name}: the stream ends within {HELD_OUT + 1} sequences, of"
-                    f" which {HELD_OUT} are held out{self.statistics.reasons()}"
-                )
-        self.saved = self._state()
-        self.statistics.report(self.name, tokenizer, " (its beginning)")
-
-    def _open(self):
-        import datasets  # here, because its two seconds of import are owed by streams alone
-
-        datasets.disable_progress_bars()
-        datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # its errors are raised as well
-        source = self.source
-        try:
-            dataset = datasets.load_dataset(
-                source.dataset, source.config or None, split=source.split, streaming=True
-            ).select_columns([source.column])
-            next(iter(dataset), None)  # only now are the columns of some formats known
-        except Exception as error:  # the library raises a dozen unrelated types for a wrong name
-            raise UserError(
-                f"--data {self.name}: cannot open column {source.column!r} of the hub dataset"
-                f" {source.dataset} ({first_line(error)})"
-            ) from None
-        return dataset
-
-    def _read_from(self, position: dict) -> None:
-        """Go to a position in the dataset; {} is its beginning."""
-        self.position = position
-        self.dataset.load_state_dict(position)
-        self.documents = iter(self.dataset)
-
-    def _read_document(self) -> None:
-        """Append the tokens of the stream's next document to those held out or to `rest`."""
-        try:
-            row = next(self.documents, None)
-        except Exception as error:  # of the library or the network: many unrelated types
-            raise UserError(
-                f"--data {self.name}: the stream broke off ({first_line(error)}); once it can"
-                " be read again, --resume goes on from the last checkpoint"
-            ) from None
-        if row is None:
-            self.passes += 1
-            self._read_from({})
-            return
-        self.position = self.dataset.state_dict()
-        statistics = self.statistics if self.passes == 0 else Statistics()
-        text = text_of(row, self.source.column, f"--data {self.name}", statistics.skipped)
-        for part in cut(text):
-            for ids in statistics.encode(self.tokenizer, [part]):
-                tokens = np.array(ids, dtype=np.int64)
-                key = fingerprint(tokens)
-                if len(self.held) < HELD_OUT * self.body:
-                    self.held_documents.add(key)
-                    self.held = np.concatenate([self.held, tokens])
-                elif key in self.held_documents:
-                    statistics.skipped["equal to a held-out one"] += 1
-                else:
-                    self.rest = np.concatenate([self.rest, tokens])
-
-    def _read_block(self) -> None:
-        self.saved = self._state()
-        block = np.empty((BLOCK, self.body), dtype=np.int64)  # (BLOCK, N - 2)
-        for row in block:
-            while len(self.rest) < self.body:
-                self._read_document()
-            row[:], self.rest = self.rest[: self.body], self.rest[self.body :]
-        self.hash = hashlib.sha256(self.hash.encode() + block.tobytes()).hexdigest()
-        rng = np.random.default_rng([self.seed, self.blocks, *self.name.encode()])
-        self.block = rng.permutation(block)
-        self.blocks += 1
-        if self.blocks == 1:
-            self.statistics.report(self.name, self.tokenizer, " (so far)")
-
-    def sequence(self, draw: int) -> np.ndarray:
-        block, place = divmod(draw, BLOCK)
-        while self.blocks <= block:
-            self._read_block()
-        return self.block[place]
-
-    def held_out(self, sequences: int) -> list[np.ndarray]:
-        return list(self.held[: HELD_OUT * self.body].reshape(HELD_OUT, self.body)[:sequences])
-
-    def _state(self) -> dict:
-        state = {name: getattr(self, name) for name in ("position", "passes", "blocks", "hash")}
-        statistics = {**vars(self.statistics), "skipped": dict(self.statistics.skipped)}
-        return {**state, "rest": torch.tensor(self.rest), "statistics": statistics}
-
-    def state_dict(self) -> dict:
-        return self.saved
-
-    def load_state_dict(self, state: dict) -> None:
-        self.saved = state
-        self.passes, self.blocks, self.hash = state["passes"], state["blocks"], state["hash"]
-        self.rest, self.statistics = state["rest"].numpy(), Statistics(**state["statistics"])
-        self._read_from(state["position"])
+    rows = list(encode(tokenizer, texts))
+    return sum(row.unknown for row in rows) / max(1, sum(row.letters for row in rows))

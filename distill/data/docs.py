@@ -16,7 +16,7 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
-from minitransformer.files import atomic, cache_folder
+from minitransformer.files import atomic, cache_folder, locked
 
 PACKAGES = ("numpy", "pandas", "matplotlib", "networkx", "sympy")
 PACKAGES += ("datasets", "huggingface_hub", "fsspec")
@@ -25,7 +25,7 @@ SKIPPED_FOLDERS = {"site-packages", "tests", "test", "testing", "idlelib", "lib2
 
 def docs_identity() -> str:
     """Return a sha256 over the versions of Python and of every package that `docs` reads."""
-    versions = {"python": platform.python_version(), "format": 1}
+    versions = {"python": platform.python_version(), "format": 2}
     for package in PACKAGES:
         if importlib.util.find_spec(package):
             versions[package] = importlib.metadata.version(package)
@@ -40,8 +40,23 @@ def docs_documents() -> list[tuple[str, str]]:
     paragraph a line. No two documents share a paragraph. Parsing takes 20 s, hence a cache.
     """
     file = cache_folder() / f"docs-{docs_identity()[:16]}.json"
-    if file.exists():
-        return [(name, text) for name, text in json.loads(file.read_text("utf-8"))]
+    with locked(file.with_suffix(".lock"), "reads the docstrings"):
+        try:
+            hashed, documents = json.loads(file.read_text("utf-8"))
+        except (FileNotFoundError, ValueError, TypeError):  # not made yet, or damaged
+            hashed, documents = "", []
+        if hashed != _hash(documents):
+            documents = _read_docs()
+            with atomic(file) as unfinished:
+                unfinished.write_text(json.dumps([_hash(documents), documents]), "utf-8")
+    return [(name, text) for name, text in documents]
+
+
+def _hash(documents: list) -> str:
+    return hashlib.sha256(json.dumps(documents).encode()).hexdigest()
+
+
+def _read_docs() -> list[tuple[str, str]]:
     print("reading the docstrings of the installed libraries (once) …", flush=True)
     seen: set[str] = set()
     documents = []
@@ -50,8 +65,6 @@ def docs_documents() -> list[tuple[str, str]]:
         seen.update(new)
         if new:
             documents.append((name, "\n".join(new)))
-    with atomic(file) as unfinished:
-        unfinished.write_text(json.dumps(documents, ensure_ascii=False), "utf-8")
     return documents
 
 

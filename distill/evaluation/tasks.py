@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from distill.data.sources import lines, read_jsonl, read_parquet, refuse_twice
+from distill.evaluation.old_readers import lines, read_jsonl, read_parquet, refuse_twice
 from minitransformer.files import UserError
 
 CLASS_METRICS, NUMBER_METRICS = ("accuracy", "macro-f1", "matthews"), ("pearson", "spearman")

@@ -64,21 +64,21 @@ def begin(run: Run, record: dict) -> int:
     return 0
 
 
-def resume(run: Run, record: dict, parts: dict) -> int:
-    """Load the newest checkpoint into `parts`, cut the log back to it, return its step.
+def resume(run: Run, record: dict, parts: dict) -> tuple[int, int]:
+    """Load the newest checkpoint into `parts`, cut the log back to it, return its step
+    and how many sequences were read.
 
     record   the run's start record as it would be now
-    parts    name -> whatever has load_state_dict: student, method, optimizer, text, ...
+    parts    name -> whatever has load_state_dict: student, method, optimizer, ...
     """
     run.check_unchanged(record)
     checkpoint = run.newest()
     run.cut_log(checkpoint and checkpoint["log_length"])
-    step = 0
+    step = sequences = 0
     if checkpoint:
-        step = checkpoint["step"]
+        step, sequences = checkpoint["step"], checkpoint["sequences"]
         for name, part in parts.items():
             part.load_state_dict(checkpoint[name])
-    sequences = int(parts["text"].counts.sum())
     print(f"resuming {run.folder} at step {step} ({sequences} sequences read)")
     run.log("resume", step=step, **record)
-    return step
+    return step, sequences
