@@ -102,9 +102,8 @@ def write_evaluation(out, words):
     scores = {teacher: 0.9, f"{teacher} (first 2 layers)": 0.5, words[0]: 0.7}
     score = {"task": "movies", "metric": "accuracy"}
     scored = [{"model": name, **score, "values": [value]} for name, value in scores.items()]
-    facts = [{"model": name, "neighbour_kept": value} for name, value in scores.items()]
     out.mkdir()
-    (out / "results.json").write_text(json.dumps({"rows": scored, "models": facts}))
+    (out / "results.json").write_text(json.dumps({"rows": scored}))
 
 
 @pytest.fixture
@@ -119,7 +118,7 @@ def test_a_row_leaves_one_record_and_no_weights_and_is_not_run_again(study, caps
     assert "failed, their messages stand above: own-2x32/mlm/first" in capsys.readouterr().out
     teacher, cut, own, last = read_records(study.config.results)
     assert (teacher["row"], cut["row"]) == ("own-2x32/teacher", "own-2x32/cut-off")
-    assert own["models"]["student"]["scores"] == {"movies accuracy": [0.7]}
+    assert own["models"] == {"student": {"movies accuracy": [0.7]}}
     assert own["tokens_read"] == 4096
     assert str(study.folder.parent) not in study.config.results.read_text()
     (hs, od) = [words for words in calls if "od-after-hs" in words[2] and "--steps" in words]
@@ -196,7 +195,7 @@ def test_retrieval_reads_held_out_pages_and_counts_the_translations_that_are_nea
     monkeypatch.setattr(languages, "paragraphs", lambda folder, name: texts[name])
     monkeypatch.setattr(languages, "load_models", lambda *_: {"student": None})
     monkeypatch.setattr(languages, "sentence_vectors", vectors)
-    share = languages.retrieval("run", "teacher", Path())["student"]["de"]
+    (share,) = languages.retrieval("run", "teacher", Path())["student"]["help retrieval de"]
     assert share == pytest.approx(1 - 2 / len(queries))
 
 

@@ -13,10 +13,11 @@ Source   packages libreoffice-help-LANGUAGE of Debian 12 (MPL 2.0), fetched with
 """
 
 import hashlib
+import html
 import itertools
 import json
+import re
 import subprocess
-from html.parser import HTMLParser
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -28,39 +29,19 @@ TRAINED += ("ru", "vi", "zh-cn")
 KEPT_OUT = ("el", "hu", "sv", "tr")  # evaluated, never distilled on
 
 
-class Paragraphs(HTMLParser):
-    """Collect {id: text} of a page; of an id that comes twice the first."""
-
-    def __init__(self):
-        super().__init__()
-        self.texts: dict[str, str] = {}
-        self.current: str | None = None
-
-    def handle_starttag(self, tag, attributes):
-        if tag == "p":
-            name = dict(attributes).get("id") or ""
-            self.current = name if name.startswith("par_id") and name not in self.texts else None
-            if self.current:
-                self.texts[self.current] = ""
-
-    def handle_endtag(self, tag):
-        if tag == "p":
-            self.current = None
-
-    def handle_data(self, data):
-        if self.current:
-            self.texts[self.current] += data
+PARAGRAPH = re.compile(r'<p\b[^>]*\bid="(par_id[^"]*)"[^>]*>(.*?)</p>', re.DOTALL)
+TAG = re.compile(r"<[^>]*>")
 
 
 def read_pages(root: Path) -> dict[str, str]:
     """Return {page#id: text} of all HTML files under `root`, white space made single."""
     found = {}
     for file in sorted(root.rglob("*.html")):
-        parser = Paragraphs()
-        parser.feed(file.read_text("utf-8"))
         page = file.relative_to(root).as_posix()
-        texts = {name: " ".join(text.split()) for name, text in parser.texts.items()}
-        found |= {f"{page}#{name}": text for name, text in texts.items() if text}
+        for name, content in PARAGRAPH.findall(file.read_text("utf-8")):
+            text = " ".join(html.unescape(TAG.sub("", content)).split())
+            if text:
+                found.setdefault(f"{page}#{name}", text)
     return found
 
 

@@ -5,6 +5,7 @@ Source of the protocol   arXiv 1812.10464 (Tatoeba)
 """
 
 import hashlib
+import statistics
 from pathlib import Path
 
 import torch
@@ -37,18 +38,19 @@ def retrieval_sets(texts: dict[str, dict[str, str]]) -> Sets:
     return sets
 
 
-def retrieval(run: str, teacher: str, folder: Path) -> dict[str, dict[str, float]]:
-    """Return {model: {language: share of the queries whose translation is the nearest}}."""
+def retrieval(run: str, teacher: str, folder: Path) -> dict[str, dict[str, list[float]]]:
+    """Return {model: {"help retrieval": mean, "help retrieval LANGUAGE": share of the queries}}."""
     sets = retrieval_sets({name: paragraphs(folder, name) for name in (ENGLISH, *LANGUAGES)})
-    texts = sorted({text for queries, candidates in sets.values() for text in queries + candidates})
+    texts = sorted({text for pair in sets.values() for part in pair for text in part})
     place = {text: row for row, text in enumerate(texts)}
-    shares = {}
+    scores = {}
     for name, model in load_models([run], teacher).items():
         vectors = sentence_vectors(model, texts, torch.device("cpu"))  # (M, D), of length 1
-        shares[name] = {}
-        for language, (queries, candidates) in sets.items():
-            query, candidate = (vectors[[place[t] for t in part]] for part in (queries, candidates))
-            nearest = (query @ candidate.T).argmax(dim=-1)
-            hits = nearest == torch.arange(len(queries))
-            shares[name][language] = float(hits.float().mean())
-    return shares
+        shares = {}
+        for language, parts in sets.items():
+            queries, candidates = (vectors[[place[text] for text in part]] for part in parts)
+            nearest = (queries @ candidates.T).argmax(dim=-1).tolist()
+            shares[language] = statistics.fmean(row == hit for row, hit in enumerate(nearest))
+        scores[name] = {"help retrieval": [statistics.fmean(shares.values())]}
+        scores[name] |= {f"help retrieval {language}": [s] for language, s in shares.items()}
+    return scores

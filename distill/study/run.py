@@ -189,27 +189,23 @@ class Study:
     # ---- evaluation ----
 
     def _evaluate(self, row: Row, run: Path) -> dict[str, dict]:
-        """Return {teacher, cut-off, start or student: {"scores": ..., "measures": ...}}."""
+        """Return {teacher, cut-off, start or student: {"TASK METRIC": a value for each seed}}."""
         out, teacher = run.parent / "evaluation", self._teacher(row)
         flags = [str(run), "--teacher", teacher, "--out", str(out)]
         flags += ["--tasks", *TASKS.get(row.setting, self.config.tasks)]
         if self.config.data_dir:
             flags += ["--data-dir", self.config.data_dir]
         self._call(str(ROOT / "evaluate.py"), *flags)
-        results = json.loads((out / "results.json").read_text("utf-8"))
         roles = {teacher: "teacher", str(run): "student", f"{run} (start)": "start"}
         roles[f"{teacher} (first {row.sizes[0]} layers)"] = "cut-off"
         models = {}
-        for facts in results["models"]:
-            numbers = {key: v for key, v in facts.items() if isinstance(v, int | float)}
-            models[roles[facts["model"]]] = {"scores": {}, "measures": numbers}
-        for score in results["rows"]:
-            scores = models[roles[score["model"]]]["scores"]
+        for score in json.loads((out / "results.json").read_text("utf-8"))["rows"]:
+            scores = models.setdefault(roles[score["model"]], {})
             scores[f"{score['task']} {score['metric']}"] = score["values"]
         if row.setting == "multilingual":
             found = languages.retrieval(str(run), teacher, self.folder / "help")
-            for name, shares in found.items():
-                models[roles[name]]["retrieval"] = shares
+            for name, scores in found.items():
+                models[roles[name]] |= scores
         return models
 
     def _call(self, *words: str) -> None:
