@@ -38,11 +38,9 @@ def evenly_spaced(student_layers, top_layer):
 
     u(i) = i * top_layer / L_s, rounded half up. 3 layers up to 6: [2, 4, 6].
     """
+    L_s = student_layers
     # In whole numbers: floor(x + 1/2) of x = i * top / L_s is (2 i top + L_s) // (2 L_s).
-    return [
-        (2 * i * top_layer + student_layers) // (2 * student_layers)
-        for i in range(1, student_layers + 1)
-    ]
+    return [(2 * i * top_layer + L_s) // (2 * L_s) for i in range(1, L_s + 1)]
 
 
 def layer_map(strategy, student_layers, teacher_layers):
@@ -57,7 +55,8 @@ def layer_map(strategy, student_layers, teacher_layers):
         uniform+last         (1,2) (1,7)  (2,4) (2,8)  (3,6) (3,9)  ...  (6,12)
 
     The closed ranges of uniform-consecutive are the paper's [k(i-1), ki], k = L_t / L_s; where L_s
-    does not divide L_t, their ends are the layers that `uniform` picks.
+    does not divide L_t, their ends are the layers that `uniform` picks. In uniform+last the pair
+    that both have, (6,12), counts once: our choice, not known from the paper.
     """
     if strategy not in STRATEGIES:
         raise UserError(f"unknown layer map {strategy!r}: choose from {', '.join(STRATEGIES)}")
@@ -67,18 +66,16 @@ def layer_map(strategy, student_layers, teacher_layers):
             f" the student has {student_layers}, the teacher {teacher_layers}"
         )
     students = range(1, student_layers + 1)
-    ends = [0, *evenly_spaced(student_layers, teacher_layers)]  # u(0), u(1), ..., u(L_s)
-    uniform = [(i, ends[i]) for i in students]
+    u = [0, *evenly_spaced(student_layers, teacher_layers)]
+    uniform = [(i, u[i]) for i in students]
     last = [(i, teacher_layers - student_layers + i) for i in students]
-    if strategy == "single":
-        return [(student_layers, teacher_layers)]
-    if strategy == "uniform":
-        return uniform
-    if strategy == "last":
-        return last
-    if strategy == "uniform+last":
-        return sorted(set(uniform + last))
-    return [(i, j) for i in students for j in range(ends[i - 1], ends[i] + 1)]
+    return {
+        "single": uniform[-1:],
+        "uniform": uniform,
+        "last": last,
+        "uniform-consecutive": [(i, j) for i in students for j in range(u[i - 1], u[i] + 1)],
+        "uniform+last": sorted({*uniform, *last}),
+    }[strategy]
 
 
 def hs_loss(student_hidden, teacher_hidden, mask, projection=None):
@@ -99,15 +96,9 @@ def hs_loss(student_hidden, teacher_hidden, mask, projection=None):
     """
     check_tokens(student_hidden, teacher_hidden, mask)
     D_s, D_t = student_hidden.shape[-1], teacher_hidden.shape[-1]
-    if projection is None and D_s != D_t:
-        raise UserError(
-            f"student width {D_s} and teacher width {D_t} differ:"
-            f" a ({D_s}, {D_t}) projection is needed"
-        )
-    if projection is not None and tuple(projection.shape) != (D_s, D_t):
-        raise UserError(
-            f"the projection is {tuple(projection.shape)}, the widths need {(D_s, D_t)}"
-        )
+    shape = projection if projection is None else tuple(projection.shape)
+    if shape != (D_s, D_t) and (shape or D_s != D_t):
+        raise UserError(f"the projection is {shape}, the widths need {(D_s, D_t)}")
     # The product may run in autocast's bfloat16, as all products of the step; the difference not.
     mapped = student_hidden if projection is None else student_hidden @ projection  # (B, N, D_t)
     difference = in_float32(mapped) - in_float32(teacher_hidden.detach())
@@ -128,10 +119,9 @@ class HS(Method):
         self.student_layer = max(i for i, _ in self.pairs)
         self.teacher_layer = max(j for _, j in self.pairs)
         self.maps = None  # (pairs, D_s, D_t)
-        if student.hidden_size != teacher.hidden_size:
-            self.maps = nn.Parameter(
-                initial_maps(len(self.pairs), student.hidden_size, teacher.hidden_size)
-            )
+        widths = student.hidden_size, teacher.hidden_size
+        if widths[0] != widths[1]:
+            self.maps = nn.Parameter(initial_maps(len(self.pairs), *widths))
 
     def describe(self):
         pairs = " ".join(f"({i},{j})" for i, j in self.pairs)
@@ -143,8 +133,8 @@ class HS(Method):
             targets = hidden_states(teacher, batch, self.teacher_layer)
         states = hidden_states(student, batch, self.student_layer)
         total = 0
-        for number, (i, j) in enumerate(self.pairs):
-            W = None if self.maps is None else self.maps[number]
+        maps = [None] * len(self.pairs) if self.maps is None else self.maps
+        for (i, j), W in zip(self.pairs, maps, strict=True):
             part, count = hs_loss(states[i], targets[j], batch.mask, W)
             total = total + part
         return total, count  # the count is the same for all pairs

@@ -23,7 +23,7 @@ Size letters as in minitransformer/model.py; arguments always in the order (stud
 """
 
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -69,23 +69,18 @@ class Batch:
         return None if self.full else self.mask
 
     def to(self, device) -> "Batch":
-        return Batch(
-            **{
-                name: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
-                for name, value in vars(self).items()
-            }
-        )
+        tensors = {name: x for name, x in vars(self).items() if isinstance(x, Tensor)}
+        return replace(self, **{k: x.to(device, non_blocking=True) for k, x in tensors.items()})
 
     def sequences(self, start: int, stop: int) -> "Batch":
         """Return the batch of sequences start, ..., stop - 1 alone."""
-        masked_ids, positions, N = self.masked_ids, self.positions, self.ids.shape[1]
-        if masked_ids is not None:
-            masked_ids = masked_ids[start:stop]
-        if positions is not None:
-            inside = (positions >= start * N) & (positions < stop * N)
-            positions = positions[inside] - start * N
-        full = self.full or None  # a part of a full batch is full
-        return Batch(self.ids[start:stop], self.mask[start:stop], masked_ids, positions, full)
+        part = Batch(self.ids[start:stop], self.mask[start:stop])
+        if self.masked_ids is not None:
+            first, end = start * self.ids.shape[1], stop * self.ids.shape[1]
+            inside = (first <= self.positions) & (self.positions < end)
+            part.masked_ids = self.masked_ids[start:stop]
+            part.positions = self.positions[inside] - first
+        return part
 
 
 class Method(nn.Module):
@@ -126,21 +121,21 @@ def check_method(method, student, teacher, batch):
     The gradients are left in place: they say which parameters the method reaches.
     """
     name, result = type(method).__name__, method(student, teacher, batch)
-    if not isinstance(result, tuple) or len(result) != 2:
-        kind = type(result).__name__
-        raise UserError(f"{name}: its forward returns a {kind}, not a pair (sum, count)")
-    for what, value in zip(("sum", "count"), result, strict=True):
-        kind = type(value).__name__
-        if isinstance(value, Tensor):
-            kind = f"{value.dtype} of shape {tuple(value.shape)}"
-        if kind not in ("torch.float32 of shape ()", "torch.float64 of shape ()"):
-            raise UserError(f"{name}: its {what} is {kind}; return a float32 tensor of shape ()")
+    kinds = [
+        f"{x.dtype} of shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
+        for x in (result if isinstance(result, tuple) else (result,))
+    ]
+    if kinds != ["torch.float32 of shape ()"] * 2:
+        raise UserError(
+            f"{name}: its forward must return (sum, count), two float32 tensors of shape (), but"
+            f" returned {', '.join(kinds)}"
+        )
     if not result[0].requires_grad:
-        raise UserError(f"{name}: its sum has no gradient; nothing of the student leads to it")
+        raise UserError(f"{name}: its sum has no gradient: nothing of the student leads to it")
     result[0].backward()
     idle = [key for key, p in method.named_parameters() if p.requires_grad and p.grad is None]
     if idle:
-        raise UserError(f"{name}: its loss never reads its parameters: {', '.join(idle)}")
+        raise UserError(f"{name}: its sum does not depend on its parameters {', '.join(idle)}")
 
 
 class QKVMethod(Method):
@@ -236,16 +231,11 @@ def check_tokens(student, teacher, mask):
     """Refuse (B, N, D) tensors and a (B, N) bool mask that do not have the same (B, N)."""
     if mask.dtype != torch.bool:  # ~mask of 0 and 1 would be -1 and -2
         raise UserError(f"the mask is {mask.dtype}, not torch.bool; pass mask.bool()")
-    if student.dim() != 3 or teacher.dim() != 3:
+    s, t, m = (tuple(x.shape) for x in (student, teacher, mask))
+    if not len(s) == len(t) == 3 or not s[:2] == t[:2] == m:
         raise UserError(
-            f"student and teacher must be (B, N, D): got {tuple(student.shape)}"
-            f" and {tuple(teacher.shape)}"
-        )
-    shapes = tuple(student.shape[:2]), tuple(teacher.shape[:2]), tuple(mask.shape)
-    if len(set(shapes)) > 1:
-        raise UserError(
-            "student, teacher and mask differ in (sequences, tokens):"
-            f" {shapes[0]}, {shapes[1]} and {shapes[2]}"
+            "student, teacher and mask must be (B, N, D_s), (B, N, D_t) and (B, N), but are"
+            f" {s}, {t} and {m}"
         )
 
 

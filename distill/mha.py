@@ -55,6 +55,7 @@ def relation_loss(student, teacher, mask, relation_heads):
     Invariant  student == teacher gives 0; pad content is irrelevant, so are rotations of a head.
     Source     MiniLMv2, see above; its training code was never published. Chosen here: padding left
                out, every sequence weighs the same, Q, K and V are added with weight 1.
+    Lean form  in distill/lean/relations.py; if you edit this formula, train with --plain.
     """
     check_tokens(student, teacher, mask)
     check_heads(relation_heads, student.shape[-1], teacher.shape[-1])

@@ -36,6 +36,7 @@ def mlm_loss(logits, targets):
     Errors     UserError: not one target for each position.
     Invariant  log V when all logits are equal; a constant added to them is irrelevant.
     Source     BERT, see above; differs: sum and count instead of a mean.
+    Lean form  in distill/lean/vocabulary.py; if you edit this formula, train with --plain.
     """
     if targets.shape != logits.shape[:1]:
         raise UserError(f"{tuple(targets.shape)} targets for {len(logits)} positions: one for each")

@@ -48,6 +48,7 @@ def od_loss(student_logits, teacher_logits, temperature=1.0):
     Errors     UserError: shapes that differ, a temperature that is not positive.
     Invariant  0 when both distributions agree; free of a constant added to a position's logits.
     Source     Hinton et al., DistilBERT, see above; differs: sum and count instead of a mean.
+    Lean form  in distill/lean/vocabulary.py; if you edit this formula, train with --plain.
     """
     check_temperature(temperature)
     if student_logits.shape != teacher_logits.shape:

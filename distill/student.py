@@ -67,9 +67,8 @@ def student_config(teacher: EncoderConfig, settings: dict) -> EncoderConfig:
 
 def is_folder(init: str | None) -> bool:
     """Return whether `--init` names another model rather than a way to start."""
-    if init is None or init in NAMED:
-        return False
-    return not re.fullmatch(r"\d+(\s*,\s*\d+)*", init, re.ASCII)
+    listed = re.fullmatch(r"-?\d+(\s*,\s*-?\d+)*", init or "0", re.ASCII)
+    return init not in NAMED and not listed
 
 
 # ---- where the student starts --------------------------------------------------------------------

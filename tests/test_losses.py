@@ -1,14 +1,16 @@
-"""What holds for the loss of every method: padding, parts, precision, gradients, worked examples.
+"""The loss of every method: the library, numbers by hand, padding, precision, gradients, mistakes.
 
 SEQUENCES take states (B, N, D) of both sides and a mask, WORDS the factors of logits at M
-positions. Each is a function of tensors alone, with all else fixed.
+positions. Each is a function of tensors alone, with all else fixed. More of MHA: test_mha.py.
 """
 
 import doctest
+import math
 
 import pytest
 import torch
 from conftest import largest_tensor, lengths_mask, states, value_and_gradient
+from torch.nn import functional as F
 
 from distill import direct_minilm, hs, mha, mlm, od
 from distill.direct_minilm import direct_loss
@@ -69,6 +71,56 @@ def test_worked_example_of_the_page(page):
     assert result.failed == 0
 
 
+def test_by_hand():
+    # hs, W = [[0, 1, 1], [1, 0, 1]]: (1, 2) -> (2, 1, 3) against (2, 4, 3): 9/3 = 3.
+    one = torch.ones(1, 1, dtype=torch.bool)
+    student, teacher = torch.tensor([[[1.0, 2.0]]]), torch.tensor([[[2.0, 4.0, 3.0]]])
+    swap = torch.tensor([[0.0, 1.0, 1.0], [1.0, 0.0, 1.0]])
+    assert hs_loss(student, teacher, one, swap)[0].item() == 3
+    # od: the worked example of its page, 0.130812, with student and teacher exchanged:
+    # KL((1/2, 1/2) || (1/4, 3/4)) = 1/2 ln 2 + 1/2 ln(2/3) = 0.143841.
+    student, teacher = torch.zeros(1, 2), torch.tensor([[0.0, math.log(3)]])
+    assert od_loss(teacher, student)[0].item() == pytest.approx(0.143841, abs=1e-6)
+    # tau = 2: teacher logits (0, ln sqrt 3), p = (0.366025, 0.633975); KL = 0.036343; times 4.
+    assert od_loss(student, teacher, 2.0)[0].item() == pytest.approx(0.145373, abs=1e-5)
+    # mlm: equal logits over 8 words are log 8 each.
+    total, count = mlm_loss(torch.zeros(3, 8), torch.tensor([0, 5, 7]))
+    assert (total.item(), count) == (pytest.approx(3 * math.log(8), rel=1e-6), 3)
+
+
+@pytest.mark.parametrize("lengths", [[6, 6, 6], [0, 5, 6]])
+def test_equals_the_library(lengths):
+    (x, y), mask, log_t = sides(), lengths_mask(lengths, 6), states(M, V, seed=1).log_softmax(-1)
+    z, n = states(M, V), sum(lengths)
+    kl = {"reduction": "sum", "log_target": True}
+    for found, expected, count in (
+        (hs_loss(x, x + y[:, :, :1], mask), (y[mask][:, 0] ** 2).sum(), n),
+        (hs_loss(x, y, mask, W), F.mse_loss((x @ W)[mask], y[mask], reduction="sum") / D_T, n),
+        (  # all heads at once are one map with a block for each head
+            direct_loss(x, y, mask, HEAD_MAPS),
+            F.mse_loss((x @ torch.block_diag(*HEAD_MAPS))[mask], y[mask], reduction="sum") / D_T,
+            n,
+        ),
+        (od_loss(z, 2 * log_t, 2.0), 4 * F.kl_div((z / 2).log_softmax(-1), log_t, **kl), M),
+        (mlm_loss(z, TARGETS), F.cross_entropy(z, TARGETS, reduction="sum"), M),
+    ):
+        assert found[0].item() == pytest.approx(expected.item(), rel=1e-12)
+        assert found[1].item() == count
+
+
+def test_rotations():
+    """A learned map can undo a rotation; DirectMiniLM's maps only one within a head."""
+    (x, y), mask = sides(), lengths_mask([6, 2, 3], 6)
+    turn, within, across = (torch.linalg.qr(states(n, n, seed=3)).Q for n in (6, 4, 12))
+    value = hs_loss(x, y, mask, W)[0].item()
+    assert hs_loss(x, y @ turn, mask, W @ turn)[0].item() == pytest.approx(value, rel=1e-12)
+    value = direct_loss(x, y, mask, HEAD_MAPS)[0].item()
+    turned = x @ torch.block_diag(*[within] * R)
+    undone = direct_loss(turned, y, mask, within.T @ HEAD_MAPS)[0].item()
+    assert undone == pytest.approx(value, rel=1e-12)
+    assert abs(direct_loss(x @ across, y, mask, HEAD_MAPS)[0] - value) > 0.01 * value
+
+
 @ALL
 def test_gradient_is_the_derivative(loss):
     (student, teacher), mask = sides(), lengths_mask([0, 6, 3], 6)
@@ -76,15 +128,11 @@ def test_gradient_is_the_derivative(loss):
     assert torch.autograd.gradcheck(lambda x: loss(x, teacher, mask)[0], student)
 
 
-def test_gradient_of_the_maps_is_the_derivative():
+@pytest.mark.parametrize(("loss", "weight"), [(hs_loss, W), (direct_loss, HEAD_MAPS)])
+def test_gradient_of_the_maps_is_the_derivative(loss, weight):
     (student, teacher), mask = sides(), lengths_mask([6, 4, 1], 6)
-    for loss, weight in ((hs_loss, W), (direct_loss, HEAD_MAPS)):
-        weight = weight.clone().requires_grad_()
-
-        def of_weight(weight, loss=loss):
-            return loss(student, teacher, mask, weight)[0]
-
-        assert torch.autograd.gradcheck(of_weight, weight)
+    weight = weight.clone().requires_grad_()
+    assert torch.autograd.gradcheck(lambda w: loss(student, teacher, mask, w)[0], weight)
 
 
 @ALL
@@ -100,6 +148,14 @@ def test_padding_is_irrelevant_wherever_it_stands(loss):
     # On the left
     left, _ = loss(student.flip(1), teacher.flip(1), lengths_mask([4, 6, 2], 6, left=True))
     assert left.item() == pytest.approx(value, rel=1e-12)
+
+
+@pytest.mark.parametrize("loss", [SEQUENCES["hs_loss"], SEQUENCES["direct_loss"]])
+def test_huge_states_and_infinite_padding(loss):
+    (x, y), mask = sides(torch.float32), lengths_mask([3, 2, 6], 6)
+    assert loss(1e15 * x, y, mask)[0].isfinite()
+    infinite = torch.where(mask[..., None], y, float("inf"))
+    assert loss(x, infinite, mask)[0] == loss(x, y, mask)[0]
 
 
 @ALL
@@ -126,15 +182,34 @@ def test_only_the_student_learns_and_upstream_scales(loss):
     assert teacher.grad is None
 
 
-@pytest.mark.parametrize("name", ["relation_loss", "hs_loss", "direct_loss"])
-def test_tensors_of_other_tokens_are_refused(name):
-    (x, y), mask, loss = sides(), lengths_mask([6, 4, 1], 6), SEQUENCES[name]
-    with pytest.raises(UserError, match=r"\(3, 6\), \(3, 5\) and \(3, 6\)"):
-        loss(x, y[:, :5], mask)
-    with pytest.raises(UserError, match=r"\(3, 6\) and \(3, 5\)"):
-        loss(x, y, mask[:, :5])
-    with pytest.raises(UserError, match=r"must be \(B, N, D\): got \(6, 12\)"):
-        loss(x[0], y, mask)
+X, Y, MASK = *sides(), lengths_mask([6, 4, 1], 6)
+TOKENS = [
+    ((X, Y[:, :5], MASK), r"are \(3, 6, 12\), \(3, 5, 6\) and \(3, 6\)"),
+    ((X, Y, MASK[:, :5]), r"\(3, 6, 6\) and \(3, 5\)"),
+    ((X[0], Y, MASK), r"are \(6, 12\), \(3, 6, 6\) and"),
+    ((X, Y, MASK.long()), r"the mask is torch.int64, not torch.bool"),
+]
+OTHERS = [
+    (relation_loss, (X, Y, MASK, 4), r"4 relation heads .* 12 and 6; these do: 1, 2, 3, 6"),
+    (hs_loss, (X, Y, MASK), r"projection is None, the widths need \(12, 6\)"),
+    (hs_loss, (X, Y, MASK, W.T), r"projection is \(6, 12\), the widths need \(12, 6\)"),
+    (hs_loss, (X, Y, MASK, W[:, :1]), r"projection is \(12, 1\)"),  # it would be broadcast
+    (direct_loss, (X, Y, MASK, HEAD_MAPS[:1].repeat(4, 1, 1)), r"4 relation heads .* 12 and 6"),
+    (direct_loss, (X, Y, MASK, HEAD_MAPS.mT), r"weight is \(3, 2, 4\), .* need \(3, 4, 2\)"),
+    (od_loss, (states(3, 7), states(3, 6)), r"\(3, 7\) and \(3, 6\)"),
+    (od_loss, (states(3, 7), states(3, 7), 0.0), "is 0.0; it must be above 0"),
+    (od_loss, (states(3, 7), states(3, 7), float("nan")), "must be above 0"),
+    (mlm_loss, (states(20, 7), TARGETS[:19]), r"\(19,\) targets for 20 positions"),
+]
+PUBLIC = [SEQUENCES[name] for name in ("relation_loss", "hs_loss", "direct_loss")]
+
+
+@pytest.mark.parametrize(
+    ("loss", "inputs", "says"), [*((loss, *case) for loss in PUBLIC for case in TOKENS), *OTHERS]
+)
+def test_mistakes_name_both_numbers(loss, inputs, says):
+    with pytest.raises(UserError, match=says):
+        loss(*inputs)
 
 
 @pytest.fixture
@@ -179,6 +254,7 @@ def test_huge_logits_and_no_positions(loss):
 @pytest.mark.parametrize("plain", ["od_loss", "mlm_loss"])
 @pytest.mark.parametrize(("positions", "rows", "words"), [(1, 1, V), (7, 3, 4), (100, 9, 2)])
 def test_lean_equals_plain(plain, positions, rows, words, monkeypatch):
+    """Value, count and gradients, also of word embeddings that the features are made of, too."""
     monkeypatch.setattr(vocabulary, "CHUNK", positions * V)
     monkeypatch.setitem(vocabulary.ROWS, "cpu", rows * V)
     monkeypatch.setitem(vocabulary.WORDS, "cpu", words)
@@ -187,7 +263,9 @@ def test_lean_equals_plain(plain, positions, rows, words, monkeypatch):
         for name in (f"lean_{plain}", plain):
             student = [x.requires_grad_() for x in factors(24, 0, dtype)]
             teacher = [x.requires_grad_() for x in factors(40, 5, dtype)]
-            total, count = WORDS[name](student, teacher, slice(0, M))
+            x, weight, bias = student
+            tied = x + weight.repeat(2, 1)[:M].tanh()
+            total, count = WORDS[name]((tied, weight, bias), teacher, slice(0, M))
             (3 * total).backward()
             assert all(x.grad is None for x in teacher)
             results.append((total.item(), count.item(), [x.grad for x in student]))
@@ -202,17 +280,6 @@ def test_lean_form_holds_no_logits_of_all_positions(small_chunks):
     student, teacher = [x.requires_grad_() for x in factors(3, 0)], factors(5, 5)
     largest = largest_tensor(lambda: lean_od_loss(student, teacher)[0].backward())
     assert largest == 2 * 7 * V < M * V  # one buffer for seven positions of both models
-
-
-def test_tied_weights_get_both_gradients():
-    """The features are made of the same matrix that the logits are."""
-    (_, _, bias), teacher, gradients = factors(4, 0), factors(5, 5), []
-    for name in ("od_loss", "lean_od_loss"):
-        tied = states(V, 4).requires_grad_()
-        student = tied.repeat(2, 1)[:M].tanh(), tied, bias
-        WORDS[name](student, teacher, slice(0, M))[0].backward()
-        gradients.append(tied.grad)
-    assert torch.allclose(*gradients)
 
 
 def test_od_is_finite_at_a_small_temperature():

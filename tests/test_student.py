@@ -170,6 +170,7 @@ def test_default_sizes(teacher, sizes, expected, init):
         ({"init": "last", "student_layers": 7}, "7 student layers, but the teacher has 6"),
         ({"init": "1,2"}, "lists 2 layers, but the student has 3"),
         ({"init": "1,9,2"}, "layer 9 is not one of the teacher's 1 to 6"),
+        ({"init": "-1, 2, 3"}, "layer -1 is not one of"),
         ({"init": "embeddings", "student_hidden": 48}, "width 48 exceeds the teacher's 24"),
         ({"teacher_layer": 0}, "teacher layer 0 is out of range"),  # 0 is not "not given"
         ({"relation_heads": 0}, "^0 relation heads"),

@@ -15,6 +15,7 @@ from distill.method import in_float32, no_autocast
 
 BLOCK = {"cpu": 2**21}  # numbers in one table of relations, so that it stays in the cache
 GPU_BLOCK = 2**24
+MAY_BE_ASKED = ("cpu",)  # devices that have the value of a tensor at hand
 SAFE = 90.0  # bits: 2^90 and its inverse, and sums of N of them, are well inside float32
 
 
@@ -29,11 +30,6 @@ def lean_relation_loss(student, teacher, mask, relation_heads):
     return total, mask.any(1).sum().to(total.dtype)
 
 
-def may_ask(tensor):
-    """Whether it costs nothing to ask for a tensor's value: only a CPU has it at hand."""
-    return tensor.device.type == "cpu"
-
-
 class _RelationLoss(torch.autograd.Function):
     """Compute value and gradient together, in forward; backward only scales the gradient."""
 
@@ -45,8 +41,8 @@ class _RelationLoss(torch.autograd.Function):
             x.unflatten(-1, (R, -1)).permute(0, 2, 3, 1) for x in (student, teacher, gradient)
         )
         d_s, d_t = S.shape[2], T.shape[2]
-        real = in_float32(student.new_ones(B, N) if mask is None else mask.to(student.dtype))
-        real = real[:, None, None]  # (B, 1, 1, N)
+        real = torch.ones_like(student[..., 0]) if mask is None else mask.to(student.dtype)
+        real = in_float32(real)[:, None, None]  # (B, 1, 1, N)
         tokens = real.sum(-1, keepdim=True).clamp(min=1)
         weight = real * math.log(2) / (R * tokens)  # of a row's loss in bits
         total = real.new_zeros(())
@@ -88,16 +84,16 @@ def loss_and_slope(states, d_t, d_s, real, padding, table):
              table (heads, N, N), a buffer for that many heads at once.
     """
     T, S, _ = states.split((d_t, d_s, d_s), 1)
-    if may_ask(states):
+    if states.device.type in MAY_BE_ASKED:
         rows, slope, z = by_powers(states, d_t, d_s, real, table)
         beyond = ~(z.amax((0, 2, 3)) < 2**SAFE)  # (k,); so written, it finds NaN too
-        parts = beyond.nonzero().flatten().split(len(table)) if beyond.any() else []
+        parts = beyond.nonzero().flatten().split(len(table))
     else:
         rows, slope = torch.empty_like(real), torch.empty_like(S)
         parts = slices(0, len(states), len(table))
-    for part in parts:
-        hidden = None if padding is None else padding[part]
-        rows[part], slope[part] = by_log_softmax(S[part], T[part], hidden)
+    for k in parts:
+        hidden = None if padding is None else padding[k]
+        rows[k], slope[k] = by_log_softmax(S[k], T[k], hidden)
     return rows, slope
 
 
@@ -137,7 +133,8 @@ def by_log_softmax(S, T, padding):
     """Compute loss_and_slope of any scores: whole relations (k, N, N), maximum subtracted."""
 
     def log_relations(X):
-        scores = X.mT @ X * math.log(2)  # nats
+        X = X * math.log(2) ** 0.5  # to nats
+        scores = X.mT @ X
         if padding is not None:
             scores.masked_fill_(padding, -1e30)
         return scores.log_softmax(-1)

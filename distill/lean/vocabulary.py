@@ -84,26 +84,24 @@ class _ChunkedLoss(torch.autograd.Function):
         (M, V), device = (len(features), len(weight)), features.device.type
         chunk_size = max(1, min(M, CHUNK // V))
         row_size, word_size = max(1, ROWS.get(device, CHUNK) // V), WORDS.get(device, V)
-        product = product_dtype(features)
-        d_features, d_weight, d_bias = (
-            in_float32(torch.zeros_like(x)) for x in (features, weight, bias)
-        )
+        product = (features[:0] @ weight[:1].T).dtype  # autocast's, where it is on
+        gradients = [in_float32(torch.zeros_like(x)) for x in (features, weight, bias)]
+        d_features, d_weight, d_bias = gradients
         total = in_float32(features.new_zeros(()))
         with no_autocast(features):
             models = [(features, weight, bias), *fixed]
-            models = [(x.to(product), W.to(product), in_float32(b)) for x, W, b in models]
+            biases = [in_float32(b) for _, _, b in models]
+            models = [(x.to(product), W.to(product)) for x, W, _ in models]
             buffers = features.new_empty(len(models), chunk_size, V, dtype=product)
-            student_x, student_W, _ = models[0]
+            student_x, student_W = models[0]
             for chunk in slices(0, M, chunk_size):
                 logits = buffers[:, : chunk.stop - chunk.start]  # (models, chunk, V), without b
-                for z, (x, W, _) in zip(logits, models, strict=True):
+                for z, (x, W) in zip(logits, models, strict=True):
                     for words in slices(0, V, word_size):
                         z[:, words] = x[chunk] @ W[words].T
                 for rows in slices(chunk.start, chunk.stop, row_size):
                     here = slice(rows.start - chunk.start, rows.stop - chunk.start)
-                    scores = [
-                        in_float32(z[here]) + b for z, (_, _, b) in zip(logits, models, strict=True)
-                    ]
+                    scores = [in_float32(z[here]) + b for z, b in zip(logits, biases, strict=True)]
                     loss, slope = loss_and_slope(rows, *scores)
                     total += loss
                     logits[0][here] = slope
@@ -112,7 +110,7 @@ class _ChunkedLoss(torch.autograd.Function):
                     slope = logits[0][:, words]  # (chunk, words)
                     d_features[chunk] += slope @ student_W[words]
                     d_weight[words] += slope.T @ student_x[chunk]
-        ctx.save_for_backward(d_features, d_weight, d_bias)
+        ctx.save_for_backward(*gradients)
         return total
 
     @staticmethod
@@ -124,14 +122,6 @@ class _ChunkedLoss(torch.autograd.Function):
         if upstream.device.type != "cpu" or upstream.item() != 1:
             gradients = [g * upstream for g in gradients]
         return *gradients, None, None
-
-
-def product_dtype(features):
-    """Return the precision of matrix products: autocast's, else the features' own."""
-    device = features.device.type
-    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
-        return torch.get_autocast_dtype(device)
-    return features.dtype
 
 
 def softmax(logits):
