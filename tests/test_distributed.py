@@ -1,17 +1,18 @@
 """Several processes: the same result as one, one voice, one end.
 
-An end that hangs now and then shows only in many: `tests/torture/torture.py --pairs 200`.
+An end that hangs now and then shows only in many: `PAIRS=200 pytest -k ended`.
 """
 
 import json
 import os
 import signal
+import time
 from pathlib import Path
 
 import pytest
 import safetensors.torch
 import torch
-from helpers import ROOT, differences, free_port, make_inputs, records, start, steps_of, wait_for
+from helpers import ROOT, differences, make_inputs, records, start, steps_of, wait_for
 
 import train
 from distill import METHODS
@@ -19,49 +20,36 @@ from distill.training.run import Run
 
 pytestmark = pytest.mark.slow
 
+PAIRS = int(os.environ.get("PAIRS", "1"))
 # from random layers: the key bias of a trained one has no gradient but rounding noise
 TEN = "--steps 10 --eval-every 5 --lr 3e-3 --init embeddings".split()
 LONG = "--steps 40 --save-every 5 --accumulate 8".split()  # time enough to disturb it
 METHOD_FLAGS = {"hs": ["--student-hidden", "16"], "direct-minilm": ["--student-hidden", "16"]}
 
-# Two ranks without torchrun: they share one import, which takes longer than all they train.
-FORKED = '''
-import gc, json, os, sys
+# Two ranks without torchrun: all runs share one import, which takes longer than they train.
+FORKED = """
+import json, os, sys
 sys.path[:0] = [{root!r}, {root!r} + "/tests"]
-import torch.distributed as dist
-from helpers import spoil
+from helpers import free_port, spoil
 from pytest import MonkeyPatch
-from torch.nn.parallel import DistributedDataParallel
 import train
 from distill.training import cli
 
-def faulty(rank, fault, *argv):
-    with MonkeyPatch.context() as patch:
-        spoil(patch, [4] if rank and fault else [], fault)
-        return train.main(argv)
-
-def destroy(whole=dist.destroy_process_group):
-    """What an exit needs: gloo hangs now and then if the module outlives the group."""
-    assert not [o for o in gc.get_objects() if isinstance(o, DistributedDataParallel)]
-    left.pop()
-    if not left:  # the last run ends as every run does
-        whole()
-
-dist.destroy_process_group = destroy
-port, *runs = sys.argv[1:]
-ranks, left = [], list(runs)
-for rank in range(2):
-    ranks.append(os.fork())
-    if not ranks[rank]:
-        os.environ |= dict(RANK=str(rank), WORLD_SIZE="2", LOCAL_RANK=str(rank),
-                           LOCAL_WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
-        dist.init_process_group("gloo")  # once for all the runs
-        dist.init_process_group = lambda backend: None
-        cli.run(lambda: [faulty(rank, *json.loads(run)) for run in runs][-1])
-with open("ranks.json", "w") as file:
-    json.dump(ranks, file)
-print("ended with", *(os.waitstatus_to_exitcode(os.waitpid(rank, 0)[1]) for rank in ranks))
-'''
+for run in map(json.loads, sys.argv[1:]):
+    port, ranks = str(free_port()), []
+    for rank in range(2):
+        ranks.append(os.fork())
+        if not ranks[rank]:
+            os.environ |= dict(RANK=str(rank), WORLD_SIZE="2", LOCAL_RANK=str(rank),
+                               LOCAL_WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
+            spoil(MonkeyPatch(), [4] if rank and run["fault"] else [], run["fault"])
+            os.chdir(run["folder"] if rank else ".")
+            cli.run(lambda: train.main([*run["argv"], *(run["other"] if rank else [])]))
+    with open("ranks.json", "w") as file:
+        json.dump(ranks, file)
+    statuses = [os.waitstatus_to_exitcode(os.waitpid(rank, 0)[1]) for rank in ranks]
+    print("ended with", *statuses, flush=True)
+"""
 
 
 @pytest.fixture(scope="module")
@@ -70,26 +58,29 @@ def flags(home):
     return make_inputs(home)
 
 
+def ranks(*argv, fault="", other=(), folder="."):
+    """Describe a run of two ranks: the second may have a fault, other flags, another folder."""
+    words, other = [*map(str, argv)], [*map(str, other)]
+    return json.dumps({"argv": words, "fault": fault, "other": other, "folder": str(folder)})
+
+
 def start_forked(home, *runs):
-    """Start two ranks which train with each of these flags in turn, after a fault or ""."""
-    argvs = [json.dumps([str(word) for word in run]) for run in runs]
-    return start(home, free_port(), *argvs, script=home / "forked.py")
+    return start(home, *runs, script=home / "forked.py")
 
 
 @pytest.fixture(scope="module")
 def two_ranks(home, flags):
     """{name: finished run} of every method, and of a longer run, on two processes."""
-    runs = {"long": ["", *flags, *LONG]}
+    runs = {"long": [*flags, *LONG]}
     for method in METHODS:
-        runs[method] = ["", *flags, *TEN, "--method", method, "--batch-size", "8"]
+        runs[method] = [*flags, *TEN, "--method", method, "--batch-size", "8"]
         runs[method] += METHOD_FLAGS.get(method, [])
-    runs["spoiled"] = ["loss", *runs["mha"][1:]]
-    runs = {name: [*argv, "--out", str(home / f"two-{name}")] for name, argv in runs.items()}
-    process = start_forked(home, *runs.values())
+    runs |= {f"again-{n}": runs["mha"] for n in range(PAIRS)}
+    process = start_forked(home, *(ranks(*runs[n], "--out", home / f"two-{n}") for n in runs))
     printed, complaint = process.communicate()
-    assert "ended with 0 0" in printed, complaint
+    assert printed.count("ended with 0 0") == len(runs), complaint
     for method in METHODS:  # one voice
-        assert printed.count(f"{method}: ") == (3 if method == "mha" else 1)
+        assert printed.count(f"{method}: ") == (2 + PAIRS if method == "mha" else 1)
     return {name: home / f"two-{name}" for name in runs}
 
 
@@ -126,8 +117,8 @@ def rank_processes(torchrun) -> dict[int, int]:
     found = {}
     for child in Path(f"/proc/{torchrun.pid}/task/{torchrun.pid}/children").read_text().split():
         words = Path(f"/proc/{child}/environ").read_bytes().split(b"\0")
-        ranks = [int(word[5:]) for word in words if word.startswith(b"RANK=")]
-        found |= {rank: int(child) for rank in ranks}
+        numbers = [int(word[5:]) for word in words if word.startswith(b"RANK=")]
+        found |= {rank: int(child) for rank in numbers}
     return found
 
 
@@ -144,47 +135,69 @@ def test_a_killed_rank_ends_the_others_and_the_resume_is_exact(home, flags, two_
     saved = [int(path.name.split("-")[1]) for path in Run(run).checkpoints()]
     assert saved
     assert all(step % 5 == 0 for step in saved)
-    process = start_forked(home, ["", "--out", run, "--resume"])
-    printed, complaint = process.communicate()
+    printed, complaint = start_forked(home, ranks("--out", run, "--resume")).communicate()
     assert "ended with 0 0" in printed, complaint
     assert printed.count("resuming") == 1
     assert differences(run, two_ranks["long"]) == []
 
 
-def test_when_one_rank_is_told_all_agree_and_another_number_of_ranks_goes_on(
-    home, flags, two_ranks, capsys
+@pytest.mark.parametrize("lost", ["told", "orphaned"])
+def test_when_a_rank_is_told_or_its_launcher_is_gone_all_agree_and_one_process_resumes(
+    lost, home, flags, two_ranks, capsys
 ):
-    run = home / "told"
-    process = start_forked(home, ["", *flags, *LONG, "--save-every", "1000", "--out", run])
+    run = home / lost
+    process = start_forked(home, ranks(*flags, *LONG, "--save-every", "1000", "--out", run))
     assert wait_for(process, lambda: steps_of(run) >= 2)
-    os.kill(json.loads((home / "ranks.json").read_text())[1], signal.SIGTERM)
-    printed, complaint = process.communicate(timeout=120)
-    assert "ended with 143 143" in printed, complaint
+    if lost == "told":
+        os.kill(json.loads((home / "ranks.json").read_text())[1], signal.SIGTERM)
+    else:
+        process.send_signal(signal.SIGUSR1)  # ends torchrun, too, and it says nothing to its ranks
+    printed, complaint = process.communicate(timeout=120)  # until the ranks have closed stdout
+    assert ("ended with 143 143" in printed) == (lost == "told"), complaint
     steps = steps_of(run)
+    assert steps < 40
     (checkpoint,) = Run(run).checkpoints()
     assert checkpoint.name.startswith(f"checkpoint-{steps:09d}-")
-    assert (
-        f"stopped after step {steps}; to go on: torchrun --nproc-per-node 2 train.py"
-        f" --out {run} --resume"
-    ) in printed
-    assert train.main(["--out", str(run), "--resume", "--accumulate", "16"]) == 0
-    assert f"at step {steps} ({steps * 64} sequences read)" in capsys.readouterr().out
+    command = f"torchrun --nproc-per-node 2 train.py --out {run} --resume"
+    assert f"stopped after step {steps}; to resume: {command}\n" in printed
+    assert train.main(["--out", str(run), "--resume", "--steps", "40", "--accumulate", "16"]) == 0
+    printed = capsys.readouterr().out
+    assert f"at step {steps} ({steps * 64} sequences read)" in printed
+    assert "WARNING" not in printed
     torch.testing.assert_close(losses(run), losses(two_ranks["long"]), rtol=1e-6, atol=1e-7)
-    assert records(run)[-1]["text"] == records(two_ranks["long"])[-1]["text"]
 
 
-def test_a_failing_rank_ends_all_with_its_own_error_shown(home, flags):
-    process = start_forked(home, ["error", *flags, *LONG, "--out", "failing"])
+@pytest.mark.parametrize(
+    ("fault", "statuses", "says"),
+    [
+        ("error", "1 2", "forked.py: this machine has lost its text"),
+        ("loss", "2 2", "the loss of step 1 is not finite"),
+    ],
+)
+def test_a_fault_of_one_rank_ends_all_and_says_why(fault, statuses, says, home, flags):
+    run = ranks(*flags, *LONG, "--out", home / f"fault-{fault}", fault=fault)
+    printed, complaint = start_forked(home, run).communicate(timeout=120)
+    assert f"ended with {statuses}" in printed, complaint
+    assert says in complaint
+    assert Run(home / f"fault-{fault}").checkpoints() == []
+
+
+def test_ranks_that_were_started_unlike_are_refused_at_once(home, flags):
+    elsewhere = home / "elsewhere"  # a machine on which the same name leads to another text
+    elsewhere.mkdir()
+    (elsewhere / "text.txt").write_text((home / "text.txt").read_text() + "the end")
+    here = [word.replace(f"{home}/text.txt", "text.txt") for word in flags]
+    unlike = {
+        "the text web": {"folder": elsewhere},
+        "steps: 10 on rank 0, 11 on rank 1": {"other": ["--steps", 11]},
+        "lr: 0.003 on rank 0, 0.001 on rank 1": {"other": ["--lr", "1e-3"]},
+        "seed: 0 on rank 0, 1 on rank 1": {"other": ["--seed", 1]},
+    }
+    argv, began = [*here, *TEN, "--out", home / "unlike"], time.monotonic()
+    process = start_forked(home, *(ranks(*argv, **how) for how in unlike.values()))
     printed, complaint = process.communicate(timeout=120)
-    assert "ended with 1 2" in printed, complaint
-    assert "forked.py: this machine has lost its text" in complaint
-    assert Run(home / "failing").checkpoints() == []
-
-
-def test_a_step_not_finite_on_one_rank_is_skipped_on_all(two_ranks):
-    spoiled = [r["loss"] for r in records(two_ranks["spoiled"]) if r["event"] == "step"]
-    assert [i for i, loss in enumerate(spoiled, 1) if loss is None] == [4]
-    whole = losses(two_ranks["mha"])
-    assert spoiled[:3] == pytest.approx(whole[:3].tolist(), rel=1e-6)
-    assert spoiled[4] != pytest.approx(whole[4].item(), rel=1e-6)  # step 4 changed nothing here
-    assert records(two_ranks["spoiled"])[-1]["skipped_steps"] == 1
+    assert printed.count("ended with 2 2") == len(unlike), complaint
+    for message in unlike:
+        assert complaint.count(f"the processes differ in {message}") == 2
+    assert time.monotonic() - began < 10 * len(unlike)
+    assert not (home / "unlike").exists()

@@ -1,27 +1,23 @@
 """Interrupted anywhere and resumed, a run ends with the very weights of the unbroken one.
 
 Most tests stop train.main in this process, by an exception that none of its code catches; the slow
-ones use processes and real signals; tests/torture kills for longer than a test may take.
+ones use processes and real signals. `KILLS=100 pytest -k real_kills` kills for longer.
 """
 
 import json
 import os
 import random
 import signal
+import threading
 import time
 
 import pytest
-import safetensors.torch
-from conftest import WORDS, Killed
+from conftest import Killed
 from helpers import differences, kill, make_inputs, records, spoil, start, steps_of, wait_for
 
 import train
 from distill import METHODS
-from distill.data import corpus
-from distill.training.resume import resumed_settings
-from distill.training.run import Run
-from distill.training.signals import Signals
-from distill.training.skipped import SkippedSteps
+from distill.training.run import Run, resumed_settings
 from minitransformer.files import UserError
 
 KILLS = int(os.environ.get("KILLS", "2"))
@@ -53,15 +49,6 @@ def unbroken(home, flags):
 @pytest.fixture
 def new(home):
     return home / f"run-{len(list(home.iterdir()))}"
-
-
-@pytest.fixture(autouse=True)
-def signals_as_they_were():
-    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
-    before = {number: signal.getsignal(number) for number in numbers}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
 
 
 def main(*argv, status=0):
@@ -148,17 +135,18 @@ def test_real_kills_in_real_processes(home, flags, new):
 
 
 @pytest.mark.slow
-def test_signals_finish_the_step_save_and_say_how_to_go_on(home, flags):
+def test_signals_finish_the_step_save_and_say_how_to_resume(home, flags):
     # SIGTERM is that of test_distributed.py
-    runs = {n: home / f"told-{n.name}" for n in (signal.SIGHUP, signal.SIGINT, signal.SIGUSR1)}
+    runs = {n: home / f"told;{n.name}" for n in (signal.SIGHUP, signal.SIGINT, signal.SIGUSR1)}
     flags = [*flags, "--accumulate", "32", "--save-every", "1000"]
     whole = home / "not-told"
     processes = {number: start(home, *flags, "--out", run) for number, run in runs.items()}
-    for number, process in processes.items():
-        wait_for(process, lambda number=number: steps_of(runs[number]) > 0)
-        # twice, as from a scheduler that signals every process and torchrun that passes it on
-        process.send_signal(number)
-        process.send_signal(number)
+    waiting = dict(processes)
+    while waiting:
+        for number in [number for number in waiting if steps_of(runs[number]) > 0]:
+            # twice, as from a scheduler that signals every process and torchrun that passes it on
+            waiting[number].send_signal(number)
+            waiting.pop(number).send_signal(number)
     main(*flags, "--out", whole)
     for number, process in processes.items():
         run = runs[number]
@@ -167,29 +155,12 @@ def test_signals_finish_the_step_save_and_say_how_to_go_on(home, flags):
         steps = steps_of(run)
         assert 1 <= steps < 12
         assert printed.splitlines()[-1] == (
-            f"stopped after step {steps}; to go on: python train.py --out {run} --resume"
+            f"stopped after step {steps}; to resume: python train.py --out '{run}' --resume"
         )
         checkpoint, log = sorted(path.name for path in run.iterdir())
         assert (checkpoint[:20], log) == (f"checkpoint-{steps:09d}", "log.jsonl")
         main("--out", run, "--resume")
         assert differences(run, whole) == []
-
-
-def test_signals_end_at_once_only_when_they_come_again_later(monkeypatch):
-    # a shell starts its background jobs, perhaps this suite, with Ctrl-C ignored
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # what nohup ignores stays ignored
-    signals = Signals()
-    signal.raise_signal(signal.SIGHUP)
-    assert not signals.received
-    signal.raise_signal(signal.SIGTERM)
-    signal.raise_signal(signal.SIGINT)
-    assert (signals.received, signals.status) == (signal.SIGTERM, 143)
-    now = time.monotonic()
-    monkeypatch.setattr(time, "monotonic", lambda: now + 4)
-    monkeypatch.setattr(signal, "raise_signal", die)
-    with pytest.raises(Killed):
-        os.kill(os.getpid(), signal.SIGINT)
 
 
 @pytest.mark.slow
@@ -199,22 +170,24 @@ def test_a_signal_in_the_last_step_lets_the_run_finish(flags, unbroken, new, mon
     assert differences(new, unbroken()) == []
 
 
+def test_in_a_thread_it_trains_and_leaves_no_handlers(flags, unbroken, new):
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    thread = threading.Thread(target=main, args=[*flags, "--plain", "--out", new])
+    thread.start()
+    thread.join()
+    assert differences(new, unbroken()) == []
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "place",
-    [
-        "distill.training.report.save_pretrained",
-        "distill.training.report.write_card",
-        "distill.training.run.Run.remove_checkpoints",
-    ],
-)
+@pytest.mark.parametrize("place", ["save_pretrained", "write_card", "Run.remove_checkpoints"])
 def test_killed_while_it_finishes(place, flags, unbroken, new, monkeypatch, capsys):
     """No step is done again: the last one has its checkpoint, too."""
     with monkeypatch.context() as patch:
-        patch.setattr(place, die)
+        patch.setattr(f"distill.training.report.{place}", die)
         with pytest.raises(Killed):
             main(*flags, "--method", "direct-minilm", *NARROW, "--out", new)
-    monkeypatch.setattr(train, "set_learning_rate", die)
+    monkeypatch.setattr("distill.training.setup.set_learning_rate", die)
     main("--resume", "--out", new)
     assert differences(new, unbroken("direct-minilm")) == []
     assert ("is finished: 12 steps" in capsys.readouterr().out) == ("remove" in place)
@@ -223,7 +196,7 @@ def test_killed_while_it_finishes(place, flags, unbroken, new, monkeypatch, caps
 def test_a_finished_run_says_so_and_is_not_touched(unbroken, capsys):
     before = {path: path.read_bytes() for path in unbroken().iterdir()}
     with Run(unbroken()) as other:
-        other.lock()
+        other.open("unused", resume=True)
         with pytest.raises(UserError, match="another program trains in"):
             main("--out", unbroken(), "--resume")
     main("--out", unbroken(), "--resume")
@@ -232,10 +205,14 @@ def test_a_finished_run_says_so_and_is_not_touched(unbroken, capsys):
 
 
 @pytest.mark.slow
-def test_settings_of_the_schedule_may_change_and_stay_changed(flags, new):
+def test_settings_of_the_schedule_may_change_and_stay_changed(flags, new, capsys):
     killed_at(5, *flags, "--lr", "6e-4", "--out", new)
     killed_at(8, "--out", new, "--resume", "--lr", "1e-4", "--batch-size", "2", "--save-every", 2)
+    assert "a step has 2 sequences, not 4; --accumulate 2 restores that" in capsys.readouterr().out
     main("--out", new, "--resume")
+    printed = capsys.readouterr().out
+    assert "at step 6 (18 sequences read)" in printed
+    assert "restores" not in printed  # as at the last resume
     rates = {r["step"]: r["lr"] for r in records(new) if r["event"] == "step"}
     assert rates[3] == pytest.approx(6e-4 * 10 / 10)
     assert rates[4] == pytest.approx(1e-4 * 9 / 10)
@@ -258,69 +235,21 @@ def test_what_the_run_depends_on_must_not_have_changed(flags, new):
         log.write_text(begun.replace(fact["hash"], "another"))
         with pytest.raises(UserError, match=f"{what} has changed .*: sha256 another then, "):
             main("--out", new, "--resume")
+    log.write_text(begun.replace('"sequences"', '"earlier"'))
+    with pytest.raises(UserError, match="begun by another version"):
+        main("--out", new, "--resume")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["loss", "gradient", "count"])
-def test_a_step_that_teaches_nothing_is_skipped_and_counted(how, flags, new, monkeypatch, capsys):
-    spoil(monkeypatch, (4, 7, 8), how)
-    main(*flags, "--out", new)
-    losses = [r["loss"] for r in records(new) if r["event"] == "step"]
-    assert [i for i, loss in enumerate(losses, 1) if loss is None] == [4, 7, 8]
-    assert records(new)[-1]["skipped_steps"] == 3
-    reason = "it has nothing to learn from" if how == "count" else "its loss or gradient is not fin"
-    assert f"step 7 is skipped: {reason}" in capsys.readouterr().out
-    weights = safetensors.torch.load_file(new / "model.safetensors")
-    assert all(tensor.isfinite().all() for tensor in weights.values())
-
-
-def test_the_streak_of_skipped_steps_is_part_of_the_state():
-    skipped, resumed = SkippedSteps(), SkippedSteps()
-    for step in range(1, 10):
-        assert skipped.note(step, False, 5.0) == "its loss or gradient is not finite"
-    resumed.load_state_dict(skipped.state_dict())
-    assert skipped.note(10, True, 5.0) == ""
-    assert skipped.note(11, False, 5.0)
-    with pytest.raises(UserError, match=r"10 steps in a row .* step 10: it has nothing .*--resume"):
-        resumed.note(10, False, 0.0)
-
-
-@pytest.mark.slow
-def test_too_many_steps_that_are_not_finite_stop_the_run(flags, new, monkeypatch):
-    """Its checkpoints are those from before; when the cause is gone it goes on from there."""
+def test_a_step_that_is_not_finite_ends_the_run_and_the_checkpoint_before_stays(
+    how, flags, unbroken, new, monkeypatch
+):
     with monkeypatch.context() as patch:
-        spoil(patch, range(5, 30), "loss")
-        with pytest.raises(UserError, match=r"10 steps in a row .* step 14: .* lower --lr"):
-            main(*flags, "--steps", "30", "--out", new)
+        spoil(patch, [5], how)
+        what = "gradient" if how == "gradient" else "loss"
+        with pytest.raises(UserError, match=f"the {what} of step 5 is not finite.* lower --lr and"):
+            main(*flags, "--plain", "--out", new)
     assert [path.name[:20] for path in Run(new).checkpoints()] == ["checkpoint-000000003"]
-    main("--out", new, "--resume")
-    assert records(new)[-1]["skipped_steps"] == 0
-
-
-@pytest.mark.slow
-def test_a_stream_resumes_where_it_stood(home, flags, new, monkeypatch, capsys):
-    """With its place in the files, the rest of a document, and the buffer it is shuffled in; killed
-    in the first pass and in the second, at once after a resume and later.
-    """
-    monkeypatch.setattr(corpus, "BLOCK", 24)
-    monkeypatch.setattr(corpus, "HELD_OUT", 8)
-    dataset = home / "dataset"
-    dataset.mkdir()
-    chance = random.Random(1)
-    for shard in range(2):
-        # a long document each, so that some steps read none
-        texts = [" ".join(chance.choices(WORDS, k=k)) for k in (30, 500, 30, 40, 20)]
-        lines = "".join(json.dumps({"text": text}) + "\n" for text in texts)
-        (dataset / f"{shard}.jsonl").write_text(lines)
-    flags = [*flags, "--data", f"s=hub:{dataset}", "--steps", "24", "--save-every", "2"]
-    del flags[flags.index("--data") : flags.index("--data") + 2]
-    whole = home / "unbroken-stream"
-    main(*flags, "--out", whole)
-    assert "text: size unknown" in capsys.readouterr().out
-    killed_at(4, *flags, "--out", new)
-    for step in (5, 7, 12, 13, 20):
-        killed_at(step, "--out", new, "--resume")
-    main("--out", new, "--resume")
-    assert differences(new, whole) == []
-    hashes = [records(run)[-1]["text"][0]["hash"] for run in (new, whole)]
-    assert hashes[0] == hashes[1]
+    main("--out", new, "--resume")  # here the cause is gone
+    assert differences(new, unbroken()) == []

@@ -2,21 +2,23 @@
 
 import errno
 import os
+import signal
+import threading
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import Killed
+from conftest import Attack, Killed
 
-from distill.training.run import Run
+from distill.training.run import Run, Signals
 from minitransformer.files import UserError
 
 
 @pytest.fixture
 def run(tmp_path):
     with Run(tmp_path / "run") as run:
-        run.create("unused")
-        run.log("start", settings={}, teacher=None, start={}, text=[])
+        run.open("unused")
+        run.begin({"settings": {}, "teacher": None, "start": {}, "text": []})
         yield run
 
 
@@ -28,6 +30,17 @@ def saved(run):
     return [int(file.name.split("-")[1]) for file in run.checkpoints()]
 
 
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def raiser(error):
+    def act(*args, **settings):
+        raise error
+
+    return act
+
+
 def test_a_checkpoint_comes_back_and_the_two_newest_are_kept(run):
     for step in (5, 10, 15, 20):
         run.save(step, state(step))
@@ -37,23 +50,13 @@ def test_a_checkpoint_comes_back_and_the_two_newest_are_kept(run):
     assert saved(run) == [15, 20]
     (run.folder / "checkpoint-unfinished.tmp").touch()
     run.remove_checkpoints()
-    assert sorted(path.name for path in run.folder.iterdir()) == [".lock", "log.jsonl"]
-
-
-def test_a_second_program_is_refused_and_no_lock_stays(run):
-    with Run(run.folder) as second, pytest.raises(UserError, match="another program trains in"):
-        second.lock()
-    assert (run.folder / ".lock").exists()  # the refused one leaves it alone
-    run.__exit__()
-    assert [path.name for path in run.folder.iterdir()] == ["log.jsonl"]
-    with Run(run.folder) as second:
-        second.lock()
+    assert names(run.folder) == [".lock", "log.jsonl"]
 
 
 def test_only_the_writing_rank_writes(run):
     before = run.log_file.read_bytes()
     other = Run(run.folder, writes=False)
-    other.lock()
+    other.open("unused")
     other.log("step", step=1)
     other.save(1, state(1))
     other.cut_log(0)
@@ -85,19 +88,25 @@ def test_a_damaged_newest_is_named_and_the_one_before_is_used(run, capsys):
         run.newest()
 
 
+def test_a_checkpoint_that_holds_code_is_refused_in_our_words(run):
+    run.save(5, {"student": Attack(run.folder / "it-ran")})
+    with pytest.raises(UserError, match="holds code, so no run wrote it") as raised:
+        run.newest()
+    assert "weights_only" not in str(raised.value)
+    assert not (run.folder / "it-ran").exists()
+
+
 @pytest.mark.parametrize("moment", ["save", "flush", "replace", "prune"])
 def test_killed_at_any_moment_of_a_save(run, moment, monkeypatch):
     """What is found afterwards is the checkpoint before or the new one, never anything else."""
     run.save(5, state(5))
     run.save(10, state(10))
 
-    def kill(*args, **settings):
-        raise Killed
-
     def half(whole, file):
         file.write(b"half of it")
         raise Killed
 
+    kill = raiser(Killed())
     place = {
         "save": (torch, "save", half),
         "flush": (os, "fsync", kill),
@@ -130,26 +139,15 @@ def test_all_is_on_the_disk_before_it_has_its_name(run, monkeypatch):
 
 def test_a_failed_write_leaves_the_last_good_one(run, monkeypatch):
     run.save(5, state(5))
-
-    def full(*args, **settings):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
     for place in ((os, "fsync"), (os, "replace"), (torch, "save")):
         with monkeypatch.context() as patch:
-            patch.setattr(*place, full)
-            with pytest.raises(UserError, match=r"step 9 .*No space left.*before are kept"):
+            patch.setattr(*place, raiser(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))))
+            with pytest.raises(UserError, match=r"step 9 .*No space left.*earlier ones are kept"):
                 run.save(9, state(9))
         assert saved(run) == [5]
-        assert run.newest()["step"] == 5
         assert not list(run.folder.glob("*.tmp"))
-
-
-def test_an_error_that_is_no_full_disk_is_not_hidden(run, monkeypatch):
-    def broken(*_):
-        raise RuntimeError("CUDA error: an illegal memory access")
-
-    monkeypatch.setattr(torch, "save", broken)
-    with pytest.raises(RuntimeError, match="illegal memory access"):
+    monkeypatch.setattr(torch, "save", raiser(RuntimeError("CUDA error: an illegal access")))
+    with pytest.raises(RuntimeError, match="illegal access"):  # no full disk: not hidden
         run.save(1, state(1))
 
 
@@ -171,18 +169,15 @@ def test_the_log_is_cut_back_to_the_checkpoint(run):
     assert run.log_file.stat().st_size == size
 
 
-@pytest.mark.parametrize(
-    "content",
-    [
-        None,
-        b'{"event": "start"',
-        b'{"event": "step"}\n',
-        b'{"event": "start"}\n',
-        b'{"event": "start", "settings": {}}\n',
-        b"3\n",
-        b"\xff\n",
-    ],
-)
+def half_a_log(run, event, **fields):
+    run.log_file.touch()
+    raise OSError(errno.EFBIG, "File too large")
+
+
+LOGS = [None, b'{"event": "start"', b'{"event": "start", "settings": {}}\n', b"3\n", b"\xff\n"]
+
+
+@pytest.mark.parametrize("content", LOGS)
 def test_a_log_that_no_run_wrote(tmp_path, content):
     if content is not None:
         (tmp_path / "log.jsonl").write_bytes(content)
@@ -190,16 +185,48 @@ def test_a_log_that_no_run_wrote(tmp_path, content):
         Run(tmp_path).records()
 
 
-def test_a_new_folder_must_be_new_and_possible(tmp_path):
-    Run(tmp_path / "a" / "b" / "c").check_new()
-    (tmp_path / "file").write_text("")
-    (tmp_path / "link").symlink_to("nowhere")
-    for name in ("", "file", "link"):
-        with pytest.raises(UserError, match="exists"):
-            Run(tmp_path / name).check_new()
-    with pytest.raises(UserError, match="nothing can be made in"):
-        Run(tmp_path / "file" / "run").check_new()
+def test_a_new_folder_must_be_new_and_is_gone_unless_the_run_begins(tmp_path, monkeypatch):
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "file").touch()
+    with Run(tmp_path / "taken") as run, pytest.raises(UserError, match="exists"):
+        run.open("unused")
+    for name in ("taken/file", "n" * 300):
+        with Run(tmp_path / name) as run, pytest.raises(OSError, match="Errno"):
+            run.open("unused")
+    (tmp_path / "killed").mkdir()
+    (tmp_path / "killed" / ".lock").touch()  # of a program killed before its first step
+    with Run(tmp_path / "killed") as run:
+        run.open("unused")
+        with Run(tmp_path / "killed") as second, pytest.raises(UserError, match="another program"):
+            second.open("unused")
+        assert names(run.folder) == [".lock"]  # the refused one leaves it alone
+        with monkeypatch.context() as patch:
+            patch.setattr(Run, "log", half_a_log)
+            with pytest.raises(OSError, match="too large"):
+                run.begin({})
     (tmp_path / "mha-1").mkdir()
     with Run(None) as run:
-        run.check_new()
-        assert run.create(f"{tmp_path}/mha") == tmp_path / "mha-2"
+        run.open(f"{tmp_path}/mha")
+        assert run.folder == tmp_path / "mha-2"
+    assert names(tmp_path) == ["mha-1", "taken"]
+
+
+def test_signals_are_noted_and_the_handlers_given_back():
+    with Signals() as signals:  # in a thread, as in a notebook: no handlers, no error
+        thread = threading.Thread(target=signals.listen)
+        thread.start()
+        thread.join()
+        assert not signals._before
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # what nohup ignores stays ignored
+    others = (signal.SIGTERM, signal.SIGINT)
+    handlers = [signal.getsignal(number) for number in others]
+    with Signals() as signals:
+        signals.listen()
+        signal.raise_signal(signal.SIGHUP)
+        assert not signals.vote(torch.device("cpu"))
+        for _ in range(2):  # a scheduler signals every process, and torchrun passes it on
+            signal.raise_signal(signal.SIGTERM)
+        assert signals.vote(torch.device("cpu"))
+        assert signals.status == 128 + signal.SIGTERM
+    assert [signal.getsignal(number) for number in others] == handlers
+    signal.signal(signal.SIGHUP, before)

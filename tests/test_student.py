@@ -7,7 +7,7 @@ from conftest import same, save_tiny, tiny_config, tiny_encoder, tokens
 from distill import METHODS, build_method
 from distill.method import Batch
 from distill.student import build_start, default_init, is_folder, student_config
-from distill.training.models import freeze_unreached, load_models
+from distill.training.setup import freeze_unreached, load_models
 from minitransformer import UserError, weights_hash
 from train import TrainConfig
 
@@ -106,14 +106,13 @@ def test_a_start_can_be_rebuilt_bit_for_bit_from_the_log(tmp_path, method, init)
         save_tiny(tmp_path / init, mlm_head=init == "FOLDER", seed=3)
         init = str(tmp_path / init)
     settings = {"teacher": str(tmp_path / "teacher"), "method": method, "init": init, "seq_len": 16}
-    models, resolved = load_models(TrainConfig(**settings))
-    assert models.start["hash"] == weights_hash(models.student)
-    rebuilt = build_start(vars(resolved), models.teacher).student
+    teacher, made, resolved, record = load_models(TrainConfig(**settings))
+    rebuilt = build_start(vars(resolved), teacher).student
     assert (rebuilt.mlm_head is not None) == (method in ("od", "mlm"))  # FOLDER has one
-    assert same(rebuilt, models.student)
-    read = models.method.teacher_layer or 3
+    assert same(rebuilt, made.student)
+    read = made.method.teacher_layer or 3
     layers = {None: [read], "last": [read], "2": [2]}.get(init, [])
-    assert models.start["layers"] == layers
+    assert record["start"]["layers"] == layers
 
 
 def test_a_start_is_a_function_of_the_seed(teacher):

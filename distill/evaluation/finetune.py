@@ -35,7 +35,7 @@ from distill.evaluation.columns import Model
 from distill.evaluation.metrics import METRICS
 from distill.evaluation.tasks import Split, Task
 from distill.training.device import autocast
-from distill.training.optimizer import learning_rate, make_optimizer, set_learning_rate
+from distill.training.setup import learning_rate, make_optimizer, set_learning_rate
 from minitransformer.config import EncoderConfig
 from minitransformer.files import atomic, cache_folder
 from minitransformer.model import Encoder

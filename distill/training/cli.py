@@ -1,7 +1,6 @@
-"""The command line of both programs: settings from a dataclass, any mistake in one line."""
+"""The command line of the programs: settings from a dataclass, any mistake in one line."""
 
 import argparse
-import errno
 import itertools
 import os
 import sys
@@ -14,7 +13,7 @@ from typing import NoReturn, get_args, get_origin
 import torch
 import torch.distributed as dist
 
-from minitransformer.files import UserError
+from minitransformer.files import UserError, first_line
 
 
 class Parser(argparse.ArgumentParser):
@@ -25,9 +24,11 @@ class Parser(argparse.ArgumentParser):
 
     def parse_args(self, args: list[str] | None = None) -> argparse.Namespace:
         words = sys.argv[1:] if args is None else args
-        for flag, value in itertools.pairwise(["", *words]):
+        for name, value in itertools.pairwise(["", *words]):
             if value == "":
-                raise UserError(f"{flag} is empty (an unset variable?); give it a value")
+                raise UserError(f"{name} is empty (an unset variable?); give it a value")
+            if any("\ud800" <= c <= "\udfff" for c in value):  # bytes in another encoding
+                raise UserError(f"{name} {value} is not UTF-8; give another name")
         return super().parse_args(words)
 
     def error(self, message: str) -> NoReturn:
@@ -56,8 +57,12 @@ def given_settings(config_class: type, description: str, argv: list[str] | None)
             options |= {"type": kind, "choices": f.metadata["choices"]}
             if f.default is not None:
                 options["help"] += f" (default: {f.default})"
-        parser.add_argument("--" + f.name.replace("_", "-"), **options)
+        parser.add_argument(flag(f.name), **options)
     return vars(parser.parse_args(argv))
+
+
+def flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
 
 
 def check_bounds(config) -> None:
@@ -70,17 +75,21 @@ def check_bounds(config) -> None:
 
 def check_number(name: str, value: float, least: float, most: float = 1e15) -> None:
     if not least <= value <= most:  # NaN too
-        flag = "--" + name.replace("_", "-")
         bounds = f"at least {least:g}" if value < least else f"from {least:g} to {most:g}"
-        raise UserError(f"{flag} is {value}; it must be {bounds}")
+        raise UserError(f"{flag(name)} is {value}; it must be {bounds}")
 
 
 def run(main: Callable[[], int]) -> NoReturn:
     """Exit with main's status; answer what the user can mend in one line on stderr.
 
-    Status 2: a UserError, a full disk, too little memory. 130: Ctrl-C outside the training loop.
+    Status 2: a UserError, an OSError, too little memory. 130: Ctrl-C outside the training loop.
     1: another process was lost, or a defect, which has a traceback.
     """
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by the caller
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
+        elif hasattr(getattr(sys, name), "reconfigure"):
+            getattr(sys, name).reconfigure(errors="replace", line_buffering=True)
     try:
         status = main()
     except SystemExit as leaving:  # --help
@@ -92,12 +101,16 @@ def run(main: Callable[[], int]) -> NoReturn:
         else:
             program = Path(sys.argv[0])
             name = program.parent.name if program.name == "__main__.py" else program.name
-            print(f"{name}: {' '.join(line.split())}", file=sys.stderr, flush=True)
+            print(f"{name}: {printable(line)}", file=sys.stderr)
     if dist.is_initialized():  # amid an error: gloo's destructors could wait for ever
-        sys.stdout.flush()
-        sys.stderr.flush()
         os._exit(status)
     sys.exit(status)
+
+
+def printable(text: str) -> str:
+    """Return the text on one line, with escapes for what would act on a terminal."""
+    line = " ".join(text.split())
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
 
 
 def answer(error: BaseException) -> tuple[int, str | None]:
@@ -106,16 +119,13 @@ def answer(error: BaseException) -> tuple[int, str | None]:
         return 2, str(error)
     if isinstance(error, KeyboardInterrupt):
         return 130, "interrupted"
-    if isinstance(error, BrokenPipeError):
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - else Python complains once more
-        return 1, "the output pipe was closed"
     if isinstance(error, OSError):
-        disk = (errno.ENOSPC, getattr(errno, "EDQUOT", None), errno.EROFS, errno.EACCES, errno.EIO)
-        if error.errno in disk:
-            return 2, f"{error.filename or 'the run folder or the cache'}: {error.strerror}"
+        # where stdout itself failed, Python would complain once more at the exit
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+        return 2, first_line(error)
     text = str(error)
     if isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in text:
-        return 2, f"out of memory ({text}); lower --batch-size, raise --accumulate"
+        return 2, f"out of memory ({first_line(error)}); lower --batch-size, raise --accumulate"
     # gloo has no error type of its own; the process that failed has said why
     lost = isinstance(error, dist.DistBackendError) or "gloo" in text
     if dist.is_initialized() and isinstance(error, RuntimeError) and lost:

@@ -1,7 +1,6 @@
 """Devices and precision, and what a measured number depends on besides its command."""
 
 import importlib.metadata
-import importlib.util
 import os
 import platform
 import re
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from distill.training.processes import world
 from minitransformer.files import UserError, first_line, shortened
 
 
@@ -28,29 +28,23 @@ def provenance() -> dict:
 
 
 def commit() -> str | None:
-    """Return the commit of this checkout, `-dirty` where code differs; None without git."""
+    """Return the commit of this checkout, `-dirty` where files differ; None without git."""
     if shutil.which("git") is None:
         return None
-
-    def git(*words: str) -> subprocess.CompletedProcess:
-        root = Path(__file__).resolve().parents[2]
-        return subprocess.run(["git", *words], cwd=root, capture_output=True, text=True)
-
-    name = git("describe", "--always", "--abbrev=40").stdout.strip()
-    # not other files: the study's records lie in the tree and grow
-    differs = git("diff", "--quiet", "HEAD", "--", "*.py").returncode == 1
-    return name + ("-dirty" if differs else "") or None
+    command = ["git", "describe", "--always", "--abbrev=40", "--dirty"]
+    folder = Path(__file__).parent
+    return (
+        subprocess.run(command, cwd=folder, capture_output=True, text=True).stdout.strip() or None
+    )
 
 
 def machine() -> str:
-    """Return one line: processor or GPU, cores, threads, memory."""
+    """Return one line: processor, cores, threads, GPUs."""
     name = platform.processor() or platform.machine()
     if os.path.exists("/proc/cpuinfo"):
         models = re.findall(r"^model name\s*: (.*)", Path("/proc/cpuinfo").read_text(), re.M)
         name = models[0] if models else name
     line = f"{name}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
-    if "SC_PHYS_PAGES" in getattr(os, "sysconf_names", ()):  # neither Windows nor every macOS
-        line += f", {os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.0f} GiB"
     if torch.cuda.is_available():
         line += f", {torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
     elif torch.backends.mps.is_available():
@@ -69,10 +63,8 @@ def choose_device(name: str) -> torch.device:
         device = torch.device(name)
         if device.type not in ("cpu", "cuda", "mps"):
             raise RuntimeError("only cpu, cuda and mps are supported")
-        if device.type == "mps" and not torch.backends.mps.is_available():
-            raise RuntimeError("PyTorch finds no Apple GPU")
         if name == "cuda":
-            device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+            device = torch.device("cuda", int(os.environ["LOCAL_RANK"]) if world() > 1 else 0)
         torch.empty(0, device=device)
         if device.type == "cuda":
             torch.cuda.set_device(device)
@@ -102,13 +94,3 @@ def choose_precision(name: str, device: torch.device) -> str:
 def autocast(device: torch.device, precision: str) -> torch.autocast:
     """Return the context in which products run in this precision; it may be entered again."""
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
-
-
-def can_compile(device: torch.device) -> bool:
-    """Return whether torch.compile has what it needs; if not, print what is missing."""
-    compiler = os.environ.get("CXX", "g++")
-    found = shutil.which(compiler) if device.type == "cpu" else importlib.util.find_spec("triton")
-    if not found:
-        missing = f"C++ compiler ({compiler})" if device.type == "cpu" else "triton package"
-        print(f"--compile: this machine has no {missing}; training without it")
-    return bool(found)

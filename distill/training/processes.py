@@ -9,21 +9,45 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-
-def rank() -> int:
-    return int(os.environ.get("RANK", 0))
+from minitransformer.files import UserError, first_line
 
 
 def world() -> int:
-    return int(os.environ.get("WORLD_SIZE", 1))
+    """Return the number of processes; RANK or WORLD_SIZE alone is a leftover of other work."""
+    words = [os.environ.get(name, "") for name in ("RANK", "WORLD_SIZE")]
+    return max(1, int(words[1])) if all(word.isdecimal() for word in words) else 1
 
 
-def connect(module: nn.Module, device: torch.device) -> nn.Module:
-    """Join the processes and wrap the module so that its gradients are averaged over them."""
-    if world() == 1:
-        return module
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    return DistributedDataParallel(module)
+def rank() -> int:
+    return int(os.environ["RANK"]) if world() > 1 else 0
+
+
+def join(device: torch.device) -> None:
+    """Connect this process to the others of the run, if there are any."""
+    if world() > 1 and not dist.is_initialized():
+        try:
+            dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        except (RuntimeError, ValueError) as error:
+            raise UserError(
+                f"the {world()} processes cannot connect ({first_line(error)}); start them with"
+                " torchrun, or unset RANK and WORLD_SIZE"
+            ) from None
+
+
+def check_alike(facts: dict) -> None:
+    """Refuse to train where a process has other facts than rank 0: settings, models or text."""
+    everywhere = [facts]
+    if dist.is_initialized():
+        everywhere = [None] * world()
+        dist.all_gather_object(everywhere, facts)
+    for number, theirs in enumerate(everywhere):
+        for name in everywhere[0] | theirs:
+            ours, other = str(everywhere[0].get(name)), str(theirs.get(name))
+            if ours != other:
+                raise UserError(
+                    f"the processes differ in {name}: {ours:.40} on rank 0, {other:.40} on rank"
+                    f" {number}; start all of them with the same settings and files"
+                )
 
 
 def average_gradients(module: nn.Module, now: bool) -> AbstractContextManager:
@@ -33,26 +57,14 @@ def average_gradients(module: nn.Module, now: bool) -> AbstractContextManager:
     return nullcontext()
 
 
-def sums_over_ranks(*lists: list[Tensor]) -> list[float]:
-    """Sum each list of scalars over all processes in float64: one collective, one wait."""
-    sums = []
-    for scalars in lists:
-        stacked = torch.stack([scalar.detach() for scalar in scalars])
-        if stacked.device.type == "mps":  # has no float64
-            stacked = stacked.cpu()
-        sums.append(stacked.double().sum())
-    packed = torch.stack(sums)
+def sums_over_ranks(*lists: list[Tensor]) -> Tensor:
+    """Sum each list of scalars over all processes: one tensor, one collective, no wait."""
+    device = lists[0][0].device
+    precise = torch.float32 if device.type == "mps" else torch.float64  # mps has no float64
+    sums = torch.stack([torch.stack(scalars).detach().to(precise).sum() for scalars in lists])
     if dist.is_initialized():
-        dist.all_reduce(packed)
-    return packed.tolist()
-
-
-def same_on_all_ranks(value):
-    """Return rank 0's value on every rank."""
-    values = [value]
-    if dist.is_initialized():
-        dist.broadcast_object_list(values)
-    return values[0]
+        dist.all_reduce(sums)
+    return sums
 
 
 def leave_together() -> None:

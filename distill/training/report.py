@@ -1,102 +1,148 @@
-"""The end of a run: export, loss.png, model card, summary, and the lines that train.py prints."""
+"""What train.py prints, and what a finished run leaves: export, loss.png, model card, summary."""
 
+import json
+import shlex
 import statistics
 from pathlib import Path
 
 import safetensors.torch
 
-from distill.training import cost
-from distill.training.card import write_card
+from distill.student import Start
 from distill.training.device import machine
-from distill.training.models import Models
+from distill.training.processes import launcher
 from distill.training.run import Run
+from minitransformer.default_teacher import DEFAULT_TEACHER
 from minitransformer.files import atomic
 from minitransformer.model import Encoder
 from minitransformer.pretrained import save_pretrained
 
+DEFAULT_ID = "sentence-transformers/all-MiniLM-L6-v2"  # what the default teacher is on the hub
+CARD = """---
+library_name: transformers
+pipeline_tag: {task}
+tags: [distillation, {method}, sentence-transformers]
+{base_model}---
 
-def announce(config, run: Run, models: Models, text, frozen: str) -> None:
+# {name}
+
+{about}
+
+## Text
+
+{text}
+
+## Command
+
+```bash
+{command}
+```
+
+## Use
+
+```python
+from transformers import AutoModel, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained({name!r})
+# the student has no pooler; without this, transformers adds one with random weights
+model = AutoModel.from_pretrained({name!r}, add_pooling_layer=False)
+
+from sentence_transformers import SentenceTransformer
+
+vectors = SentenceTransformer({name!r}).encode(["a sentence"])
+```
+"""
+
+
+def announce(config, run: Run, start: Start, text: list[dict], frozen: list[str]) -> None:
     """Print what is about to be trained, on what."""
-    start = describe_start(config.init, models.start["layers"])
-    print(f"student: {describe_encoder(models.student)}; {start}")
+    copied = f" from teacher layers {', '.join(map(str, start.layers))}" if start.layers else ""
+    print(f"student: {describe_encoder(start.student)}; --init {config.init}{copied}")
     form = ", by the formula of its page" if config.plain else ""
-    print(f"{config.method}: {models.method.describe()}{form}")
+    print(f"{config.method}: {start.method.describe()}{form}")
     if frozen:
-        print(frozen)
-    size = describe_size(text.describe())
-    print(f"text: {size}; {config.precision} on {machine()}; {run.folder}", flush=True)
+        count = readable(sum(start.student.get_parameter(name).numel() for name in frozen))
+        modules = ", ".join(dict.fromkeys(name.rpartition(".")[0] for name in frozen))
+        print(f"frozen, this method never reaches them ({count} parameters): {modules}")
+    if start.positions:
+        print(f"note: {start.positions}")
+    for warning in start.warnings:
+        print(f"WARNING: {warning}")
+    tokens = sum(corpus["tokens"] for corpus in text)
+    print(f"text: {tokens:,} tokens; {config.precision} on {machine()}; {run.folder}")
 
 
 def describe_encoder(encoder: Encoder) -> str:
-    config, (total, _) = encoder.config, cost.parameter_counts(encoder)
+    """Return its sizes; the MLM head is not counted, it is no part of a deployed encoder."""
+    config, parts = encoder.config, (encoder.embeddings, encoder.blocks)
+    total = sum(p.numel() for part in parts for p in part.parameters())
     return (
         f"{config.num_hidden_layers} layers x {config.hidden_size},"
         f" {config.num_attention_heads} heads, FFN {config.intermediate_size},"
-        f" {total / 1e6:.1f} M parameters"
+        f" {readable(total)} parameters"
     )
 
 
-def describe_start(init: str, layers: list[int]) -> str:
-    if not layers:
-        return f"starts from {init}"
-    plural = "s" if len(layers) > 1 else ""
-    return f"starts from teacher layer{plural} {', '.join(map(str, layers))} ({init})"
+def readable(count: int) -> str:
+    return f"{count / 1e6:.1f} M" if count >= 1e6 else f"{count / 1e3:.1f} k"
 
 
-def describe_size(text: list[dict]) -> str:
-    """Return how many tokens the corpora of Text.describe() have together."""
-    sizes = [corpus["tokens"] for corpus in text]
-    return "size unknown" if None in sizes else f"{sum(sizes):,} tokens"
-
-
-def finish(config, run: Run, models: Models, text) -> None:
+def finish(config, run: Run, start: Start) -> None:
     """Write all that a finished run leaves, then print what came of it.
 
     The checkpoints go last, so a kill in here loses nothing.
     """
-    student = models.student.eval()
-    if maps := dict(models.method.named_parameters()):
+    if maps := dict(start.method.named_parameters()):
         maps = {name: parameter.detach().cpu() for name, parameter in maps.items()}
         with atomic(run.folder / "projections.safetensors") as temporary:
             temporary.write_bytes(safetensors.torch.save(maps))
-    save_pretrained(run.folder, student, models.tokenizer)
+    save_pretrained(run.folder, start.student.eval(), start.tokenizer)
     records = run.records()
     steps = [r for r in records if r["event"] == "step"]
     evals = [r for r in records if r["event"] == "eval"]
     plot_loss(config, steps, evals, run.folder / "loss.png")
-    summary = {
-        "loss_before": evals[0]["loss"],
-        "loss_after": evals[-1]["loss"],
-        "tokens_per_s": statistics.median(r["tokens_per_s"] for r in steps),
-        "skipped_steps": sum(r["loss"] is None for r in steps),
-        "text": text.describe(),
-    }
-    losses = f"{show_loss(evals[0])} -> {show_loss(evals[-1])}"
-    sizes = f"{describe_encoder(student)}; {describe_start(config.init, models.start['layers'])}"
-    write_card(run.folder, records[0], student, losses, sizes, summary["text"])
-    run.log("summary", **summary)
+    before, after = evals[0]["loss"], evals[-1]["loss"]
+    speed = statistics.median(r["tokens_per_s"] for r in steps)
+    write_card(run.folder, records[0], start, f"{before:.4f} -> {after:.4f}")
+    run.log("summary", loss_before=before, loss_after=after, tokens_per_s=speed)
     run.remove_checkpoints()
-    print(f"\nheld-out {config.method} loss  {losses}")
-    print(f"training speed     {summary['tokens_per_s']:,.0f} tokens/s")
-    if warning := ended_worse(config.method, *(record["loss"] for record in (evals[0], evals[-1]))):
-        print(warning)
-    if summary["skipped_steps"]:
-        print(f"skipped steps      {summary['skipped_steps']}")
-    print(f"student            {run.folder}\n\nnext:\n  python evaluate.py {run.folder}")
+    print(f"\nheld-out {config.method} loss  {before:.4f} -> {after:.4f}")
+    if after > before:
+        print(
+            "WARNING: the student ended worse than it started; lower --lr, train for more --steps,"
+            " or start from other layers (--init)"
+        )
+    print(f"training speed     {speed:,.0f} tokens/s")
+    print(f"student            {run.folder}")
+    print(f"\nnext:\n  python evaluate.py {shlex.quote(str(run.folder))}")
 
 
-def ended_worse(method: str, before: float | None, after: float | None) -> str:
-    """Return a warning if the held-out loss ended above that of the start, else nothing."""
-    if before is not None and after is not None and after <= before:
-        return ""
-    return (
-        f"WARNING: the {method} loss ended above that of the untrained start: this training did"
-        " harm; lower --lr, train for more --steps, or change --student-layers or --init"
+def write_card(folder: Path, record: dict, start: Start, losses: str) -> None:
+    """Write RUN/README.md in the form that the Hugging Face hub reads, from the start record."""
+    settings, student = record["settings"], start.student
+    # MLM may have no teacher; then it continues the training of the model that --init names
+    source = settings["teacher"] if record["teacher"] else settings["init"]
+    source = DEFAULT_ID if source == DEFAULT_TEACHER else source
+    verb = "trained further" if settings["method"] == "mlm" else "distilled"
+    about = [
+        f"An encoder {verb} from `{source}` by the method `{settings['method']}`:",
+        f"{describe_encoder(student)}.",
+        f"Held-out loss {losses} in {settings['steps']} steps.",
+    ]
+    if start.positions:
+        about.append(f"Note: {start.positions}.")
+    shares = [f"- {part['name']}: {part['share']:.1%} of the sequences" for part in record["text"]]
+    program = shlex.join(["train.py", *record["argv"][1:]])
+    card = CARD.format(
+        task="feature-extraction" if student.mlm_head is None else "fill-mask",
+        method=settings["method"],
+        base_model="" if Path(source).exists() else f"base_model: {json.dumps(source)}\n",
+        name=folder.name,
+        about="\n".join(about),
+        text="\n".join(shares),
+        command=f"{launcher(record['processes'])} {program}",
     )
-
-
-def show_loss(record: dict) -> str:
-    return "not finite" if record["loss"] is None else f"{record['loss']:.4f}"
+    with atomic(folder / "README.md") as temporary:
+        temporary.write_text(card, "utf-8")
 
 
 def plot_loss(config, steps: list[dict], evals: list[dict], file: Path) -> None:
@@ -104,15 +150,11 @@ def plot_loss(config, steps: list[dict], evals: list[dict], file: Path) -> None:
 
     figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
     for records, style, label in ((steps, "-", "training"), (evals, "o-", "held-out")):
-        losses = [r["loss"] for r in records]  # None leaves a gap
-        axes.plot([r["step"] for r in records], losses, style, linewidth=1, label=label)
-    axes.set(
-        xlabel="optimizer step",
-        ylabel=f"{config.method} loss",
-        title=f"{file.parent}: {config.teacher} -> student",
-    )
+        numbers, losses = [r["step"] for r in records], [r["loss"] for r in records]
+        axes.plot(numbers, losses, style, linewidth=1, label=label)
+    title = f"{file.parent}: {config.teacher} -> student"
+    axes.set(xlabel="optimizer step", ylabel=f"{config.method} loss", title=title)
     axes.legend()
-    axes.grid(alpha=0.3)
     with atomic(file) as temporary:
         figure.savefig(temporary, dpi=120, format="png")
     plt.close(figure)

@@ -1,4 +1,4 @@
-"""The run folder: its lock, its log, its checkpoints, and what they promise.
+"""The run folder: its log and checkpoints, and how a run begins, resumes and is stopped.
 
     RUN/log.jsonl                     one record a line, each with an `event`: start, step, eval,
                                       resume, summary
@@ -11,27 +11,36 @@ absent. It notes how long the log was; resuming from it cuts the log back to tha
 step is in the log once.
 """
 
+import contextlib
 import hashlib
 import itertools
 import json
 import os
+import pickle
+import signal
+import threading
+from dataclasses import fields
 from pathlib import Path
 
 import torch
 from filelock import FileLock, Timeout
 
-from distill.training.processes import same_on_all_ranks
-from minitransformer.files import UserError, first_line, flush, obstacle
+from distill.training.cli import flag
+from distill.training.processes import world
+from minitransformer.files import UserError, first_line, flush
+
+# settings that a resume may change: they alter how the run continues, not what it is
+MAY_CHANGE = "out resume batch_size accumulate device threads save_every eval_every lr clip".split()
 
 
 class Run:
     """One run folder. Only the process with rank 0 writes (`writes`); all of them read.
 
-    As a context manager it gives the folder up at the end: its lock is released and removed.
+    As a context manager it releases the folder at the end, and removes one that no run began in.
     """
 
     def __init__(self, folder: str | Path | None, writes: bool = True):
-        self.folder = folder and Path(folder)  # None until `create` chooses a name
+        self.folder = folder and Path(folder)  # None until `open` chooses a name
         self.writes = writes
         self._lock: FileLock | None = None
 
@@ -39,46 +48,40 @@ class Run:
     def log_file(self) -> Path:
         return self.folder / "log.jsonl"
 
-    def check_new(self) -> None:
-        """Refuse a folder that exists or cannot be made: cheap, so before anything slow."""
-        if self.folder and os.path.lexists(self.folder):
-            raise UserError(f"--out {self.folder} exists; choose another name, or pass --resume")
-        if (path := obstacle(self.folder or Path("runs"))) is not None:
-            raise UserError(f"nothing can be made in {path}; name another run folder with --out")
+    def open(self, stem: str, resume: bool = False) -> None:
+        """Make the folder, unless to resume in it, and lock it.
 
-    def create(self, stem: str) -> Path:
-        """Make the folder and lock it; without a name it is the first of STEM-1, -2, ... to be new.
-
-        All ranks return the folder of rank 0.
+        Without a name it is the first new one of STEM-1, STEM-2, ...
         """
-        if self.writes:
-            if self.folder is None:
-                names = (Path(f"{stem}-{n}") for n in itertools.count(1))
-                self.folder = next(name for name in names if not name.exists())
-            self.folder.mkdir(parents=True)
-            self.lock()
-        self.folder = same_on_all_ranks(self.folder)
-        return self.folder
-
-    def lock(self) -> None:
-        """Refuse a folder in which another program trains now."""
         if not self.writes:
             return
-        self._lock = FileLock(self.folder / ".lock")
+        if self.folder is None:
+            names = (Path(f"{stem}-{n}") for n in itertools.count(1))
+            self.folder = next(name for name in names if not os.path.lexists(name))
+        if resume:
+            self.records()
+        else:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            # a program that was killed before its first step leaves nothing but its lock
+            if set(os.listdir(self.folder)) - {".lock"}:
+                raise UserError(f"--out {self.folder} exists; choose another name, or --resume")
+        lock = FileLock(self.folder / ".lock")
         try:
-            self._lock.acquire(timeout=0)
+            lock.acquire(timeout=0)
         except Timeout:
-            raise UserError(
-                f"another program trains in {self.folder} now; wait for its end or stop it"
-            ) from None
+            raise UserError(f"another program trains in {self.folder}; wait or stop it") from None
+        self._lock = lock
 
     def __enter__(self) -> "Run":
         return self
 
     def __exit__(self, *exception) -> None:
-        if self._lock and self._lock.is_locked:
+        if self._lock:
             Path(self._lock.lock_file).unlink(missing_ok=True)
             self._lock.release()
+            if not self.log_file.exists():
+                with contextlib.suppress(OSError):  # it is gone, or another program uses it now
+                    self.folder.rmdir()
 
     # ---- log ----
 
@@ -88,16 +91,21 @@ class Run:
             with open(self.log_file, "a", encoding="utf-8") as log:
                 log.write(line + "\n")
 
+    def begin(self, record: dict) -> None:
+        """Write the start record: all of it, or no log."""
+        try:
+            self.log("start", **record)
+        except OSError:
+            self.log_file.unlink(missing_ok=True)
+            raise
+
     def records(self) -> list[dict]:
         """Return the log's complete records, the first one `start`; a torn last line is ignored."""
-        if not self.folder.is_dir():
-            raise UserError(f"{self.folder}: no such run folder; pass the --out of a run")
         try:
             lines = self.log_file.read_bytes().split(b"\n")[:-1]
             records = [json.loads(line) for line in lines]
-            whole = records[0]["event"] == "start" and isinstance(records[0]["settings"], dict)
-            whole = whole and {"teacher", "start", "text"} <= records[0].keys()
-        except (OSError, ValueError, TypeError, LookupError):
+            whole = {"settings", "teacher", "start", "text"} <= records[0].keys()
+        except (OSError, ValueError, LookupError, AttributeError):
             whole = False
         if not whole:
             raise UserError(
@@ -105,16 +113,6 @@ class Run:
                 " a new run"
             )
         return records
-
-    def check_unchanged(self, facts: dict) -> None:
-        """Refuse to resume with another teacher, start or text than the run began with."""
-        before, now = _inputs(self.records()[0]), _inputs(facts)
-        for what, hashed in before.items():
-            if hashed != now[what]:
-                raise UserError(
-                    f"{what} has changed since {self.folder} began: sha256 {hashed:.12} then,"
-                    f" {now[what]:.12} now; restore it or start a new run"
-                )
 
     def cut_log(self, length: int | None) -> None:
         """Cut the log back to `length` bytes (None: behind its start record)."""
@@ -154,22 +152,24 @@ class Run:
                 old.unlink()
         except (OSError, RuntimeError) as error:
             # torch.save raises a RuntimeError of its own over the OSError of a full disk
-            error = error if isinstance(error, OSError) else error.__context__
-            if not isinstance(error, OSError):
+            cause = error if isinstance(error, OSError) else error.__context__
+            if not isinstance(cause, OSError):
                 raise
             unfinished.unlink(missing_ok=True)
-            raise UserError(
-                f"checkpoint of step {step} cannot be written to {self.folder}"
-                f" ({first_line(error)}); those before are kept, and --resume goes on from them"
-            ) from None
+            why = f"checkpoint of step {step} cannot be written ({first_line(cause)})"
+            raise UserError(f"{why}; earlier ones are kept in {self.folder}: --resume") from None
 
     def newest(self) -> dict | None:
         """Return the newest whole checkpoint, None where none was written; name damaged ones."""
         checkpoints = self.checkpoints()
         for file in reversed(checkpoints):
-            if file.stem.endswith(_digest(file)):
+            if not file.stem.endswith(_digest(file)):
+                print(f"{file} is damaged, trying the one before")
+                continue
+            try:
                 return torch.load(file, map_location="cpu", weights_only=True)
-            print(f"{file} is damaged, trying the one before", flush=True)
+            except pickle.UnpicklingError:  # its message advises to run the code
+                raise UserError(f"{file} holds code, so no run wrote it; delete it") from None
         if checkpoints:
             raise UserError(f"{self.folder}: all its checkpoints are damaged; start a new run")
         return None
@@ -180,7 +180,46 @@ class Run:
                 file.unlink()
 
 
-def _inputs(record: dict) -> dict[str, str | None]:
+def _digest(file: Path) -> str:
+    """Return the first 64 bits of the sha256 of a file, in hex."""
+    with open(file, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()[:16]
+
+
+# ---- resume --------------------------------------------------------------------------------------
+
+
+def resumed_settings(config_class: type, given: dict) -> dict:
+    """Return the settings of the run that `--out` names, changed by those given with --resume."""
+    if "out" not in given:
+        raise UserError("--resume needs the run folder: name it with --out")
+    records = Run(given["out"]).records()
+    # the newest: an earlier resume may have changed them
+    settings = [record["settings"] for record in records if "settings" in record][-1]
+    known = settings.keys() == {f.name for f in fields(config_class)}
+    if not known or "sequences" not in records[0]:
+        raise UserError(f"{given['out']} was begun by another version of this program; use that")
+    for name, value in given.items():
+        if name not in MAY_CHANGE and value not in (settings[name], "auto"):
+            raise UserError(
+                f"{flag(name)} {value}, but {given['out']} was started with {settings[name]};"
+                f" leave {flag(name)} out to resume it"
+            )
+    return settings | {name: value for name, value in given.items() if name in MAY_CHANGE}
+
+
+def is_finished(run: Run) -> bool:
+    """Say so if the run is finished, and return whether it is."""
+    *_, last = records = run.records()
+    if last["event"] != "summary":
+        return False
+    run.remove_checkpoints()  # it may have been killed between its summary and this
+    steps = max(record["step"] for record in records if record["event"] == "eval")
+    print(f"{run.folder} is finished: {steps} steps, held-out loss {last['loss_after']}")
+    return True
+
+
+def inputs(record: dict) -> dict[str, str | None]:
     """Return the hash of everything that a run reads, by its name in messages."""
     hashes = {f"the text {corpus['name']}": corpus["hash"] for corpus in record["text"]}
     hashes["the teacher"] = record["teacher"] and record["teacher"]["hash"]
@@ -188,7 +227,76 @@ def _inputs(record: dict) -> dict[str, str | None]:
     return hashes
 
 
-def _digest(file: Path) -> str:
-    """Return the first 64 bits of the sha256 of a file, in hex."""
-    with open(file, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()[:16]
+def resume(run: Run, record: dict, parts: dict) -> tuple[int, int]:
+    """Load the newest checkpoint, cut the log back to it, return (steps done, sequences read).
+
+    record   the run's start record as it would be now
+    parts    name -> whatever has load_state_dict: student, method, optimizer
+    """
+    records = run.records()
+    now = inputs(record)
+    for what, then in inputs(records[0]).items():
+        if then != now[what]:
+            raise UserError(
+                f"{what} has changed since {run.folder} began: sha256 {then:.12} then,"
+                f" {now[what]:.12} now; restore it or start a new run"
+            )
+    checkpoint = run.newest()
+    run.cut_log(checkpoint and checkpoint["log_length"])
+    step = sequences = 0
+    if checkpoint:
+        step, sequences = checkpoint["step"], checkpoint["sequences"]
+        for name, part in parts.items():
+            part.load_state_dict(checkpoint[name])
+    print(f"resuming {run.folder} at step {step} ({sequences} sequences read)")
+    before = [r["sequences_a_step"] for r in records if "sequences_a_step" in r][-1]
+    if before != record["sequences_a_step"]:
+        turns, rest = divmod(before, record["settings"]["batch_size"] * world())
+        remedy = "" if rest else f"; --accumulate {turns} restores that"
+        print(f"WARNING: a step has {record['sequences_a_step']} sequences, not {before}{remedy}")
+    run.log("resume", step=step, **record)
+    return step, sequences
+
+
+# ---- signals -------------------------------------------------------------------------------------
+
+
+class Signals:
+    """Let the step in progress finish on SIGTERM, Ctrl-C, a closed terminal or SIGUSR1, so that it
+    is saved; under torchrun also when torchrun itself is gone.
+
+    Handlers stand from `listen` to the end of the context.
+    """
+
+    def __init__(self):
+        self.received = 0
+        self._launcher = os.getppid() if world() > 1 else None
+        self._before = {}
+
+    def listen(self) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            return  # Python allows handlers there alone
+        for name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1"):
+            number = getattr(signal, name, None)  # Windows lacks the last two
+            if number and signal.getsignal(number) != signal.SIG_IGN:  # nohup's choice stays
+                self._before[number] = signal.signal(number, self._note)
+
+    def _note(self, number: int, frame) -> None:
+        self.received = self.received or number
+
+    def __enter__(self) -> "Signals":
+        return self
+
+    def __exit__(self, *exception) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def vote(self, device: torch.device) -> torch.Tensor:
+        """Return 1 if this process is to stop, else 0, to be summed over the ranks."""
+        orphaned = self._launcher not in (None, os.getppid())
+        return torch.full((), float(orphaned or self.received > 0), device=device)
+
+    @property
+    def status(self) -> int:
+        """Return the exit status; where another rank received the signal, that of SIGTERM."""
+        return 128 + (self.received or signal.SIGTERM)

@@ -22,7 +22,7 @@ def held_out_loss(
     """Return sum / count over all batches, NaN if nothing counts; each rank takes its share.
 
     compute    (teacher, batch) -> (sum, count), a method's loss with its student inside
-    autocast   entered anew for each batch, as machine.autocast returns it
+    autocast   entered anew for each batch, as device.autocast returns it
     """
     zero = torch.zeros((), device=batches[0].ids.device)  # a rank may have no batch
     totals, counts = [zero], [zero]
@@ -31,5 +31,5 @@ def held_out_loss(
             total, count = compute(teacher, batch)
         totals.append(total)
         counts.append(count)
-    total, count = sums_over_ranks(totals, counts)
+    total, count = sums_over_ranks(totals, counts).tolist()
     return total / count if count else math.nan

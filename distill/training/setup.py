@@ -1,0 +1,102 @@
+"""From the settings of a run to its models, optimizer and learning rates."""
+
+import math
+from dataclasses import asdict, replace
+
+import torch
+from torch import nn
+
+from distill import METHODS
+from distill.method import Batch, Method, check_method
+from distill.student import Start, build_start, is_folder, sizes
+from minitransformer.files import UserError
+from minitransformer.model import Encoder
+from minitransformer.pretrained import load_pretrained, model_hash
+
+
+def load_models(config) -> tuple[Encoder | None, Start, object, dict]:
+    """Return teacher, start (student, method, tokenizer), and what was found out about them: the
+    settings with what they left open filled in, and the names and hashes for the log.
+
+    Errors: UserError, before any text is read.
+    """
+    kind = METHODS[config.method]
+    teacher = tokenizer = teacher_record = None
+    if kind.needs_teacher or not is_folder(config.init):
+        teacher, tokenizer = load_pretrained(config.teacher, config.revision)
+        teacher.requires_grad_(False)
+        teacher_record = {"name": config.teacher, "hash": model_hash(teacher, tokenizer)}
+    start = build_start(asdict(config), teacher)
+    start.tokenizer = start.tokenizer or tokenizer  # its own where --init names a folder
+    if tokenizer is not None and tokenizer.hash != start.tokenizer.hash:
+        raise UserError(
+            f"the tokenizers differ: --init {config.init} has {start.tokenizer.vocab_size} tokens,"
+            f" --teacher {config.teacher} has {tokenizer.vocab_size}; a student must read as its"
+            " teacher does"
+        )
+    start.method.check_models(start.student, teacher)
+    for name, model in (("student", start.student), ("teacher", teacher)):
+        if model is not None and config.seq_len > model.config.max_tokens:
+            raise UserError(
+                f"--seq-len {config.seq_len}, but the {name} has positions for"
+                f" {model.config.max_tokens} tokens; give at most that"
+            )
+    chosen = {"init": start.init, **sizes(start.student.config)}
+    for name in ("teacher_layer", "relation_heads"):
+        if getattr(start.method, name, None) is not None:
+            chosen[name] = getattr(start.method, name)
+    start_record = {"hash": model_hash(start.student, start.tokenizer), "layers": start.layers}
+    record = {"teacher": teacher_record, "start": start_record}
+    return teacher, start, replace(config, **chosen), record
+
+
+def freeze_unreached(
+    student: Encoder, method: Method, teacher: Encoder | None, batch: Batch
+) -> list[str]:
+    """Freeze what the method's gradient never reaches; return the names of these parameters.
+
+    DistributedDataParallel would wait for these gradients, and weight decay would shrink them.
+    """
+    check_method(method, student, teacher, batch.sequences(0, 1))
+    unreached = {name: p for name, p in student.named_parameters() if p.grad is None}
+    for parameter in unreached.values():
+        parameter.requires_grad_(False)
+    student.zero_grad(set_to_none=True)
+    method.zero_grad(set_to_none=True)
+    return list(unreached)
+
+
+def make_optimizer(model: nn.Module, lr: float, weight_decay: float) -> torch.optim.AdamW:
+    """Return AdamW over the parameters that learn.
+
+    Weight decay acts on the matrices of layers and learned maps only. In an embedding table it
+    would shrink every row that the text never reads; vectors are biases and norms.
+    """
+    tables = {module.weight for module in model.modules() if isinstance(module, nn.Embedding)}
+    decayed, kept = [], []
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            matrix = parameter.dim() > 1 and parameter not in tables
+            (decayed if matrix else kept).append(parameter)
+    groups = [
+        {"params": decayed, "weight_decay": weight_decay},
+        {"params": kept, "weight_decay": 0.0},
+    ]
+    # eps 1e-6: with 1e-8 a gradient that is rounding noise moves a weight by a full learning rate
+    return torch.optim.AdamW(groups, lr=lr, eps=1e-6, fused=True)
+
+
+def learning_rate(step: int, steps: int, peak: float, warmup: float) -> float:
+    """Return the rate of step 0, 1, ...: it rises linearly to `peak`, then falls linearly to 0.
+
+    warmup   share of the steps in which the rate rises
+    """
+    rising = math.ceil(warmup * steps)
+    if step < rising:
+        return peak * (step + 1) / rising
+    return peak * (steps - step) / max(1, steps - rising)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = lr
