@@ -1,23 +1,24 @@
 """What did distillation bring, and what does the student cost?
 
-    python evaluate.py runs/mha-1                          beside its start and its teacher
+    python evaluate.py runs/mha-1                          beside its teacher, on movies and topics
     python evaluate.py runs/mha-1 runs/hs-1 --out results  several runs; JSON, Markdown, pictures
     python evaluate.py RUN --tasks glue --data-dir GLUE    GLUE's eight tasks from files
     python evaluate.py RUN --tasks my/task --seeds 5       your own: my/task/train.* and dev.*
 
-RUN is a run folder of train.py, or any folder or hub id with an encoder. One table is printed:
+RUN is a run folder of train.py, or any folder or hub id with an encoder. A student stands beside
+its teacher and beside what costs no training: the teacher cut off after the student's number of
+layers or, where their widths differ, the student's untrained start. One table is printed:
 
-    held-out   each run's own distillation loss; perplexity and agreement with the teacher where
-               there are MLM heads; sentence vectors beside the teacher's, without fine-tuning
-    tasks      fine-tuned by one recipe (distill/evaluation/finetune.py) over a grid of learning
-               rates and epochs with K seeds; the best cell's mean ± standard deviation
-    cost       parameters, megabytes, arithmetic, latency, all models in turns
+    cost         parameters, size, arithmetic, latency; each run's loss on held-out text
+    fine-tuned   by one recipe (distill/evaluation/finetune.py): mean ± standard deviation over
+                 seeds
+    as it is     without fine-tuning: a linear probe on the sentence vectors, nearest neighbours
+                 kept, translations found
 
-and then, in words, how far each student came from its untrained start to its teacher. The start is
-rebuilt from the run's settings and checked by the hash in its log.
+and then, in words, how far each student came from that baseline to its teacher.
 
-Fine-tuning results are cached under ~/.cache/minitransformer/finetune by weights, task and recipe,
-so a killed call goes on and a second one computes only what is new.
+Results are cached under ~/.cache/minitransformer/evaluation by weights, task and recipe, so a
+killed call can be repeated and a second one computes only what is new.
 """
 
 import argparse
@@ -28,21 +29,35 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from distill.evaluation.as_is import held_out_batches, on_held_out_text, on_sentences
-from distill.evaluation.columns import Model, load_models
-from distill.evaluation.costs import measure_costs
-from distill.evaluation.docs_tasks import DOCS
+from distill.evaluation.as_is import (
+    SENTENCES,
+    compare_vectors,
+    held_out_batches,
+    on_held_out_text,
+    probe_scores,
+    sentence_vectors,
+)
+from distill.evaluation.columns import Model, load_columns
+from distill.evaluation.cost import measure_costs
 from distill.evaluation.finetune import Grid, Recipe
 from distill.evaluation.glue import GLUE, LANGUAGES, glue_task, xnli_task
-from distill.evaluation.table import closing_lines, markdown, result_records, table
+from distill.evaluation.named_tasks import NAMED
+from distill.evaluation.table import (
+    as_is_records,
+    closing_lines,
+    markdown,
+    record,
+    short_names,
+    table,
+    tuned_records,
+)
 from distill.evaluation.tasks import Task, folder_task
 from distill.training import cli
 from distill.training.device import autocast, choose_device, choose_precision, provenance
 from distill.training.processes import world
 from minitransformer.files import UserError, atomic, obstacle
 
-KNOWN = ("docs", *DOCS, "glue", *GLUE, "xnli")
-SENTENCE = "The bank refused the loan because it had lent too much money already."
+KNOWN = (*NAMED, "glue", *GLUE, "xnli")
 
 
 # ---- settings ------------------------------------------------------------------------------------
@@ -51,21 +66,21 @@ SENTENCE = "The bank refused the loan because it had lent too much money already
 def parse_config(argv: list[str] | None = None) -> argparse.Namespace:
     parser = cli.Parser(description=__doc__.splitlines()[0])
     add = parser.add_argument
-    task_help = f"{', '.join(KNOWN)}, a folder with train.* and dev.*, or none (default: docs)"
+    task_help = (
+        f"{', '.join(KNOWN)}, a folder with train.* and dev.*, or none (default: movies topics)"
+    )
     precision_help = "of all but latencies; auto: bf16 where the hardware multiplies it, else fp32"
     add("runs", nargs="+", metavar="RUN", help="run folders, other folders, or hub ids")
     add("--teacher", help="what to compare with (default: each run's own teacher)")
     add("--data", action="append", help="held-out text, as in train.py (default: each run's own)")
-    add("--tasks", nargs="+", default=["docs"], metavar="T", help=task_help)
+    add("--tasks", nargs="+", default=["movies", "topics"], metavar="T", help=task_help)
     add("--data-dir", help="GLUE and XNLI offline: a folder with one folder a task")
     add("--languages", nargs="+", choices=LANGUAGES, metavar="L", help="of xnli (default: all)")
-    add("--regression", action="store_true", help="own tasks: integers are numbers, not classes")
-    add("--seeds", type=int, default=2, help="fine-tuned models a cell of the grid (default: 2)")
+    add("--seeds", type=int, default=3, help="fine-tuned models a task (default: 3)")
     add("--lrs", nargs="+", type=float, default=[], help="learning rates (default: the task's)")
     add("--epochs", nargs="+", type=int, default=[], help="of fine-tuning (default: the task's)")
     add("--batch-size", type=int, default=0, help="of fine-tuning (default: the task's)")
     add("--max-tokens", type=int, default=128, help="longer inputs are cut (default: 128)")
-    add("--sentence", default=SENTENCE, help="whose relation maps are drawn")
     add("--precision", choices=["auto", "fp32", "bf16"], default="auto", help=precision_help)
     add("--device", default="auto", help="cpu, cuda, cuda:1, mps; auto is cuda where there is one")
     add("--threads", type=int, default=0, help="CPU threads (default: PyTorch's choice)")
@@ -84,22 +99,22 @@ def parse_config(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def load_tasks(config: argparse.Namespace) -> list[Task]:
-    groups = {"docs": list(DOCS), "glue": list(GLUE), "none": []}
+    groups = {"glue": list(GLUE), "none": []}
     names = [name for given in config.tasks for name in groups.get(given, [given])]
     for name in names:  # all names before any file
-        if name not in (*DOCS, *GLUE, "xnli") and not Path(name).is_dir():
+        if name not in (*NAMED, *GLUE, "xnli") and not Path(name).is_dir():
             known = ", ".join(KNOWN)
             raise UserError(f"--tasks {name}: neither a folder nor one of {known}, none")
     tasks = {}
     for name in dict.fromkeys(names):
-        if name in DOCS:
-            task = DOCS[name]()
+        if name in NAMED:
+            task = NAMED[name]()
         elif name in GLUE:
             task = glue_task(name, config.data_dir)
         elif name == "xnli":
             task = xnli_task(config.data_dir, config.languages)
         else:
-            task = folder_task(name, config.regression)
+            task = folder_task(name)
         if task.name in tasks or task.name == "glue":  # the average has this name
             raise UserError(f"--tasks {name}: there is another task called {task.name}; rename one")
         tasks[task.name] = task
@@ -146,6 +161,53 @@ def notes_on(grids: dict[tuple[str, str], Grid]) -> list[str]:
     return [*settings.values(), *cut]
 
 
+def as_they_are(
+    models: dict[str, Model], tasks: list[Task], device: torch.device, precision: str
+) -> list[dict]:
+    """Return the records of all that needs no fine-tuning."""
+    records = []
+    for task in tasks:
+        for name, model in models.items():
+            records += as_is_records(name, task, probe_scores(model, task, device, precision))
+    if tasks:
+        split = next(iter(tasks[0].scored.values()))
+        sentences = list(dict.fromkeys(split.texts))[:SENTENCES]
+        vectors = {
+            name: sentence_vectors(model, sentences, device, precision)
+            for name, model in models.items()
+        }
+        for name, model in models.items():
+            if model.teacher:
+                compared = compare_vectors(vectors[name], vectors[model.teacher.name])
+                for metric, value in compared.items():
+                    records.append(record(name, "vectors", metric, [value]))
+    return records
+
+
+def headlines_of(tasks: list[Task], records: list[dict]) -> dict[tuple[str, str], str]:
+    """Return {(task, metric): how it is called} of what is said in words."""
+    headlines = {(task.name, task.metrics[0]): f"{task.name}, fine-tuned" for task in tasks}
+    if any(record["task"] == "glue" for record in records):
+        headlines["glue", "average"] = "glue, fine-tuned"
+    for task in tasks:
+        headlines[task.name, f"probe {task.metrics[0]}"] = f"{task.name}, as it is"
+        if task.aligned:
+            headlines[task.name, "retrieval accuracy"] = f"{task.name}, translations found"
+    return headlines
+
+
+def shown(records: list[dict], headlines: dict[tuple[str, str], str]) -> list[dict]:
+    """Return the records of the headlines and of their single splits, and those of vectors."""
+    chosen = []
+    for row in records:
+        names = (metric for task, metric in headlines if task == row["task"])
+        if row["task"] == "vectors" or any(
+            row["metric"] == name or row["metric"].startswith(f"{name} ") for name in names
+        ):
+            chosen.append(row)
+    return chosen
+
+
 # ---- all of it -----------------------------------------------------------------------------------
 
 
@@ -162,7 +224,7 @@ def main(argv: list[str] | None = None) -> int:
 
     # ---- load: all that can be refused is refused here
     tasks = load_tasks(config)
-    models = load_models(config.runs, config.teacher)
+    models = load_columns(config.runs, config.teacher)
     for model in models.values():
         model.encoder.to(device)
     measured_by = provenance()
@@ -176,30 +238,26 @@ def main(argv: list[str] | None = None) -> int:
     batches = held_out_batches(models, config.data, device)
     for name, model in models.items():
         facts[name] |= on_held_out_text(model, batches[name], autocast(device, precision))
+        if model.loss_before is not None and not config.data:
+            facts[name]["loss_before"] = model.loss_before
 
-    # ---- sentence vectors
-    if tasks:
-        split = next(iter(tasks[0].scored.values()))
-        for name, found in on_sentences(models, split.texts, device).items():
-            facts[name] |= found
-
-    # ---- fine-tuning
+    # ---- tasks
     recipe = Recipe(max_tokens=config.max_tokens, precision=precision, device=str(device))
     grids = make_grids(models, tasks, config, recipe)
     fine_tune(grids)
-    records = result_records(grids)
+    tuned, as_is = tuned_records(grids), as_they_are(models, tasks, device, precision)
+    records = tuned + as_is
 
     # ---- cost
     for name, costs in measure_costs(models).items():
         facts[name] |= costs
 
     # ---- table
-    rows = list(facts.values())
-    headlines = {task.name: task.metrics[0] for task in tasks}
-    if any(record["task"] == "glue" for record in records):
-        headlines["glue"] = "average"
-    lines = markdown(table(rows, records, headlines))
-    closing = closing_lines(models, records, headlines)
+    rows, labels = list(facts.values()), short_names(list(models))
+    headlines = headlines_of(tasks, records)
+    blocks = {"fine-tuned": shown(tuned, headlines), "as it is": shown(as_is, headlines)}
+    lines = markdown(table(rows, blocks, labels))
+    closing = closing_lines(models, records, headlines, labels)
     notes = [f"measured on {where}", *notes_on(grids)]
     print("", lines, "", *notes, *([""] if closing else []), *closing, sep="\n")
 
@@ -226,7 +284,7 @@ def main(argv: list[str] | None = None) -> int:
         for name, content in files.items():
             with atomic(config.out / name) as unfinished:
                 unfinished.write_text(content, "utf-8")
-        figures.draw(config.out, models, config.sentence, rows, records, headlines)
+        figures.draw(config.out, models, labels)
         print(f"written to {config.out}")
     return 0
 

@@ -193,7 +193,7 @@ def test_retrieval_reads_held_out_pages_and_counts_the_translations_that_are_nea
 
     monkeypatch.setattr(languages, "LANGUAGES", ("de",))
     monkeypatch.setattr(languages, "paragraphs", lambda folder, name: texts[name])
-    monkeypatch.setattr(languages, "load_models", lambda *_: {"student": None})
+    monkeypatch.setattr(languages, "load_columns", lambda *_: {"student": None})
     monkeypatch.setattr(languages, "sentence_vectors", vectors)
     (share,) = languages.retrieval("run", "teacher", Path())["student"]["help retrieval de"]
     assert share == pytest.approx(1 - 2 / len(queries))

@@ -1,6 +1,8 @@
-"""The models of a table: runs, their untrained starts, their teachers."""
+"""The models of a table: teachers, what costs no training, students."""
 
-from dataclasses import asdict, dataclass
+import hashlib
+import json
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from distill.student import build_start
@@ -15,104 +17,120 @@ from minitransformer.tokenizer import Tokenizer
 class Model:
     """One column of the table.
 
-    settings   of the run of train.py that made it, or that begins with it; None where none did
-    trained    whether it is such a run's student, and not its start or a model from elsewhere
-    start      a run's untrained start, where it could be rebuilt
-
-    Its fingerprint is what identifies it: hash of its weights, sizes, hash of its tokenizer.
+    settings   of the run of train.py whose student it is; None for any other model
+    baseline   what the student must beat, since it costs no training: the teacher cut off after as
+               many layers as the student has, or else the run's untrained start
+    loss_before   the logged held-out loss of the run's untrained start
     """
 
     name: str
     encoder: Encoder
     tokenizer: Tokenizer
     settings: dict | None = None
-    trained: bool = False
     teacher: "Model | None" = None
-    start: "Model | None" = None
+    baseline: "Model | None" = None
+    loss_before: float | None = None
 
     def __post_init__(self):
-        weights, sizes = weights_hash(self.encoder), asdict(self.encoder.config)
-        self.fingerprint = {"weights": weights, "config": sizes, "tokenizer": self.tokenizer.hash}
+        parts = weights_hash(self.encoder), asdict(self.encoder.config), self.tokenizer.hash
+        self.hash = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
     @property
     def reads_like_teacher(self) -> bool:
         return self.teacher is not None and self.tokenizer.hash == self.teacher.tokenizer.hash
 
 
-def load_models(runs: list[str], teacher: str | None = None) -> dict[str, Model]:
-    """Return all models by name: teachers first, then the runs, each behind its untrained start.
+def load_columns(runs: list[str], teacher: str | None = None) -> dict[str, Model]:
+    """Return all models by name: teachers first, then the runs, each behind its baseline.
 
     teacher   compare with this one instead of each run's own
     """
-    records = {name: start_record(name) for name in runs}
+    logs = {name: Run(name).records() if Path(name, "log.jsonl").exists() else [] for name in runs}
     teachers, models = {}, {}
-    for name, record in records.items():
-        own = record["teacher"]["name"] if record and record["teacher"] else None
+    for name, log in logs.items():
+        own = log[0]["teacher"]["name"] if log and log[0]["teacher"] else None
         teachers[name] = teacher or own
     for name in teachers.values():
         if name is not None and name not in models:
             asked_for = name in runs or teacher is not None
-            models[name] = load_model(name, records.get(name), asked_for)
-    for name, record in records.items():
-        model = models.get(name) or load_model(name, record)
+            models[name] = load_model(name, logs.get(name, []), asked_for)
+    for name, log in logs.items():
+        model = models.get(name) or load_model(name, log)
         if teachers[name] not in (None, name):
             model.teacher = models[teachers[name]]
-        if record:
-            check_teacher(model, record)
-            model.start = find_start(model, record)
-        if model.start:
-            models[model.start.name] = model.start
+            check_teacher(model, log)
+            model.baseline = cut_teacher(model, models) or untrained_start(model, log)
+        if model.baseline:
+            models[model.baseline.name] = model.baseline
         models[name] = model
     return models
 
 
-def start_record(name: str) -> dict | None:
-    return Run(name).records()[0] if Path(name, "log.jsonl").exists() else None
-
-
-def load_model(name: str, record: dict | None, asked_for: bool = True) -> Model:
+def load_model(name: str, log: list[dict], asked_for: bool = True) -> Model:
     try:
         encoder, tokenizer = load_pretrained(name)
     except UserError as error:
-        if record and not Path(name, "config.json").exists():
+        if log and not Path(name, "config.json").exists():
             hint = f"it is unfinished: python train.py --out {name} --resume"
         elif not asked_for:
             hint = "it taught a run; name where it is now with --teacher"
         else:
             raise
         raise UserError(f"{error}; {hint}") from None
-    return Model(name, encoder, tokenizer, record and record["settings"], trained=bool(record))
+    model = Model(name, encoder, tokenizer)
+    if log:
+        model.settings = log[0]["settings"]
+        losses = (record["loss"] for record in log if record["event"] == "eval")
+        model.loss_before = next(losses, None)
+    return model
 
 
-def check_teacher(run: Model, record: dict) -> None:
-    """Refuse a teacher that reads otherwise than its student; note one with other weights."""
-    name, teacher = run.name, run.teacher
-    if teacher is None:
+def check_teacher(run: Model, log: list[dict]) -> None:
+    """Refuse a teacher that reads otherwise than its student; note one that is not the run's."""
+    if not log:
         return
+    name, teacher = run.name, run.teacher
     if not run.reads_like_teacher:
         raise UserError(f"{name} and its teacher {teacher.name} have different tokenizers")
-    if record["teacher"] and record["teacher"]["hash"] != teacher.fingerprint["weights"]:
-        print(f"note: {name} learned from a teacher with other weights than {teacher.name}")
+    if log[0]["teacher"] and log[0]["teacher"]["hash"] != weights_hash(teacher.encoder):
+        print(f"note: {name} learned from another teacher than {teacher.name}")
 
 
-def find_start(run: Model, record: dict) -> Model | None:
+def cut_teacher(run: Model, models: dict[str, Model]) -> Model | None:
+    """Return the teacher cut off after the student's number of layers, with nothing trained.
+
+    None where the student is not a shallower encoder of its teacher's width, heads and FFN width.
+    """
+    teacher, layers = run.teacher, run.encoder.config.num_hidden_layers
+    config = replace(teacher.encoder.config, num_hidden_layers=layers)
+    names = ("hidden_size", "num_attention_heads", "intermediate_size")
+    alike = all(getattr(config, name) == getattr(run.encoder.config, name) for name in names)
+    if not alike or layers >= len(teacher.encoder.blocks):
+        return None
+    name = f"{teacher.name} (first {layers} layers)"
+    if name in models:
+        return models[name]
+    encoder = Encoder(config, mlm_head=teacher.encoder.mlm_head is not None)
+    # not strict: the layers above have no place; assigned: the tensors are the teacher's own
+    encoder.load_state_dict(teacher.encoder.state_dict(), strict=False, assign=True)
+    return Model(name, encoder.eval(), teacher.tokenizer, teacher=teacher)
+
+
+def untrained_start(run: Model, log: list[dict]) -> Model | None:
     """Return the run's untrained start, rebuilt from its settings and checked by the logged hash.
 
     Where the start cannot be vouched for, a note says why and there is none.
     """
-    if record["teacher"] and run.teacher is None:  # --teacher names the run itself
-        print(f"note: no column for the start of {run.name}: its teacher is not here")
+    if not log:
         return None
     try:
-        encoder = build_start(run.settings, run.teacher and run.teacher.encoder).student.eval()
+        encoder = build_start(run.settings, run.teacher.encoder).student.eval()
+        problem = ""
+        if weights_hash(encoder) != log[0]["start"].get("hash"):
+            problem = "rebuilt from its settings it has other weights than the log says"
     except UserError as error:
-        print(f"note: no column for the start of {run.name}: {error}")
+        problem = str(error)
+    if problem:
+        print(f"note: no column for the untrained start of {run.name}: {problem}")
         return None
-    name = f"{run.name} (start)"
-    start = Model(name, encoder, run.tokenizer, run.settings, teacher=run.teacher)
-    logged, rebuilt = record["start"].get("hash"), start.fingerprint["weights"]
-    if rebuilt == logged:
-        return start
-    problem = f"rebuilt from its settings it is {rebuilt:.8}, the log says {logged!s:.8}"
-    print(f"note: no column for the start of {run.name}: {problem}")
-    return None
+    return Model(f"{run.name} (start)", encoder, run.tokenizer, teacher=run.teacher)

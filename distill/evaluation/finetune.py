@@ -14,7 +14,6 @@ embeddings only those rows that the task reads (AdamW would move all of XLM-R's 
 step).
 """
 
-import copy
 import hashlib
 import itertools
 import json
@@ -23,7 +22,7 @@ import statistics
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -41,7 +40,7 @@ from minitransformer.files import atomic, cache_folder
 from minitransformer.model import Encoder
 from minitransformer.tokenizer import Tokenizer
 
-FORMAT = 2  # of a cached result; to be raised whenever the recipe changes
+FORMAT = 3  # of a cached result; to be raised whenever the recipe changes
 CHOOSE = "choose"  # the name of the split `chosen_on` among the scores
 DISTINCT = "distinct predictions"  # stands among a split's metrics; 1 = all are the same
 MEGABATCH = 50  # batches within which sentences are sorted by length
@@ -111,12 +110,13 @@ class Classifier(nn.Module):
 
     def __init__(self, encoder: Encoder, used_ids: np.ndarray, outputs: int, generator):
         super().__init__()
-        words = encoder.embeddings.word.weight.detach()
-        used = nn.Embedding.from_pretrained(words[torch.tensor(used_ids, device=words.device)])
-        # while copying, `used` stands for the whole table, of which no copy is made
-        self.encoder = copy.deepcopy(encoder, {id(encoder.embeddings.word): used})
-        self.encoder.mlm_head = None
-        self.encoder.requires_grad_()
+        config = replace(encoder.config, vocab_size=len(used_ids))
+        weights = encoder.state_dict()
+        words = weights["embeddings.word.weight"]
+        weights["embeddings.word.weight"] = words[torch.tensor(used_ids, device=words.device)]
+        weights = {name: w for name, w in weights.items() if not name.startswith("mlm_head.")}
+        self.encoder = Encoder(config, mlm_head=False)
+        self.encoder.load_state_dict(weights)
         self.head = nn.Linear(encoder.config.hidden_size, outputs)
         nn.init.normal_(self.head.weight, 0.0, 0.02, generator=generator)
         nn.init.zeros_(self.head.bias)
@@ -202,7 +202,34 @@ class Tuner:
         return {**scores, DISTINCT: len(np.unique(predictions))}
 
 
-# ---- grid and cache ------------------------------------------------------------------------------
+# ---- cache ---------------------------------------------------------------------------------------
+
+
+def cache_file(**key) -> Path:
+    """Return where a result that depends on all of `key` is, or will be."""
+    key |= {"format": FORMAT, "torch": torch.__version__}
+    folder = cache_folder() / "evaluation"
+    folder.mkdir(exist_ok=True)
+    return folder / f"{hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()}.json"
+
+
+def write_result(file: Path, result: dict) -> None:
+    text = json.dumps(result)
+    with atomic(file) as temporary:
+        temporary.write_text(f"{hashlib.sha256(text.encode()).hexdigest()}\n{text}")
+
+
+def read_result(file: Path) -> dict | None:
+    """Return a cached result; None where there is none, or one that was cut off or changed."""
+    try:
+        digest, _, text = file.read_text().partition("\n")
+    except (OSError, UnicodeDecodeError):
+        return None
+    whole = digest == hashlib.sha256(text.encode()).hexdigest()
+    return json.loads(text) if whole else None
+
+
+# ---- grid ----------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -224,40 +251,39 @@ class Cell:
         return values
 
 
-@dataclass
 class Grid:
-    """Learning rates x epochs x seeds for one model on one task, through a cache.
+    """Learning rates x epochs x seeds for one model on one task, through the cache: a killed grid
+    goes on, and a second call computes what is new.
 
-    A result is kept in a file named by the hash of all that it depends on, and the file appears
-    only when it is whole: a killed grid goes on, and a second call computes what is new.
+    results   {(lr, epochs, seed): {scores, cut}}, those of the cache at first
     """
 
-    model: Model
-    task: Task
-    recipe: Recipe
-    lrs: Sequence[float]
-    epochs: Sequence[int]
-    seeds: int
-
-    @property
-    def points(self) -> list[tuple[float, int]]:
-        return list(dict.fromkeys(itertools.product(self.lrs, self.epochs)))  # each once
-
-    def file(self, lr: float, epochs: int, seed: int) -> Path:
-        """Return where the result {scores, cut} is, or will be."""
-        key = {"format": FORMAT, "model": self.model.fingerprint, "task": self.task.hash}
-        key |= {"recipe": asdict(self.recipe), "torch": torch.__version__}
-        key |= {"lr": lr, "epochs": epochs, "seed": seed}
-        digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
-        folder = cache_folder() / "finetune"
-        folder.mkdir(exist_ok=True)
-        return folder / f"{digest}.json"
+    def __init__(
+        self,
+        model: Model,
+        task: Task,
+        recipe: Recipe,
+        lrs: Sequence[float],
+        epochs: Sequence[int],
+        seeds: int,
+    ):
+        self.model, self.task, self.recipe, self.seeds = model, task, recipe, seeds
+        self.points = list(dict.fromkeys(itertools.product(lrs, epochs)))  # each once
+        self.files = {}
+        for seed, (lr, epoch_count) in itertools.product(range(seeds), self.points):
+            self.files[lr, epoch_count, seed] = cache_file(
+                model=model.hash,
+                task=task.hash,
+                recipe=asdict(recipe),
+                lr=lr,
+                epochs=epoch_count,
+                seed=seed,
+            )
+        found = {point: read_result(file) for point, file in self.files.items()}
+        self.results = {point: result for point, result in found.items() if result}
 
     def missing(self) -> list[tuple[float, int, int]]:
-        """Return what is not in the cache."""
-        seeds = range(self.seeds)
-        points = [(lr, epochs, seed) for seed in seeds for lr, epochs in self.points]
-        return [point for point in points if not self.file(*point).exists()]
+        return [point for point in self.files if point not in self.results]
 
     def steps(self) -> int:
         """Return the optimizer steps of all that is missing."""
@@ -274,15 +300,15 @@ class Grid:
         tuner = Tuner(self.model.encoder, self.model.tokenizer, self.task, self.recipe)
         threads, stop = torch.get_num_threads(), threading.Event()
 
-        def go_on() -> None:
+        def check_and_count() -> None:
             if stop.is_set():
                 raise KeyboardInterrupt
             after_step()
 
         def train_one(point: tuple[float, int, int]) -> None:
-            result = {"scores": tuner.train(*point, go_on), "cut": tuner.cut}
-            with atomic(self.file(*point)) as temporary:
-                temporary.write_text(json.dumps(result))
+            result = {"scores": tuner.train(*point, check_and_count), "cut": tuner.cut}
+            write_result(self.files[point], result)
+            self.results[point] = result
 
         workers = threads if self.recipe.device == "cpu" else 1
         with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
@@ -292,19 +318,16 @@ class Grid:
                 stop.set()
         torch.set_num_threads(threads)
 
-    def read(self, lr: float, epochs: int, seed: int) -> dict:
-        return json.loads(self.file(lr, epochs, seed).read_bytes())
-
     def cells(self) -> list[Cell]:
         cells = []
-        for lr, epochs in self.points:
-            scores = [self.read(lr, epochs, seed)["scores"] for seed in range(self.seeds)]
-            cells.append(Cell(lr, epochs, scores))
+        for point in self.points:
+            scores = [self.results[*point, seed]["scores"] for seed in range(self.seeds)]
+            cells.append(Cell(*point, scores))
         return cells
 
     def cut(self) -> int:
         """Return how many of the task's inputs were too long and were cut."""
-        return self.read(*self.points[0], 0)["cut"]
+        return self.results[*self.points[0], 0]["cut"]
 
     def best(self) -> Cell:
         """Return the cell with the highest mean over its seeds; the first of equals.

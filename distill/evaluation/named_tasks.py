@@ -93,7 +93,9 @@ def reviews() -> Task:
     splits = {}
     for name, numbers in taken.items():
         splits[name] = [aligned[name.split()[0]][number][1:] for number in numbers]
-    return named_task("reviews", splits.pop("en train"), splits, lrs=(2e-4,), epochs=(2,))
+    return named_task(
+        "reviews", splits.pop("en train"), splits, aligned=True, lrs=(2e-4,), epochs=(2,)
+    )
 
 
 def bigbench() -> Path:

@@ -1,15 +1,14 @@
 """Results as records, as one table, as Markdown, and in words.
 
-A record says {model, task, metric, mean, sd, seeds, values, chance}, `values` being one score a
-seed; where a score is undefined (None), also why. The table has a measure a line and a model a
-column, or the other way round where there are many models.
+A record says {model, task, metric, mean, sd, seeds, values}, `values` being one score a seed; where
+a score is undefined (None), also why. Records of a task also have its `examples` and `chance`, the
+score of the best constant answer. The table has a model a column and three blocks of rows: what a
+model is, fine-tuned, as it is.
 
-Shares are counted on the way between two scores, never from 0:
-
-    kept        (score - chance) / (teacher - chance)
-    recovered   (student - start) / (teacher - start)
+    recovered   (student - baseline) / (teacher - baseline)
 """
 
+import math
 import statistics
 from collections.abc import Callable
 
@@ -19,16 +18,12 @@ from distill.evaluation.columns import Model
 from distill.evaluation.finetune import DISTINCT, Grid
 from distill.evaluation.glue import GLUE
 from distill.evaluation.metrics import chance
-
-WIDEST = 6  # up to so many models: one a column; more: one a row
-
+from distill.evaluation.tasks import Task
 
 # ---- records -------------------------------------------------------------------------------------
 
 
-def record(
-    model: str, task: str, metric: str, values: list[float | None], by_chance: float
-) -> dict:
+def record(model: str, task: str, metric: str, values: list[float | None], **more) -> dict:
     """The mean of values with an undefined one is None; so is the deviation of a single one."""
     known = None not in values
     return {
@@ -39,27 +34,38 @@ def record(
         "sd": statistics.stdev(values) if known and len(values) > 1 else None,
         "seeds": len(values),
         "values": values,
-        "chance": by_chance,
+        **more,
     }
 
 
-def result_records(grids: dict[tuple[str, str], Grid]) -> list[dict]:
-    """Return the best cells' scores, by (model, task). Where several splits are scored, their mean
-    and then each; where all of GLUE was done, its average over one number a task.
+def scored_splits(task: Task, metric: str) -> dict[str, list[str]]:
+    """Return {name of the metric: splits}: the mean of all and, where there are several, each."""
+    splits = {metric: list(task.scored)}
+    if len(task.scored) > 1:
+        splits |= {f"{metric} {split}": [split] for split in task.scored}
+    return splits
+
+
+def about(task: Task, metric: str, splits: list[str]) -> dict:
+    """Return the examples of these splits and the score of a constant answer."""
+    labels = [task.scored[split].labels for split in splits]
+    by_chance = statistics.fmean(chance(metric, part) for part in labels)
+    return {"examples": sum(map(len, labels)), "chance": by_chance}
+
+
+def tuned_records(grids: dict[tuple[str, str], Grid]) -> list[dict]:
+    """Return the scores of the best cells {(model, task): grid}; where all of GLUE was done, its
+    average over one number a task.
     """
     records, headlines = [], {}
     for (model, task_name), grid in grids.items():
         task, best = grid.task, grid.best()
         for metric in task.metrics:
-            splits = {metric: list(task.scored)}
-            if len(task.scored) > 1:
-                splits |= {f"{metric} {split}": [split] for split in task.scored}
-            for name, scored in splits.items():
-                values = best.values(metric, scored)
-                parts = [chance(metric, task.scored[split].labels) for split in scored]
-                row = record(model, task_name, name, values, statistics.fmean(parts))
+            for name, splits in scored_splits(task, metric).items():
+                values = best.values(metric, splits)
+                row = record(model, task_name, name, values, **about(task, metric, splits))
                 row |= {"lr": best.lr, "epochs": best.epochs}
-                row["one_answer"] = best.values(DISTINCT, scored).count(1)  # for so many seeds
+                row["one_answer"] = best.values(DISTINCT, splits).count(1)  # for so many seeds
                 if None in best.scores:
                     row["undefined"] = "the loss diverged; give a lower --lrs"
                 elif None in values:
@@ -71,27 +77,50 @@ def result_records(grids: dict[tuple[str, str], Grid]) -> list[dict]:
             parts = [rows[name] for name in GLUE]
             seeds = zip(*(part["values"] for part in parts), strict=True)
             values = [None if None in seed else statistics.fmean(seed) for seed in seeds]
-            by_chance = statistics.fmean(part["chance"] for part in parts)
-            records.append(record(model, "glue", "average", values, by_chance))
+            numbers = {
+                "examples": sum(part["examples"] for part in parts),
+                "chance": statistics.fmean(part["chance"] for part in parts),
+            }
+            records.append(record(model, "glue", "average", values, **numbers))
+    return records
+
+
+def as_is_records(model: str, task: Task, scores: dict[str, dict]) -> list[dict]:
+    """Return the records of `scores`, as `as_is.probe_scores` returns them."""
+    records = []
+    for metric, by_split in scores.items():
+        names = {metric: list(by_split)}
+        if len(by_split) > 1:
+            names |= {f"{metric} {split}": [split] for split in by_split}
+        for name, splits in names.items():
+            parts = [by_split[split] for split in splits]
+            value = None if None in parts else statistics.fmean(parts)
+            more = {"examples": sum(len(task.scored[split].labels) for split in splits)}
+            if metric.startswith("probe "):
+                more = about(task, metric.removeprefix("probe "), splits)
+            records.append(record(model, task.name, name, [value], **more))
     return records
 
 
 # ---- shares --------------------------------------------------------------------------------------
 
 
-def share(student: dict, teacher: dict, base: list[float]) -> str | None:
-    """Return how far the student came on the way from `base` (a score a seed) to the teacher, in
-    percent with its standard deviation over seeds. None where a score is undefined, or where the
-    teacher is not above the base by more than the deviation of the difference.
+def share(student: dict, teacher: dict, base: dict) -> str | None:
+    """Return how far the student came on the way from `base` to the teacher, in percent with its
+    standard deviation over seeds. None where a score is undefined, or where the teacher is not
+    clearly above the base: by more than the difference's deviation over seeds and by more than the
+    largest sampling error of a share of so many examples.
 
     The deviation is that of (part - share * way) / mean(way), the ratio's first-order term: what
     teacher and student have in common in a seed does not count twice.
     """
-    if None in (*base, *student["values"], *teacher["values"]):
+    if None in (*base["values"], *student["values"], *teacher["values"]):
         return None
-    parts, ways = np.subtract(student["values"], base), np.subtract(teacher["values"], base)
+    parts = np.subtract(student["values"], base["values"])
+    ways = np.subtract(teacher["values"], base["values"])
     way, seeds = ways.mean(), len(ways)
-    if way <= (ways.std(ddof=1) if seeds > 1 else 0.0):
+    spread = ways.std(ddof=1) if seeds > 1 else 0.0
+    if way <= max(spread, 0.5 / math.sqrt(teacher["examples"])):
         return None
     ratio = parts.mean() / way
     text = f"{100 * ratio:.0f} %"
@@ -100,76 +129,95 @@ def share(student: dict, teacher: dict, base: list[float]) -> str | None:
     return text
 
 
-def closing_lines(models: dict[str, Model], records: list[dict], headlines: dict) -> list[str]:
-    """Say for each task and each run with a start and a teacher how far training took it."""
+def closing_lines(
+    models: dict[str, Model], records: list[dict], headlines: dict[str, str], labels: dict[str, str]
+) -> list[str]:
+    """Say of each headline how each student stands to its baseline and its teacher.
+
+    headlines   {(task, metric): how it is called}
+    """
     by_key = {(r["model"], r["task"], r["metric"]): r for r in records}
-    runs = [model for model in models.values() if model.start and model.teacher]
+    runs = [model for model in models.values() if model.baseline]
     lines = []
-    for task, metric in headlines.items():
+    for (task, metric), title in headlines.items():
         for run in runs:
-            start, student, teacher = (
-                by_key[model.name, task, metric] for model in (run.start, run, run.teacher)
-            )
-            way = share(student, teacher, start["values"])
-            said = f"recovered {way} of the way from its start to its teacher"
-            if way is None:
-                said = "has no way to recover that is clear of the noise"
-            scores = f"start {score(start)}, student {score(student)}, teacher {score(teacher)}"
-            lines.append(f"{task}: {run.name} {said} ({scores})")
+            sides = (run.baseline, run, run.teacher)
+            base, student, teacher = (by_key[side.name, task, metric] for side in sides)
+            base_name, name, teacher_name = (labels[side.name] for side in sides)
+            way = share(student, teacher, base)
+            if None in (base["mean"], student["mean"]):
+                said = "cannot be compared"
+            elif student["mean"] < base["mean"]:
+                said = f"is below {base_name}, which needs no training"
+            elif way is None:
+                said = f"is not below {base_name}; the teacher is not clearly above either"
+            else:
+                said = f"recovered {way} of the way from {base_name} to {teacher_name}"
+            scores = f"baseline {score(base)}, student {score(student)}, teacher {score(teacher)}"
+            lines.append(f"{title}: {name} {said} ({scores})")
     return lines
 
 
 # ---- table ---------------------------------------------------------------------------------------
 
 
-def table(facts: list[dict], records: list[dict], headlines: dict[str, str]) -> list[list[str]]:
+def short_names(names: list[str]) -> dict[str, str]:
+    """Return for each name its last parts: as many as keep the names apart."""
+    parts = [name.rstrip("/").split("/") for name in names]
+    for count in range(1, max(map(len, parts))):
+        labels = ["/".join(part[-count:]) for part in parts]
+        if len(set(labels)) == len(names):
+            return dict(zip(names, labels, strict=True))
+    return {name: name for name in names}
+
+
+def quantity(number: float) -> str:
+    """Return 21.3 M, 1.5 k or 12: never 0.0 M."""
+    for size, letter in ((1e6, " M"), (1e3, " k")):
+        if number >= size:
+            return f"{number / size:.1f}{letter}"
+    return f"{number:.0f}"
+
+
+def table(
+    facts: list[dict], blocks: dict[str, list[dict]], labels: dict[str, str]
+) -> list[list[str]]:
     """Return cells, with a first row and a first column that name them.
 
-    facts       {model, teacher or None, and what was measured} in the order of the columns
-    headlines   {task: its first metric}; other metrics stand in the records alone
+    facts     {model, and what was measured} in the order of the columns
+    blocks    {title: the records that have a row in this block}
     """
     names = [model["model"] for model in facts]
-    lines = [["", *names]]
+    lines = [["", *(labels[name] for name in names)]]
 
     def add(name: str, show: Callable[..., str], key: str) -> None:
         values = [model.get(key) for model in facts]
         if any(value is not None for value in values):
             lines.append([name, *("" if value is None else show(value) for value in values)])
 
-    def millions(number: int) -> str:
-        return f"{number / 1e6:.1f} M"
-
     lines.append(["layers x width", *(f"{m['layers']} x {m['hidden']}" for m in facts)])
-    add("parameters", millions, "parameters")
-    add("without embeddings", millions, "parameters_without_embeddings")
-    add("size, float32", "{:.0f} MB".format, "megabytes")
-    add("FLOPs a token", millions, "flops_per_token")
+    add("parameters", quantity, "parameters")
+    add("without embeddings", quantity, "parameters_without_embeddings")
+    add("size, float32", lambda count: f"{quantity(count)}B", "bytes")
+    add("FLOPs a token", quantity, "flops_per_token")
     for shape in facts[0]["latency_ms"]:
         times = [model["latency_ms"][shape] for model in facts]
         cells = [f"{time['median']:.1f} ({time['p95']:.1f})" for time in times]
         lines.append([f"latency {shape}, ms (p95)", *cells])
     add("method", str, "method")
-    add("held-out loss of its start", "{:.4f}".format, "start_loss")
+    add("held-out loss before training", "{:.4f}".format, "loss_before")
     add("held-out loss", "{:.4f}".format, "loss")
     add("MLM perplexity", "{:.1f}".format, "perplexity")
-    add("top-1 agreement", "{:.1%}".format, "agreement")
-    add("sentence vectors: cosine", "{:.3f}".format, "sentence_cosine")
-    add("nearest neighbour kept", "{:.1%}".format, "neighbour_kept")
-    for task, metric in dict.fromkeys((r["task"], r["metric"]) for r in records):
-        if metric.split()[0] != headlines[task]:
-            continue
-        scores = {r["model"]: r for r in records if (r["task"], r["metric"]) == (task, metric)}
-        by_chance = scores[names[0]]["chance"]
-        title = f"{task} {metric} (chance {by_chance:.3f})"
-        lines.append([title, *(score(scores[name]) for name in names)])
-        if metric == headlines[task]:
-            kept = ["kept, from chance"]
-            for model in facts:
-                row, teacher = scores[model["model"]], scores.get(model["teacher"])
-                base = [by_chance] * row["seeds"]
-                kept.append((share(row, teacher, base) or "-") if teacher else "")
-            lines.append(kept)
-    return lines if len(names) <= WIDEST else [list(line) for line in zip(*lines, strict=True)]
+    for block, rows in blocks.items():
+        if rows:
+            lines.append([f"*{block}*", *("" for _ in names)])
+        for task, metric in dict.fromkeys((r["task"], r["metric"]) for r in rows):
+            found = {r["model"]: r for r in rows if (r["task"], r["metric"]) == (task, metric)}
+            by_chance = next(iter(found.values())).get("chance")
+            title = metric if task == "vectors" else f"{task} {metric}"
+            title += "" if by_chance is None else f" (chance {by_chance:.3f})"
+            lines.append([title, *(score(found[n]) if n in found else "" for n in names)])
+    return lines
 
 
 def score(record: dict) -> str:
@@ -180,7 +228,7 @@ def score(record: dict) -> str:
     if record["sd"] is not None:
         text += f" ± {record['sd']:.3f}"
     if record.get("one_answer"):
-        text += f", one class ({record['one_answer']} of {record['seeds']} seeds)"
+        text += f", collapsed to one class in {record['one_answer']} of {record['seeds']} seeds"
     return text
 
 

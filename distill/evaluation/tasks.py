@@ -1,7 +1,7 @@
 """Tasks to fine-tune on: what a task is, how its files are read, and your own from a folder.
 
 A task   sentences (or pairs of them) with a label each: a train split that is learned from, and
-         one or more named splits that are scored. docs_tasks.py and glue.py have ready ones.
+         one or more named splits that are scored. named_tasks.py and glue.py have ready ones.
 Own      FOLDER/train.* and FOLDER/dev.* (.parquet, .jsonl, .csv, .tsv) with the columns `text`,
          `label` and, for pairs, `text_pair`.
 """
@@ -37,8 +37,9 @@ class Task:
     """`classes` names the class numbers; () makes it a regression. Each of `metrics` is measured on
     each split in `scored`. The headline is the first metric, its mean over those splits; it also
     decides which cell of a fine-tuning grid is best, unless `chosen_on` is there to decide that
-    (XNLI: English). A note is for the user: what was left out of a file. The last three are the
-    fine-tuning where the command line says nothing else.
+    (XNLI: English). A note is for the user: what was left out of a file. `aligned`: equal rows of
+    the scored splits are translations of each other, the first split's are the originals. The last
+    three are the fine-tuning where the command line says nothing else.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Task:
     metrics: tuple[str, ...]
     chosen_on: Split | None = None
     notes: tuple[str, ...] = ()
+    aligned: bool = False
     lrs: tuple[float, ...] = (3e-5, 1e-4, 3e-4)
     epochs: tuple[int, ...] = (3,)
     batch_size: int = 16

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from distill.evaluation.as_is import sentence_vectors
-from distill.evaluation.columns import load_models
+from distill.evaluation.columns import load_columns
 from distill.study.help_text import ENGLISH, KEPT_OUT, held_out, paragraphs
 
 TRAINED = ("de", "es", "fr", "it", "nl", "pl", "ru", "fi", "vi", "ja", "ko", "zh-cn")
@@ -44,7 +44,7 @@ def retrieval(run: str, teacher: str, folder: Path) -> dict[str, dict[str, list[
     texts = sorted({text for pair in sets.values() for part in pair for text in part})
     place = {text: row for row, text in enumerate(texts)}
     scores = {}
-    for name, model in load_models([run], teacher).items():
+    for name, model in load_columns([run], teacher).items():
         vectors = sentence_vectors(model, texts, torch.device("cpu"))  # (M, D), of length 1
         shares = {}
         for language, parts in sets.items():

@@ -6,9 +6,44 @@ multiplications and additions a token, forward, N tokens in a sequence:
 
 import time
 
+import numpy as np
 import torch
 
+from distill.evaluation.columns import Model
 from minitransformer.model import Encoder
+
+LENGTH = 128  # tokens, of the latencies
+
+
+def measure_costs(models: dict[str, Model]) -> dict[str, dict]:
+    """Return parameters, bytes, arithmetic and latencies of each model.
+
+    A baseline has the shape of its student and is not measured again.
+    """
+    baselines = {model.baseline.name for model in models.values() if model.baseline}
+    encoders = {name: model.encoder for name, model in models.items() if name not in baselines}
+    length = min(LENGTH, *(encoder.config.max_tokens for encoder in encoders.values()))
+    costs = {}
+    for name, encoder in encoders.items():
+        total, embeddings = parameter_counts(encoder)
+        costs[name] = {
+            "layers": encoder.config.num_hidden_layers,
+            "hidden": encoder.config.hidden_size,
+            "parameters": total,
+            "parameters_without_embeddings": total - embeddings,
+            "bytes": 4 * total,  # as float32
+            "flops_per_token": flops_per_token(encoder, length),
+            "latency_ms": {},
+        }
+    for batch in (1, 32):
+        seconds = latencies(list(encoders.values()), batch, length)
+        for row, times in zip(costs.values(), seconds, strict=True):
+            median, p95 = 1e3 * np.quantile(times, [0.5, 0.95])
+            row["latency_ms"][f"{batch} x {length}"] = {"median": median, "p95": p95}
+    for name, model in models.items():
+        if model.baseline:
+            costs[model.baseline.name] = costs[name]
+    return costs
 
 
 def parameter_counts(encoder: Encoder) -> tuple[int, int]:
