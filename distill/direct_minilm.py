@@ -28,14 +28,7 @@ Worked example: one token, two relation heads of width 1.
 import torch
 from torch import nn
 
-from distill.method import (
-    QKVMethod,
-    check_heads,
-    check_tokens,
-    in_float32,
-    initial_maps,
-    no_autocast,
-)
+from distill.method import QKVMethod, check_tokens, in_float32, initial_maps, no_autocast
 from minitransformer.files import UserError
 
 
@@ -51,17 +44,16 @@ def direct_loss(student, teacher, mask, weight):
         returns          (sum, count), both ()  float32; loss = sum / count over the whole step
     Units      squared units of Q, K or V per dimension, summed over `count` real tokens.
     Gradient   to student and weight; the teacher is detached here.
-    Errors     UserError: R does not divide a width; a weight or mask does not fit. The message
-               gives expected and actual values.
+    Errors     UserError: weight or mask do not fit. The message gives expected and actual shapes.
     Invariant  0 when X_s,a W_a = X_t,a; pad content is irrelevant; W can undo a rotation.
     Source     2310.08797, see above; no code was published to compare with.
     """
     check_tokens(student, teacher, mask)
     (B, N, D_s), D_t, R = student.shape, teacher.shape[-1], weight.shape[0]
-    check_heads(R, D_s, D_t)
-    if tuple(weight.shape) != (R, D_s // R, D_t // R):
+    if tuple(weight.shape) != (R, D_s / R, D_t / R):  # R divides both, then
         raise UserError(
-            f"the weight is {tuple(weight.shape)}, the widths need {(R, D_s // R, D_t // R)}"
+            f"the weight is {tuple(weight.shape)}; widths {D_s} and {D_t} need (R, {D_s} / R,"
+            f" {D_t} / R)"
         )
     with no_autocast(student):  # tiny products: a cast would cost more than it saves
         heads = in_float32(student).view(B, N, R, D_s // R)

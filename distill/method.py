@@ -101,13 +101,11 @@ class Method(nn.Module):
     def check_models(self, student, teacher):
         """Refuse models without the MLM head that predictions need. Cheap: call it early."""
         if self.masked_text and student.mlm_head is None:
-            raise UserError(
-                "the student has no MLM head to predict words; build it with mlm_head=True"
-            )
+            raise UserError("the student has no MLM head; build it with mlm_head=True")
         if self.masked_text and self.needs_teacher and teacher.mlm_head is None:
             raise UserError(
-                "the teacher has no MLM head to predict words; train one with"
-                " `python train.py --method mlm --init TEACHER`, and pass its folder as --teacher"
+                "the teacher has no MLM head; train one with `python train.py --method mlm --init"
+                " TEACHER`, and pass its folder as --teacher"
             )
 
     def forward(self, student, teacher, batch):
@@ -121,14 +119,14 @@ def check_method(method, student, teacher, batch):
     The gradients are left in place: they say which parameters the method reaches.
     """
     name, result = type(method).__name__, method(student, teacher, batch)
-    kinds = [
-        f"{x.dtype} of shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
+    found = [
+        f"{x.dtype} {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
         for x in (result if isinstance(result, tuple) else (result,))
     ]
-    if kinds != ["torch.float32 of shape ()"] * 2:
+    if found != ["torch.float32 ()", "torch.float32 ()"]:
         raise UserError(
-            f"{name}: its forward must return (sum, count), two float32 tensors of shape (), but"
-            f" returned {', '.join(kinds)}"
+            f"{name}: forward must return two scalar tensors, (sum, count), of type torch.float32;"
+            f" it returned {', '.join(found)}"
         )
     if not result[0].requires_grad:
         raise UserError(f"{name}: its sum has no gradient: nothing of the student leads to it")

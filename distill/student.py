@@ -99,10 +99,10 @@ def build_start(settings: dict, teacher: Encoder | None) -> Start:
         start.student.mlm_head = None  # it would not learn, and no longer fit
     read, longest = settings["seq_len"], start.student.config.max_tokens
     if longest > read:
-        whose = start.init if is_folder(start.init) else "the teacher"
+        source = start.init if is_folder(start.init) else "the teacher"
         start.positions = (
-            f"training reads {read} tokens (--seq-len); the positions behind them, up to {longest},"
-            f" stay those of {whose}"
+            f"training reads {read} tokens (--seq-len): positions {read + 1} to {longest} stay as"
+            f" they are in {source}"
         )
     return start
 
@@ -127,7 +127,9 @@ def _from_folder(settings: dict, teacher: Encoder | None) -> Start:
 
 def _from_teacher(settings: dict, teacher: Encoder) -> Start:
     config = student_config(teacher.config, settings)
-    init = settings["init"] or default_init(config, teacher.config)
+    alike = _block(config) == _block(teacher.config)
+    alike = alike and config.num_hidden_layers <= teacher.config.num_hidden_layers
+    init = settings["init"] or ("uniform" if alike else "embeddings")
     if init == "random":  # no positions that training never reads
         shift = config.max_position_embeddings - config.max_tokens  # RoBERTa counts from pad_id + 1
         config = replace(config, max_position_embeddings=settings["seq_len"] + shift)
@@ -162,12 +164,6 @@ def method_of(settings: dict, student: EncoderConfig, teacher: EncoderConfig | N
     return build_method(settings["method"], student, teacher, plain=plain, **given)
 
 
-def default_init(student: EncoderConfig, teacher: EncoderConfig) -> str:
-    """Return uniform where layers can be copied, else embeddings."""
-    enough = student.num_hidden_layers <= teacher.num_hidden_layers
-    return "uniform" if enough and _block(student) == _block(teacher) else "embeddings"
-
-
 def copied_layers(
     init: str, student: EncoderConfig, teacher: EncoderConfig, top: int | None = None
 ) -> list[int]:
@@ -200,13 +196,8 @@ def copied_layers(
     if init == "last":
         return list(range(top - L_s + 1, top + 1))
     layers = [int(part) for part in init.split(",")]
-    if len(layers) != L_s:
-        raise UserError(
-            f"--init {init} lists {len(layers)} layers, but the student has {L_s}; list {L_s}"
-        )
-    for layer in layers:
-        if not 1 <= layer <= L_t:
-            raise UserError(f"--init {init}: layer {layer} is not one of the teacher's 1 to {L_t}")
+    if len(layers) != L_s or not all(1 <= layer <= L_t for layer in layers):
+        raise UserError(f"--init {init}: list {L_s} layers, one a student layer, from 1 to {L_t}")
     return layers
 
 
@@ -244,7 +235,7 @@ def _copy_embeddings(student: Encoder, teacher: Encoder) -> None:
 
 
 def _copy_mlm_head(student: Encoder, teacher: Encoder | None) -> None:
-    if teacher is None or teacher.mlm_head is None:
-        return
-    if student.config.hidden_size == teacher.config.hidden_size:
-        student.mlm_head.load_state_dict(teacher.mlm_head.state_dict())
+    """Copy the teacher's MLM head, where it has one and the widths agree."""
+    head = teacher and teacher.mlm_head
+    if head is not None and head.dense.in_features == student.config.hidden_size:
+        student.mlm_head.load_state_dict(head.state_dict())

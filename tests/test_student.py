@@ -6,7 +6,7 @@ from conftest import same, save_tiny, tiny_config, tiny_encoder, tokens
 
 from distill import METHODS, build_method
 from distill.method import Batch
-from distill.student import build_start, default_init, is_folder, student_config
+from distill.student import build_start, is_folder, student_config
 from distill.training.setup import freeze_unreached, load_models
 from minitransformer import UserError
 from train import TrainConfig
@@ -145,7 +145,7 @@ def test_narrow_embeddings_keep_the_principal_directions(teacher):
 
 
 @pytest.mark.parametrize(
-    ("sizes", "expected", "init"),
+    ("given", "expected", "init"),
     [
         ({}, (3, 24, 4, 96), "uniform"),
         ({"student_hidden": 18}, (3, 18, 3, 72), "embeddings"),  # 4 does not divide 18
@@ -153,11 +153,11 @@ def test_narrow_embeddings_keep_the_principal_directions(teacher):
         ({"student_ffn": 40}, (3, 24, 4, 40), "embeddings"),
     ],
 )
-def test_default_sizes(teacher, sizes, expected, init):
-    made = student_config(teacher.config, sizes)
+def test_default_sizes(teacher, given, expected, init):
+    made = student_config(teacher.config, given)
     sizes = (made.num_hidden_layers, made.hidden_size, made.num_attention_heads)
     assert (*sizes, made.intermediate_size) == expected
-    assert default_init(made, teacher.config) == init
+    assert start(teacher, **given).init == init
     slim = student_config(config(intermediate_size=40), {})  # the teacher's FFN, not 4 x the width
     assert slim.intermediate_size == 40
 
@@ -167,9 +167,9 @@ def test_default_sizes(teacher, sizes, expected, init):
     [
         ({"init": "uniform", "student_hidden": 12}, r"\(width, heads, FFN\) are \(12, 4, 48\)"),
         ({"init": "last", "student_layers": 7}, "7 student layers, but the teacher has 6"),
-        ({"init": "1,2"}, "lists 2 layers, but the student has 3"),
-        ({"init": "1,9,2"}, "layer 9 is not one of the teacher's 1 to 6"),
-        ({"init": "-1, 2, 3"}, "layer -1 is not one of"),
+        ({"init": "1,2"}, "--init 1,2: list 3 layers, one a student layer, from 1 to 6"),
+        ({"init": "1,9,2"}, "list 3 layers"),
+        ({"init": "-1, 2, 3"}, "list 3 layers"),
         ({"init": "embeddings", "student_hidden": 48}, "width 48 exceeds the teacher's 24"),
         ({"teacher_layer": 0}, "teacher layer 0 is out of range"),  # 0 is not "not given"
         ({"relation_heads": 0}, "^0 relation heads"),
