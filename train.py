@@ -63,7 +63,7 @@ class TrainConfig:
     method: str = setting("mha", "what to transfer", choices=tuple(METHODS))
     plain: bool = setting(False, "compute the loss by the formula as its page shows it; slower")
     mapping: str = setting("uniform", "hs: student to teacher layers", choices=STRATEGIES)
-    teacher_layer: int | None = setting(None, "mha, direct-minilm: layer to learn from", least=1)
+    teacher_layer: int | None = setting(None, "highest teacher layer to learn from", least=1)
     relation_heads: int | None = setting(None, "mha, direct-minilm; default: near 48", least=1)
     temperature: float = setting(1.0, "od: temperature of both distributions", least=1e-3)
     positions: str = setting("masked", "od: tokens to compare at", choices=("masked", "all"))

@@ -27,7 +27,13 @@ Worked example: one sequence of two tokens, width 2, no W.
 import torch
 from torch import nn
 
-from distill.method import Method, check_tokens, in_float32, initial_maps
+from distill.method import (
+    Method,
+    check_tokens,
+    choose_teacher_layer,
+    in_float32,
+    initial_maps,
+)
 from minitransformer.files import UserError
 
 STRATEGIES = ("single", "uniform", "last", "uniform-consecutive", "uniform+last")
@@ -110,12 +116,15 @@ def hs_loss(student_hidden, teacher_hidden, mask, projection=None):
 class HS(Method):
     """hs_loss summed over the pairs of a layer map."""
 
-    settings = ("mapping",)
+    settings = ("mapping", "teacher_layer")
 
-    def __init__(self, student, teacher, *, mapping="uniform"):
+    def __init__(self, student, teacher, *, mapping="uniform", teacher_layer=None):
         super().__init__()
         self.mapping = mapping
-        self.pairs = layer_map(mapping, student.num_hidden_layers, teacher.num_hidden_layers)
+        # The map ends at the teacher's last layer, as in the paper, or at a lower one: the layers
+        # above it are then read no more than if the teacher did not have them.
+        top = choose_teacher_layer(teacher.num_hidden_layers, teacher_layer, from_top=0)
+        self.pairs = layer_map(mapping, student.num_hidden_layers, top)
         self.student_layer = max(i for i, _ in self.pairs)
         self.teacher_layer = max(j for _, j in self.pairs)
         self.maps = None  # (pairs, D_s, D_t)

@@ -191,10 +191,10 @@ def logits_at(encoder, batch, positions):
     return encoder.mlm_logits(hidden_at(encoder, batch, positions))
 
 
-def choose_teacher_layer(teacher_layers, teacher_layer=None):
-    """Return layer m (1..L_t) as given, else L_t - FROM_TOP, at least 1."""
+def choose_teacher_layer(teacher_layers, teacher_layer=None, from_top=FROM_TOP):
+    """Return layer m (1..L_t) as given, else L_t - from_top, at least 1."""
     if teacher_layer is None:
-        return max(1, teacher_layers - FROM_TOP)
+        return max(1, teacher_layers - from_top)
     if not 1 <= teacher_layer <= teacher_layers:
         raise UserError(
             f"teacher layer {teacher_layer} is out of range: the teacher has layers"

@@ -1,8 +1,9 @@
 """HS: the layer maps as printed. Its distance is tested in test_losses.py."""
 
 import pytest
+from conftest import tiny_config
 
-from distill.hs import STRATEGIES, layer_map
+from distill.hs import HS, STRATEGIES, layer_map
 from minitransformer.files import UserError
 
 # Written by hand from the definitions in design and docstring, not by the code under test.
@@ -51,3 +52,12 @@ def test_layer_map_mistakes():
             layer_map(strategy, 6, 4)
     # A deeper student is fine where no subtraction is needed: some teacher layers are read twice.
     assert layer_map("uniform", 4, 2) == [(1, 1), (2, 1), (3, 2), (4, 2)]
+
+
+def test_a_map_may_end_below_the_teachers_last_layer():
+    student, teacher = tiny_config(num_hidden_layers=2), tiny_config(num_hidden_layers=6)
+    assert HS(student, teacher).pairs == [(1, 3), (2, 6)]
+    lower = HS(student, teacher, teacher_layer=5)
+    assert (lower.pairs, lower.teacher_layer) == ([(1, 3), (2, 5)], 5)
+    with pytest.raises(UserError, match="layer 7 is out of range: the teacher has layers 1 to 6"):
+        HS(student, teacher, teacher_layer=7)
