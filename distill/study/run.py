@@ -262,7 +262,7 @@ def log_facts(folder: Path) -> dict:
     return {
         "settings": settings,
         "layers": start["start"]["layers"],  # of the teacher, which the start copies
-        "text_tokens": sum(corpus["tokens"] for corpus in start["text"]),
+        "text_tokens": sum(corpus["tokens"] or 0 for corpus in start["text"]),
         "tokens_read": step_tokens * len(speeds),
         "curve": [[record["step"], record["loss"]] for record in log if record["event"] == "eval"],
         "seconds": round(seconds, 1),
