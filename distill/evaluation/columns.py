@@ -1,15 +1,13 @@
 """The models of a table: teachers, what costs no training, students."""
 
-import hashlib
-import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from distill.student import build_start
 from distill.training.run import Run
 from minitransformer.files import UserError
 from minitransformer.model import Encoder
-from minitransformer.pretrained import load_pretrained, weights_hash
+from minitransformer.pretrained import load_pretrained, model_hash
 from minitransformer.tokenizer import Tokenizer
 
 
@@ -32,8 +30,7 @@ class Model:
     loss_before: float | None = None
 
     def __post_init__(self):
-        parts = weights_hash(self.encoder), asdict(self.encoder.config), self.tokenizer.hash
-        self.hash = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+        self.hash = model_hash(self.encoder, self.tokenizer)
 
     @property
     def reads_like_teacher(self) -> bool:
@@ -92,7 +89,7 @@ def check_teacher(run: Model, log: list[dict]) -> None:
     name, teacher = run.name, run.teacher
     if not run.reads_like_teacher:
         raise UserError(f"{name} and its teacher {teacher.name} have different tokenizers")
-    if log[0]["teacher"] and log[0]["teacher"]["hash"] != weights_hash(teacher.encoder):
+    if log[0]["teacher"] and log[0]["teacher"]["hash"] != teacher.hash:
         print(f"note: {name} learned from another teacher than {teacher.name}")
 
 
@@ -126,7 +123,7 @@ def untrained_start(run: Model, log: list[dict]) -> Model | None:
     try:
         encoder = build_start(run.settings, run.teacher.encoder).student.eval()
         problem = ""
-        if weights_hash(encoder) != log[0]["start"].get("hash"):
+        if model_hash(encoder, run.tokenizer) != log[0]["start"].get("hash"):
             problem = "rebuilt from its settings it has other weights than the log says"
     except UserError as error:
         problem = str(error)
