@@ -57,13 +57,13 @@ WRONG = [
     ("run --student 3x384 --data docs --tasks t", "needs a --teacher"),
     ("run --batch 10 --nproc 4", "--batch 10 is not a multiple of --nproc 4"),
     ("run --rates mha=1e-3", "--rates mha: not one of mha-L,"),
-    ("list --results {here}/list.jsonl", "list.jsonl, line 1: not a record"),
+    ("list --results {here}/list.jsonl", "list.jsonl: a line is damaged"),
 ]
 
 
 @pytest.mark.parametrize(("words", "message"), WRONG)
 def test_a_mistake_is_one_line(words, message, tmp_path):
-    (tmp_path / "list.jsonl").write_text("[1]\n")
+    (tmp_path / "list.jsonl").write_text("[1\n")
     with pytest.raises(UserError, match=message):
         main(words.format(here=tmp_path).split())
 
@@ -118,7 +118,7 @@ def test_a_row_leaves_one_record_and_no_weights_and_is_not_run_again(study, caps
     assert "failed, their messages stand above: own-2x32/mlm/first" in capsys.readouterr().out
     teacher, cut, own, last = read_records(study.config.results)
     assert (teacher["row"], cut["row"]) == ("own-2x32/teacher", "own-2x32/cut-off")
-    assert own["models"] == {"student": {"movies accuracy": [0.7]}}
+    assert own["scores"] == {"movies accuracy": [0.7]}
     assert own["tokens_read"] == 4096
     assert str(study.folder.parent) not in study.config.results.read_text()
     (hs, od) = [words for words in calls if "od-after-hs" in words[2] and "--steps" in words]

@@ -19,6 +19,8 @@ from distill.study.rows import ENGLISH
 from distill.study.run import read_records
 from minitransformer.files import UserError, atomic
 
+KEPT = "vectors neighbours kept"
+REFERENCES = ("teacher", "teacher with MLM head", "start", "cut-off")
 TEMPLATE = "# Study\n\n<!-- table -->\n\n<!-- sections -->\n"
 Scores = dict[str, list[float]]  # {"TASK METRIC [SPLIT]": a value for each fine-tuning seed}
 
@@ -26,26 +28,20 @@ Scores = dict[str, list[float]]  # {"TASK METRIC [SPLIT]": a value for each fine
 class Section:
     """The rows of one student at one budget; a row is a method from a start, in all its seeds.
 
-    references   {teacher and baseline: scores}
+    references   {teacher and, last, the baseline: scores}
     rows         {row: records of its seeds}, the best first
     views        {row or reference: {"tuned": (mean, error), "kept": (mean, error)}}, percent
     """
 
     def __init__(self, records: list[dict], student: str, tokens: float):
         self.student, self.tokens, rows = student, tokens, {}
-        shared = {r["method"]: r["models"] for r in records if "seed" not in r}
+        shared = {r["method"]: r["scores"] for r in records if "seed" not in r}
         records = [record for record in records if record.get("tokens") == tokens]
         self.first = records[0]
         for record in records:
             start = ",".join(map(str, record["layers"])) or record["start"]
             rows.setdefault(f"{record['method']} from {start}", []).append(record)
-        self.references = {"teacher": shared["teacher"]["teacher"]}
-        if "teacher with head" in shared:
-            self.references["teacher with MLM head"] = shared["teacher with head"]["teacher"]
-        if "cut-off" in shared:
-            self.references["teacher cut off"] = shared["cut-off"]["cut-off"]
-        else:
-            self.references["untrained start"] = self.first["models"]["start"]
+        self.references = {name: shared[name] for name in REFERENCES if name in shared}
         self.base_name, self.base = list(self.references.items())[-1]
         tasks: dict[str, str] = {}
         for key in self.base:
@@ -54,17 +50,15 @@ class Section:
             name: tasks[name] for name in tasks if name not in ("vectors", "help", "glue")
         }
         probes = (f"{name} probe {key.split()[1]}" for name, key in self.tasks.items())
-        others = ("vectors neighbours kept", "help retrieval")
-        self.as_is = [key for key in (*probes, *others) if key in self.base]
+        self.as_is = [key for key in (*probes, KEPT, "help retrieval") if key in self.base]
         self.rows = dict(sorted(rows.items(), key=lambda row: -self.tuned(*row[1]).mean()))
         self.views = {}
         for name, scores in self.references.items():
-            kept = 100 * scores.get("vectors neighbours kept", [1])[0]  # the teacher keeps all
+            kept = 100 * scores.get(KEPT, [1])[0]  # the teacher keeps all
             self.views[name] = {"tuned": (self.of_model(scores).mean(), 0), "kept": (kept, 0)}
         for name, seeds in self.rows.items():
             tuned = (self.tuned(*seeds).mean(), self.difference(seeds, self.base)[1])
-            kept = mean_and_error(values(seeds, "vectors neighbours kept"))
-            self.views[name] = {"tuned": tuned, "kept": kept}
+            self.views[name] = {"tuned": tuned, "kept": mean_and_error(values(seeds, KEPT))}
 
     @property
     def title(self) -> str:
@@ -76,7 +70,7 @@ class Section:
 
     def tuned(self, *seeds: dict) -> np.ndarray:
         """Percent (S, T, F) of these records."""
-        return np.stack([self.of_model(record["models"]["student"]) for record in seeds])
+        return np.stack([self.of_model(record["scores"]) for record in seeds])
 
     def difference(self, seeds: list[dict], scores: Scores) -> tuple[float, float]:
         """Return the mean over tasks of student - model, and its standard error."""
@@ -120,7 +114,7 @@ class Section:
 
 def values(seeds: list[dict], key: str) -> np.ndarray:
     """Percent (S,) of a score that has one value a student."""
-    found = [record["models"]["student"].get(key, [None])[0] for record in seeds]
+    found = [record["scores"].get(key, [None])[0] for record in seeds]
     return 100 * np.array(found, dtype=float)
 
 
@@ -141,7 +135,7 @@ def by_language(section: Section, what: str) -> dict[str, dict[str, float]]:
     """Return {model: {language: percent}} of what has a score in each, kept-out ones last."""
     models = {name: [scores] for name, scores in section.references.items()}
     for name, seeds in section.rows.items():
-        models[name] = [record["models"]["student"] for record in seeds]
+        models[name] = [record["scores"] for record in seeds]
     keys = [key for key in section.base if key.startswith(f"{what} ")]
     keys.sort(key=lambda key: (key.split()[-1] in KEPT_OUT, key))
     return {

@@ -22,7 +22,7 @@ from filelock import FileLock, Timeout
 
 from distill.study import help_text, languages
 from distill.study.rows import METHODS, Row
-from minitransformer.files import UserError, read_json
+from minitransformer.files import UserError, first_line, read_json
 from minitransformer.pretrained import find_folder
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -78,31 +78,28 @@ class Study:
         shared = ("data", "tasks", "batch", "seq_len", "rates", *HANDED_ON)
         given = {name: getattr(self.config, name) for name in shared}
         given["teacher"] = Path(self._teacher_name(row)).name
-        for record in read_records(self.config.results):
+        results = self.config.results
+        for record in read_records(results):
             if record["row"] == row.name:
-                if other := [n for n, value in record["given"].items() if value != given[n]]:
-                    raise UserError(
-                        f"{self.config.results} has it with another {', '.join(other)}; name other"
-                        " --results"
-                    )
+                if other := [name for name in given if record["given"][name] != given[name]]:
+                    other = ", ".join(other)
+                    raise UserError(f"{results} has it with another {other}; name other --results")
                 return
         print(f"\n== {row.name}", flush=True)
         run = self._train_student(row)
-        facts = log_facts(run)
-        began = time.monotonic()
+        facts, began = log_facts(run), time.monotonic()
         models = self._evaluate(row, run)
-        seconds = {"evaluation_seconds": round(time.monotonic() - began, 1)}
-        record = {"row": row.name, **asdict(row), "given": given, **facts, **seconds}
-        origin = {name: record[name] for name in ("student", "commit", "machine", "versions")}
+        facts["evaluation_seconds"] = round(time.monotonic() - began, 1)
         with self._lock("records"):
-            known = {known["row"] for known in read_records(self.config.results)}
-            for role in ("teacher", "cut-off"):
-                method = role + (" with head" if given["teacher"] == WITH_HEAD else "")
-                reference = {"row": f"{row.student}/{method}", "method": method, **origin}
-                model = {role: models.pop(role)} if role in models else {}
-                if model and reference["row"] not in known:
-                    append(self.config.results, {**reference, "models": model})
-            append(self.config.results, {**record, "models": models})
+            known = {record["row"] for record in read_records(results)}
+            for role, scores in models.items():  # teacher and baseline once for all rows
+                if role == "student":
+                    record = {"row": row.name, **asdict(row), "given": given, **facts}
+                else:
+                    record = {"row": f"{row.student}/{role}", "student": row.student}
+                    record |= {"method": role, "commit": facts["commit"]}
+                if record["row"] not in known:
+                    append(results, {**record, "scores": scores})
         shutil.rmtree(self.folder / row.name)
 
     def _lock(self, name: str, wait: bool = True) -> FileLock:
@@ -189,15 +186,16 @@ class Study:
     # ---- evaluation ----
 
     def _evaluate(self, row: Row, run: Path) -> dict[str, dict]:
-        """Return {teacher, cut-off, start or student: {"TASK METRIC": a value for each seed}}."""
+        """Return {teacher, cut-off or start, student: {"TASK METRIC": a value for each seed}}."""
         out, teacher = run.parent / "evaluation", self._teacher(row)
         flags = [str(run), "--teacher", teacher, "--out", str(out)]
         flags += ["--tasks", *TASKS.get(row.setting, self.config.tasks)]
         if self.config.data_dir:
             flags += ["--data-dir", self.config.data_dir]
         self._call(str(ROOT / "evaluate.py"), *flags)
-        roles = {teacher: "teacher", str(run): "student", f"{run} (start)": "start"}
-        roles[f"{teacher} (first {row.sizes[0]} layers)"] = "cut-off"
+        head = " with MLM head" if teacher.endswith(WITH_HEAD) else ""
+        roles = {teacher: f"teacher{head}", str(run): "student", f"{run} (start)": f"start{head}"}
+        roles[f"{teacher} (first {row.sizes[0]} layers)"] = f"cut-off{head}"
         models = {}
         for score in json.loads((out / "results.json").read_text("utf-8"))["rows"]:
             scores = models.setdefault(roles[score["model"]], {})
@@ -227,14 +225,11 @@ class Study:
 
 def read_records(file: Path) -> list[dict]:
     """Return the records, one JSON object a line."""
-    records = []
-    for number, line in enumerate(file.read_text("utf-8").splitlines() if file.exists() else [], 1):
-        try:
-            records.append(json.loads(line))
-            records[-1]["row"]
-        except (ValueError, TypeError, KeyError):
-            raise UserError(f"{file}, line {number}: not a record; remove the line") from None
-    return records
+    lines = file.read_text("utf-8").splitlines() if file.exists() else []
+    try:
+        return [json.loads(line) for line in lines]
+    except ValueError as error:
+        raise UserError(f"{file}: a line is damaged, remove it ({first_line(error)})") from None
 
 
 def append(file: Path, record: dict) -> None:
@@ -255,16 +250,15 @@ def log_facts(folder: Path) -> dict:
     log = read_log(folder)
     start = log[0]
     settings = {name: start["settings"][name] for name in KEPT_SETTINGS}
-    step_tokens = start["sequences_a_step"] * settings["seq_len"]
     speeds = [record["tokens_per_s"] for record in log if record["event"] == "step"]
-    # by the median step: a machine that slept in one would count its sleep
-    seconds = len(speeds) * step_tokens / max(1, statistics.median(speeds))
+    tokens_read = len(speeds) * start["sequences_a_step"] * settings["seq_len"]
     return {
         "settings": settings,
         "layers": start["start"]["layers"],  # of the teacher, which the start copies
         "text_tokens": sum(corpus["tokens"] or 0 for corpus in start["text"]),
-        "tokens_read": step_tokens * len(speeds),
+        "tokens_read": tokens_read,
         "curve": [[record["step"], record["loss"]] for record in log if record["event"] == "eval"],
-        "seconds": round(seconds, 1),
+        # by the median step: a machine that slept in one would count its sleep
+        "seconds": round(tokens_read / max(1, statistics.median(speeds)), 1),
         **{name: start[name] for name in ("commit", "machine", "versions")},
     }
