@@ -50,11 +50,9 @@ def direct_loss(student, teacher, mask, weight):
     """
     check_tokens(student, teacher, mask)
     (B, N, D_s), D_t, R = student.shape, teacher.shape[-1], weight.shape[0]
-    if tuple(weight.shape) != (R, D_s / R, D_t / R):  # R divides both, then
-        raise UserError(
-            f"the weight is {tuple(weight.shape)}; widths {D_s} and {D_t} need (R, {D_s} / R,"
-            f" {D_t} / R)"
-        )
+    needed = (R, D_s / R, D_t / R)  # whole numbers if R divides both widths
+    if tuple(weight.shape) != needed:
+        raise UserError(f"the weight is {tuple(weight.shape)}, the widths need {needed}")
     with no_autocast(student):  # tiny products: a cast would cost more than it saves
         heads = in_float32(student).view(B, N, R, D_s // R)
         mapped = torch.einsum("bnrd,rde->bnre", heads, in_float32(weight)).reshape(B, N, D_t)

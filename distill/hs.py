@@ -3,10 +3,8 @@
     loss = sum over pairs (i, j) of
            mean over real tokens and dimensions of (H_s[i] W_ij - H_t[j])^2
 
-Hidden states hold everything that a layer passes on, so they are the richest target and the
-strictest one: the student must find the teacher's very coordinates (or, through W, a linear image
-of them) with fewer layers. Which of its layers should resemble which of the teacher's, `layer_map`,
-decides much of the outcome.
+Hidden states hold everything that a layer passes on: the richest target, and the strictest one.
+Which of the student's layers should resemble which of the teacher's, `layer_map`, matters much.
 
 Source: hidden state loss of PKD (arXiv 1908.09355) and TinyBERT (1909.10351); the five layer maps
 as compared by Udagawa et al. (2310.08797). Differs: PKD normalises [CLS] states of one task,
@@ -40,10 +38,7 @@ STRATEGIES = ("single", "uniform", "last", "uniform-consecutive", "uniform+last"
 
 
 def evenly_spaced(student_layers, top_layer):
-    """Return layers u(1), ..., u(L_s), evenly spaced up to `top_layer`.
-
-    u(i) = i * top_layer / L_s, rounded half up. 3 layers up to 6: [2, 4, 6].
-    """
+    """Return u(1), ..., u(L_s): u(i) = i * top_layer / L_s, rounded half up. 3 to 6: [2, 4, 6]."""
     L_s = student_layers
     # In whole numbers: floor(x + 1/2) of x = i * top / L_s is (2 i top + L_s) // (2 L_s).
     return [(2 * i * top_layer + L_s) // (2 * L_s) for i in range(1, L_s + 1)]

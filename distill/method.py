@@ -74,19 +74,16 @@ class Batch:
 
     def sequences(self, start: int, stop: int) -> "Batch":
         """Return the batch of sequences start, ..., stop - 1 alone."""
-        part = Batch(self.ids[start:stop], self.mask[start:stop])
+        part, N = Batch(self.ids[start:stop], self.mask[start:stop]), self.ids.shape[1]
         if self.masked_ids is not None:
-            first, end = start * self.ids.shape[1], stop * self.ids.shape[1]
-            inside = (first <= self.positions) & (self.positions < end)
             part.masked_ids = self.masked_ids[start:stop]
-            part.positions = self.positions[inside] - first
+            row = self.positions // N
+            part.positions = self.positions[(start <= row) & (row < stop)] - start * N
         return part
 
 
 class Method(nn.Module):
-    """Base of all methods. A method is constructed from the EncoderConfigs of student and teacher,
-    and from its settings.
-    """
+    """Base of all methods; constructed from the EncoderConfigs of both models and its settings."""
 
     settings: tuple[str, ...] = ()  # keyword arguments of __init__: flags of train.py
     plain = False  # True: compute the formula of the method's page, not its form in distill/lean/
@@ -99,9 +96,7 @@ class Method(nn.Module):
         raise NotImplementedError
 
     def check_models(self, student, teacher):
-        """Refuse models without the MLM head that predictions need. Cheap: call it early."""
-        if self.masked_text and student.mlm_head is None:
-            raise UserError("the student has no MLM head; build it with mlm_head=True")
+        """Refuse a teacher without the MLM head that predictions need. Cheap: call it early."""
         if self.masked_text and self.needs_teacher and teacher.mlm_head is None:
             raise UserError(
                 "the teacher has no MLM head; train one with `python train.py --method mlm --init"
@@ -157,10 +152,7 @@ class QKVMethod(Method):
         )
 
     def compare(self, name, student, teacher, batch):
-        """Return (sum, count) for one of Q, K, V: `name` is "query", "key" or "value".
-
-        Shapes   student (B, N, D_s), teacher (B, N, D_t); batch.mask says which tokens are real.
-        """
+        """Return (sum, count) for one of Q, K, V; `name` is "query", "key" or "value"."""
         raise NotImplementedError
 
     def forward(self, student, teacher, batch):
@@ -197,8 +189,7 @@ def choose_teacher_layer(teacher_layers, teacher_layer=None, from_top=FROM_TOP):
         return max(1, teacher_layers - from_top)
     if not 1 <= teacher_layer <= teacher_layers:
         raise UserError(
-            f"teacher layer {teacher_layer} is out of range: the teacher has layers"
-            f" 1 to {teacher_layers}"
+            f"teacher layer {teacher_layer}: the teacher has layers 1 to {teacher_layers}"
         )
     return teacher_layer
 
@@ -240,9 +231,8 @@ def check_tokens(student, teacher, mask):
 def initial_maps(count, student_width, teacher_width):
     """Return `count` maps (count, D_s, D_t) for a start: identity, or semi-orthogonal.
 
-    Semi-orthogonal maps keep lengths and angles, so the first loss is of the size of the states
-    themselves. They are drawn from a generator of their own: every rank and every resumed process
-    gets the same maps, whatever was drawn before.
+    Semi-orthogonal maps keep lengths and angles. They are drawn from a generator of their own, so
+    that every rank and every resumed process gets the same maps.
     """
     if student_width == teacher_width:
         return torch.eye(student_width).repeat(count, 1, 1)

@@ -11,7 +11,7 @@ more heads describe the teacher in more detail. One student layer (its last) lea
 layer m, best a little below the top:
 
     student layer L_s   ->  Q_s | K_s | V_s      and no further: the rest of that block never learns
-    teacher layer m     ->  Q_t | K_t | V_t      default m = L_t - 1
+    teacher layer m     ->  Q_t | K_t | V_t      default m: choose_teacher_layer in method.py
 
 Source: MiniLMv2 (arXiv 2012.15828); the choice of m as compared by Udagawa et al. (2310.08797).
 

@@ -91,7 +91,6 @@ class OD(Method):
         return f"output distribution: {self.positions} positions, temperature {self.temperature:g}"
 
     def forward(self, student, teacher, batch):
-        self.check_models(student, teacher)
         positions = batch.positions if self.positions == "masked" else batch.real  # (M,) or None
         # The lean form gives the same numbers without the logits of all positions.
         predictions, loss = (logits_at, od_loss) if self.plain else (factors_at, lean_od_loss)

@@ -12,10 +12,8 @@
     FOLDER       another student (or hub id, or `minilm`), whose sizes hold
 
 The start follows the method: `uniform` and `last` end at the highest teacher layer that it reads.
-MHA and DirectMiniLM read layer m < L_t, and what they read are Q, K and V alone: the output and the
-FFN of the student's last block never learn, so they must come from layer m as well.
-
-A layer can be copied only where student and teacher have the same width, heads and FFN width.
+MHA and DirectMiniLM read only Q, K and V of layer m: the rest of the student's last block never
+learns, so it must come from layer m as well. Copying takes equal width, heads and FFN width.
 """
 
 import math
@@ -71,9 +69,6 @@ def is_folder(init: str | None) -> bool:
     return init not in NAMED and not listed
 
 
-# ---- where the student starts --------------------------------------------------------------------
-
-
 @dataclass
 class Start:
     """An untrained student, and the method that will train it."""
@@ -113,9 +108,7 @@ def _from_folder(settings: dict, teacher: Encoder | None) -> Start:
     for name, size in sizes(student.config).items():
         if settings[name] not in (None, size):
             flag = "--" + name.replace("_", "-")
-            raise UserError(
-                f"{flag} {settings[name]}, but --init {init} has {size}; leave {flag} out"
-            )
+            raise UserError(f"{flag} {settings[name]}, but --init {init} has {size}; leave it out")
     if not method_class(settings["method"]).needs_teacher:
         teacher = None
     if student.mlm_head is None:
@@ -164,9 +157,7 @@ def method_of(settings: dict, student: EncoderConfig, teacher: EncoderConfig | N
     return build_method(settings["method"], student, teacher, plain=plain, **given)
 
 
-def copied_layers(
-    init: str, student: EncoderConfig, teacher: EncoderConfig, top: int | None = None
-) -> list[int]:
+def copied_layers(init: str, student: EncoderConfig, teacher: EncoderConfig, top) -> list[int]:
     """Return the teacher layer that each student layer copies; [] where none is copied.
 
     top   the highest teacher layer that the method reads; None: the teacher's last
@@ -181,10 +172,7 @@ def copied_layers(
             " --init embeddings"
         )
     if init in NAMED and L_s > L_t:
-        raise UserError(
-            f"--init {init}: {L_s} student layers, but the teacher has {L_t}; ask for fewer or"
-            " list them"
-        )
+        raise UserError(f"--init {init}: {L_s} student layers, but the teacher has only {L_t}")
     top = max(top or L_t, L_s)  # a student deeper than the method reads needs layers above that
     if init == "uniform" and top == L_t:
         return evenly_spaced(L_s, L_t)  # as the layer map: what a layer learns, it starts from
@@ -207,12 +195,10 @@ def _block(config: EncoderConfig) -> tuple[int, int, int]:
 
 @torch.no_grad()
 def _copy_embeddings(student: Encoder, teacher: Encoder) -> None:
-    """Copy the tables; into a narrower student through U (D_t, D_s), the word table's principal
-    directions.
+    """Copy the tables; into a narrower student through the word table's principal directions.
 
-    U has orthonormal columns, so the three tables keep their sum: (word + position + type) U. The
-    LayerNorm behind them keeps its fresh weights then, since the teacher's belong to other
-    directions.
+    These are U (D_t, D_s) with orthonormal columns. The LayerNorm behind the tables keeps its fresh
+    weights then, since the teacher's belong to other directions.
     """
     D_s, D_t = student.config.hidden_size, teacher.config.hidden_size
     if D_s == D_t:

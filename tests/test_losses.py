@@ -194,8 +194,8 @@ OTHERS = [
     (hs_loss, (X, Y, MASK), r"projection is None, the widths need \(12, 6\)"),
     (hs_loss, (X, Y, MASK, W.T), r"projection is \(6, 12\), the widths need \(12, 6\)"),
     (hs_loss, (X, Y, MASK, W[:, :1]), r"projection is \(12, 1\)"),  # it would be broadcast
-    (direct_loss, (X, Y, MASK, states(4, 3, 1)), r"\(4, 3, 1\); widths 12 and 6 need \(R, 12 / R"),
-    (direct_loss, (X, Y, MASK, HEAD_MAPS.mT), r"the weight is \(3, 2, 4\); widths 12 and 6"),
+    (direct_loss, (X, Y, MASK, states(4, 3, 1)), r"is \(4, 3, 1\), .* \(4, 3.0, 1.5\)"),
+    (direct_loss, (X, Y, MASK, HEAD_MAPS.mT), r"is \(3, 2, 4\), the widths need \(3, 4.0"),
     (od_loss, (states(3, 7), states(3, 6)), r"\(3, 7\) and \(3, 6\)"),
     (od_loss, (states(3, 7), states(3, 7), 0.0), "is 0.0; it must be above 0"),
     (od_loss, (states(3, 7), states(3, 7), float("nan")), "must be above 0"),

@@ -357,8 +357,8 @@ def test_a_broken_method_is_named_in_one_line(change, says):
 def test_models_without_an_mlm_head():
     whole, headless = encoder(2), encoder(2, mlm_head=False)
     for name in ("od", "mlm"):
-        with pytest.raises(UserError, match="student has no MLM head"):
-            build(name, headless, whole).check_models(headless, whole)
+        with pytest.raises(UserError, match="this encoder has no MLM head"):
+            build(name, headless, whole)(headless, whole, make_batch())
     with pytest.raises(UserError, match=r"teacher has no MLM head.*mlm --init TEACHER"):
         build("od", whole, headless).check_models(whole, headless)
     for name in ("mha", "hs", "direct-minilm"):  # these need none

@@ -166,12 +166,12 @@ def test_default_sizes(teacher, given, expected, init):
     ("settings", "says"),
     [
         ({"init": "uniform", "student_hidden": 12}, r"\(width, heads, FFN\) are \(12, 4, 48\)"),
-        ({"init": "last", "student_layers": 7}, "7 student layers, but the teacher has 6"),
+        ({"init": "last", "student_layers": 7}, "7 student layers, but the teacher has only 6"),
         ({"init": "1,2"}, "--init 1,2: list 3 layers, one a student layer, from 1 to 6"),
         ({"init": "1,9,2"}, "list 3 layers"),
         ({"init": "-1, 2, 3"}, "list 3 layers"),
         ({"init": "embeddings", "student_hidden": 48}, "width 48 exceeds the teacher's 24"),
-        ({"teacher_layer": 0}, "teacher layer 0 is out of range"),  # 0 is not "not given"
+        ({"teacher_layer": 0}, "teacher layer 0: the teacher has"),  # 0 is not "not given"
         ({"relation_heads": 0}, "^0 relation heads"),
     ],
 )

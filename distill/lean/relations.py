@@ -25,9 +25,8 @@ def lean_relation_loss(student, teacher, mask, relation_heads):
     The mask may be None where every token is real.
     """
     total = _RelationLoss.apply(student, teacher.detach(), mask, relation_heads)
-    if mask is None:
-        return total, total.new_full((), len(student))
-    return total, mask.any(1).sum().to(total.dtype)
+    count = mask.any(1).sum() if mask is not None else torch.full_like(total, len(student))
+    return total, count.to(total.dtype)
 
 
 class _RelationLoss(torch.autograd.Function):

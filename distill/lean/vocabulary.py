@@ -8,10 +8,9 @@ is known when the loss is computed. So the gradient can be computed at once, chu
         for some rows of it:         sum += loss(logits + b),  slope = d sum / d logits
         d features = slope W,  d W += slope^T features,  d b += slope summed over positions
 
-What outlives a chunk is three gradients, each as large as the tensor that it belongs to. Fused
-linear losses on GPUs work like this (Liger-Kernel's chunked losses); here it is plain PyTorch, the
-same on every device. The slope overwrites the logits, because fresh memory costs more than the
-arithmetic on it.
+What outlives a chunk is three gradients, each as large as the tensor that it belongs to. The slope
+overwrites the logits, because fresh memory costs more than the arithmetic on it. Liger-Kernel's
+fused linear losses work like this on GPUs.
 """
 
 import torch
