@@ -25,13 +25,7 @@ Worked example: one sequence of two tokens, width 2, no W.
 import torch
 from torch import nn
 
-from distill.method import (
-    Method,
-    check_tokens,
-    choose_teacher_layer,
-    in_float32,
-    initial_maps,
-)
+from distill.method import Method, check_tokens, choose_teacher_layer, in_float32, initial_maps
 from minitransformer.files import UserError
 
 STRATEGIES = ("single", "uniform", "last", "uniform-consecutive", "uniform+last")
@@ -116,8 +110,7 @@ class HS(Method):
     def __init__(self, student, teacher, *, mapping="uniform", teacher_layer=None):
         super().__init__()
         self.mapping = mapping
-        # The map ends at the teacher's last layer, as in the paper, or at a lower one: the layers
-        # above it are then read no more than if the teacher did not have them.
+        # as in the paper, the map ends at the teacher's last layer unless a lower one is asked for
         top = choose_teacher_layer(teacher.num_hidden_layers, teacher_layer, from_top=0)
         self.pairs = layer_map(mapping, student.num_hidden_layers, top)
         self.student_layer = max(i for i, _ in self.pairs)

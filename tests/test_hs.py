@@ -59,5 +59,5 @@ def test_a_map_may_end_below_the_teachers_last_layer():
     assert HS(student, teacher).pairs == [(1, 3), (2, 6)]
     lower = HS(student, teacher, teacher_layer=5)
     assert (lower.pairs, lower.teacher_layer) == ([(1, 3), (2, 5)], 5)
-    with pytest.raises(UserError, match="layer 7 is out of range: the teacher has layers 1 to 6"):
+    with pytest.raises(UserError, match="layer 7: the teacher has layers 1 to 6"):
         HS(student, teacher, teacher_layer=7)
