@@ -117,7 +117,7 @@ def test_a_row_leaves_one_record_and_no_weights_and_is_not_run_again(study, caps
     assert study.run([fails, OWN, after]) == 1  # a failed row is passed over
     assert "failed, their messages stand above: own-2x32/mlm/first" in capsys.readouterr().out
     teacher, cut, own, last = read_records(study.config.results)
-    assert (teacher["row"], cut["row"]) == ("own-2x32/teacher", "own-2x32/cut-off")
+    assert (teacher["row"], cut["row"]) == ("own-2x32/teacher", "own-2x32/cut-off teacher")
     assert own["scores"] == {"movies accuracy": [0.7]}
     assert own["tokens_read"] == 4096
     assert str(study.folder.parent) not in study.config.results.read_text()

@@ -22,10 +22,10 @@ def draw_ranking(file: Path, section) -> None:
     figure, panels = plt.subplots(1, 2, sharey=True, **size)
     for axes, (view, title) in zip(panels, VIEWS.items(), strict=True):
         for place, name in enumerate(names):
-            mean, error = section.views[name][view]
+            mean, error = section.view(name, view)
             axes.errorbar(mean, place, xerr=2 * error, fmt="o", color="C0")
         for number, name in enumerate(section.references, 1):
-            value, _ = section.views[name][view]
+            value, _ = section.view(name, view)
             axes.axvline(value, ls="--", lw=1, color=f"C{number}", label=name)
         axes.set_xlabel(f"{title}; bars: 2 standard errors")
     panels[0].set_yticks(range(len(names)), names)
@@ -42,11 +42,11 @@ def draw_tokens(file: Path, sections: list) -> None:
     for axes, (view, title) in zip(panels, VIEWS.items(), strict=True):
         for number, name in enumerate(names):
             found = [section for section in sections if name in section.rows]
-            means = [section.views[name][view][0] for section in found]
+            means = [section.view(name, view)[0] for section in found]
             tokens = [section.tokens / 1e6 for section in found]
             axes.plot(tokens, means, "osD^"[number // 10] + "-", label=name)
         for line, name in zip(("--", ":", "-."), sections[0].references, strict=False):
-            value, _ = sections[0].views[name][view]
+            value, _ = sections[0].view(name, view)
             axes.axhline(value, ls=line, color="black", label=name)
         axes.set_xscale("log")
         ticks = [section.tokens / 1e6 for section in sections]

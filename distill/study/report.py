@@ -20,101 +20,98 @@ from distill.study.run import read_records
 from minitransformer.files import UserError, atomic
 
 KEPT = "vectors neighbours kept"
-REFERENCES = ("teacher", "teacher with MLM head", "start", "cut-off")
+REFERENCES = ("teacher", "teacher with MLM head", "untrained start", "cut-off teacher")
 TEMPLATE = "# Study\n\n<!-- table -->\n\n<!-- sections -->\n"
-Scores = dict[str, list[float]]  # {"TASK METRIC [SPLIT]": a value for each fine-tuning seed}
 
 
 class Section:
-    """The rows of one student at one budget; a row is a method from a start, in all its seeds.
+    """The rows of one student at one budget.
 
-    references   {teacher and, last, the baseline: scores}
-    rows         {row: records of its seeds}, the best first
-    views        {row or reference: {"tuned": (mean, error), "kept": (mean, error)}}, percent
+    models       {name: records, one a training seed}: the references, then the rows, best first; a
+                 row is a method and the teacher layers that its start copies
+    references   of models, those that no row trained; the last one is the baseline
     """
 
     def __init__(self, records: list[dict], student: str, tokens: float):
-        self.student, self.tokens, rows = student, tokens, {}
-        shared = {r["method"]: r["scores"] for r in records if "seed" not in r}
-        records = [record for record in records if record.get("tokens") == tokens]
-        self.first = records[0]
-        for record in records:
-            start = ",".join(map(str, record["layers"])) or record["start"]
-            rows.setdefault(f"{record['method']} from {start}", []).append(record)
-        self.references = {name: shared[name] for name in REFERENCES if name in shared}
-        self.base_name, self.base = list(self.references.items())[-1]
-        tasks: dict[str, str] = {}
+        self.title = f"{student}, {tokens / 1e6:g} million tokens"
+        self.command = f"python -m distill.study run --only '{student}/*/{tokens / 1e6:g}M'"
+        shared = {r["method"]: [r] for r in records if "seed" not in r}
+        self.references = [name for name in REFERENCES if name in shared]
+        self.base_name = self.references[-1]
+        self.base = shared[self.base_name][0]["scores"]
+        keys: dict[str, str] = {}
         for key in self.base:
-            tasks.setdefault(key.split()[0], key)
-        self.tasks = {
-            name: tasks[name] for name in tasks if name not in ("vectors", "help", "glue")
-        }
-        probes = (f"{name} probe {key.split()[1]}" for name, key in self.tasks.items())
+            keys.setdefault(key.split()[0], key)
+        self.tasks = [key for name, key in keys.items() if name not in ("vectors", "help", "glue")]
+        probes = (key.replace(" ", " probe ", 1) for key in self.tasks)
         self.as_is = [key for key in (*probes, KEPT, "help retrieval") if key in self.base]
-        self.rows = dict(sorted(rows.items(), key=lambda row: -self.tuned(*row[1]).mean()))
-        self.views = {}
-        for name, scores in self.references.items():
-            kept = 100 * scores.get(KEPT, [1])[0]  # the teacher keeps all
-            self.views[name] = {"tuned": (self.of_model(scores).mean(), 0), "kept": (kept, 0)}
-        for name, seeds in self.rows.items():
-            tuned = (self.tuned(*seeds).mean(), self.difference(seeds, self.base)[1])
-            self.views[name] = {"tuned": tuned, "kept": mean_and_error(values(seeds, KEPT))}
+        self.student, self.tokens, rows = student, tokens, {}
+        for record in records:
+            if record.get("tokens") == tokens:
+                start = ",".join(map(str, record["layers"])) or record["start"]
+                rows.setdefault(f"{record['method']} from {start}", []).append(record)
+        best_first = sorted(rows, key=lambda name: -self.tuned(rows[name]).mean())
+        self.rows = {name: rows[name] for name in best_first}
+        self.models = {name: shared[name] for name in self.references} | self.rows
 
-    @property
-    def title(self) -> str:
-        return f"{self.student}, {self.tokens / 1e6:g} million tokens"
+    def tuned(self, seeds: list[dict]) -> np.ndarray:
+        """Percent (T, S, F) of tasks, training seeds, fine-tuning seeds; nan where undefined."""
+        scores = [[record["scores"][key] for record in seeds] for key in self.tasks]
+        return 100 * np.array(scores, dtype=float)
 
-    def of_model(self, scores: Scores) -> np.ndarray:
-        """Percent (T, F) of tasks and fine-tuning seeds; nan where a score is undefined."""
-        return 100 * np.array([scores[key] for key in self.tasks.values()], dtype=float)
-
-    def tuned(self, *seeds: dict) -> np.ndarray:
-        """Percent (S, T, F) of these records."""
-        return np.stack([self.of_model(record["scores"]) for record in seeds])
-
-    def difference(self, seeds: list[dict], scores: Scores) -> tuple[float, float]:
-        """Return the mean over tasks of student - model, and its standard error."""
-        d = (self.tuned(*seeds) - self.of_model(scores)).mean(axis=1)  # (S, F)
+    def difference(self, name: str, other: str) -> tuple[float, float]:
+        """Return the mean over tasks of one model's scores - the other's, and its standard error."""
+        d = (self.tuned(self.models[name]) - self.tuned(self.models[other])).mean(axis=0)  # (S, F)
         parts = [mean_and_error(d.mean(axis=axis))[1] for axis in (0, 1)]
         return d.mean(), math.hypot(*parts)
 
+    def view(self, name: str, which: str) -> tuple[float, float]:
+        """Return mean and standard error, "tuned" of the tasks, "kept" of nearest neighbours."""
+        if which == "kept":
+            return mean_and_error(values(self.models[name], KEPT))
+        return self.tuned(self.models[name]).mean(), self.difference(name, self.base_name)[1]
+
     def table(self) -> str:
-        names = {key: key.replace("vectors ", "").replace(" accuracy", "") for key in self.as_is}
-        head = ["", *self.tasks, "mean", f"above the {self.base_name}", *names.values()]
-        lines = [[*head, "own held-out loss", "seeds"]]
-        for name, scores in self.references.items():
-            cells = [plus_minus(*mean_and_error(task)) for task in self.of_model(scores)]
-            found = [f"{100 * scores.get(key, [1])[0]:.1f}" for key in self.as_is]
-            mean = f"{self.views[name]['tuned'][0]:.1f}"
-            lines.append([name, *cells, mean, "", *found, "", ""])
-        for name, seeds in self.rows.items():
-            tasks = self.tuned(*seeds).mean(axis=2).T  # (T, S)
+        titles = [
+            key.replace("vectors ", "").replace(" accuracy", "") for key in self.tasks + self.as_is
+        ]
+        titles.insert(len(self.tasks), f"mean above the {self.base_name}")
+        lines = [["", *titles, "own held-out loss", "seeds"]]
+        for name, seeds in self.models.items():
+            tasks = self.tuned(seeds)
+            tasks = tasks.mean(axis=2) if len(seeds) > 1 else tasks[:, 0]
             cells = [plus_minus(*mean_and_error(task)) for task in tasks]
-            cells += [f"{tasks.mean():.1f}", plus_minus(*self.difference(seeds, self.base), "+")]
+            above = plus_minus(*self.difference(name, self.base_name), "+")
+            cells.append(above if name != self.base_name else "")
             cells += [plus_minus(*mean_and_error(values(seeds, key))) for key in self.as_is]
-            before, after = seeds[0]["curve"][0][1], seeds[0]["curve"][-1][1]
-            lines.append([f"`{name}`", *cells, f"{before:.3f} → {after:.3f}", str(len(seeds))])
+            curve = seeds[0].get("curve")
+            cells.append(f"{curve[0][1]:.3f} → {curve[-1][1]:.3f}" if curve else "")
+            lines.append([f"`{name}`", *cells, str(len(seeds)) if curve else ""])
         return markdown(lines)
 
     def text(self) -> str:
-        settings = self.first["settings"]
-        sequences = self.first["tokens_read"] // settings["seq_len"] // settings["steps"]
+        first = next(iter(self.rows.values()))[0]
+        settings = first["settings"]
+        sequences = first["tokens_read"] // settings["seq_len"] // settings["steps"]
         facts = (
             f"{settings['steps']:,} steps of {sequences} x {settings['seq_len']} tokens out of"
-            f" {self.first['text_tokens'] / 1e6:.1f} million, {settings['precision']} on"
-            f" {self.first['machine']}:"
-            f" `python -m distill.study run --only '{self.student}/*/{self.tokens / 1e6:g}M'`"
+            f" {first['text_tokens'] / 1e6:.1f} million, {settings['precision']} on"
+            f" {first['machine']}: `{self.command}`"
         )
-        teacher = self.references["teacher"]
-        above = {name: self.difference(seeds, teacher) for name, seeds in self.rows.items()}
-        named = [f"`{name}` by {plus_minus(*d)}" for name, d in above.items() if d[0] > 0]
-        why = f"Above the teacher in the mean: {', '.join(named)}." if named else ""
-        return "\n\n".join(filter(None, [f"### {self.title}", facts, self.table(), why]))
+        above = []
+        for name, seeds in self.rows.items():
+            gains = (self.tuned(seeds) - self.tuned(self.models["teacher"])).mean(axis=(1, 2))
+            named = zip(self.tasks, gains, strict=True)
+            above += [
+                f"`{name}` on {key.split()[0]} by {gain:.1f}" for key, gain in named if gain > 0
+            ]
+        why = [f"Above the teacher: {', '.join(above)}."] if above else []
+        return "\n\n".join([f"### {self.title}", facts, self.table(), *why])
 
 
 def values(seeds: list[dict], key: str) -> np.ndarray:
-    """Percent (S,) of a score that has one value a student."""
-    found = [record["scores"].get(key, [None])[0] for record in seeds]
+    """Percent (S,) of a score that has one value a student; the teacher has 100 % of itself."""
+    found = [record["scores"].get(key, [1])[0] for record in seeds]
     return 100 * np.array(found, dtype=float)
 
 
@@ -133,14 +130,14 @@ def plus_minus(mean: float, error: float, sign: str = "") -> str:
 
 def by_language(section: Section, what: str) -> dict[str, dict[str, float]]:
     """Return {model: {language: percent}} of what has a score in each, kept-out ones last."""
-    models = {name: [scores] for name, scores in section.references.items()}
-    for name, seeds in section.rows.items():
-        models[name] = [record["scores"] for record in seeds]
     keys = [key for key in section.base if key.startswith(f"{what} ")]
     keys.sort(key=lambda key: (key.split()[-1] in KEPT_OUT, key))
     return {
-        name: {key.split()[-1]: 100 * float(np.mean([s[key] for s in seeds])) for key in keys}
-        for name, seeds in models.items()
+        name: {
+            key.split()[-1]: 100 * float(np.mean([record["scores"][key] for record in seeds]))
+            for key in keys
+        }
+        for name, seeds in section.models.items()
     }
 
 
@@ -159,16 +156,6 @@ def language_table(what: str, scores: dict[str, dict[str, float]]) -> str:
 # ---- the page ------------------------------------------------------------------------------------
 
 
-def sections(records: list[dict]) -> list[Section]:
-    """Return them by student, in the order of the records, and by tokens."""
-    found = []
-    for student in dict.fromkeys(record["student"] for record in records):
-        own = [record for record in records if record["student"] == student]
-        budgets = sorted({record["tokens"] for record in own if "tokens" in record})
-        found += [Section(own, student, tokens) for tokens in budgets]
-    return found
-
-
 def write_report(results: Path, page: Path) -> int:
     """Write the page, and its pictures into the folder beside it that has its name."""
     records = read_records(results)
@@ -176,7 +163,11 @@ def write_report(results: Path, page: Path) -> int:
         raise UserError(f"{results}: no record; make some with `python -m distill.study run`")
     folder = page.with_suffix("")
     folder.mkdir(parents=True, exist_ok=True)
-    found = sections(records)
+    found = []
+    for student in dict.fromkeys(record["student"] for record in records):
+        own = [record for record in records if record["student"] == student]
+        for tokens in sorted({record["tokens"] for record in own if "tokens" in record}):
+            found.append(Section(own, student, tokens))
     english = [section for section in found if section.student == ENGLISH] or found
     main = max(english, key=lambda s: (sum(map(len, s.rows.values())), s.tokens))
     figures.draw_ranking(folder / "ranking.png", main)

@@ -186,7 +186,7 @@ class Study:
     # ---- evaluation ----
 
     def _evaluate(self, row: Row, run: Path) -> dict[str, dict]:
-        """Return {teacher, cut-off or start, student: {"TASK METRIC": a value for each seed}}."""
+        """Return {teacher, baseline, student: {"TASK METRIC": a value for each seed}}."""
         out, teacher = run.parent / "evaluation", self._teacher(row)
         flags = [str(run), "--teacher", teacher, "--out", str(out)]
         flags += ["--tasks", *TASKS.get(row.setting, self.config.tasks)]
@@ -194,8 +194,12 @@ class Study:
             flags += ["--data-dir", self.config.data_dir]
         self._call(str(ROOT / "evaluate.py"), *flags)
         head = " with MLM head" if teacher.endswith(WITH_HEAD) else ""
-        roles = {teacher: f"teacher{head}", str(run): "student", f"{run} (start)": f"start{head}"}
-        roles[f"{teacher} (first {row.sizes[0]} layers)"] = f"cut-off{head}"
+        roles = {
+            teacher: f"teacher{head}",
+            str(run): "student",
+            f"{run} (start)": f"untrained start{head}",
+        }
+        roles[f"{teacher} (first {row.sizes[0]} layers)"] = f"cut-off teacher{head}"
         models = {}
         for score in json.loads((out / "results.json").read_text("utf-8"))["rows"]:
             scores = models.setdefault(roles[score["model"]], {})
