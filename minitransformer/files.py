@@ -6,8 +6,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
 LONGEST = 390  # characters of a message
 
 
@@ -55,31 +53,6 @@ def atomic(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-@contextmanager
-def locked(file: Path, what: str) -> Iterator[None]:
-    """Hold the lock STEM.lock, under which files STEM.* are made beside it by `atomic`.
-
-    What killed processes left unfinished in the folder is removed.
-
-    what   what the holder does, for the line that is printed where another process holds it
-    """
-    for unfinished in file.parent.glob("*.*.tmp"):
-        owner = unfinished.with_name(unfinished.name.split(".")[0] + ".lock")
-        try:
-            if owner.exists():
-                with FileLock(owner).acquire(timeout=0):
-                    unfinished.unlink(missing_ok=True)
-        except Timeout:  # its process lives
-            pass
-    try:
-        lock = FileLock(file).acquire(timeout=3)
-    except Timeout:
-        print(f"another process {what}; waiting for it …", flush=True)
-        lock = FileLock(file).acquire()
-    with lock:
-        yield
 
 
 def read_json(path: Path, default: dict | None = None) -> dict:

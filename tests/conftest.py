@@ -208,8 +208,9 @@ class CountingTokenizer:
 
 
 def numbers(folder, name, count, first=10):
-    """Write a corpus of one document with that many different numbers; return its --data value."""
-    (folder / f"{name}.txt").write_text(" ".join(map(str, range(first, first + count))))
+    """Write a corpus of that many different numbers, 20 a document; return its --data value."""
+    lines = (range(n, min(n + 20, first + count)) for n in range(first, first + count, 20))
+    (folder / f"{name}.txt").write_text("\n".join(" ".join(map(str, line)) for line in lines))
     return f"{name}={folder}/{name}.txt"
 
 

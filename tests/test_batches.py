@@ -5,8 +5,7 @@ import pytest
 import torch
 from conftest import WORDS, CountingTokenizer, numbers, tiny_tokenizer
 
-from distill.data import corpus
-from distill.data.batches import Text, mask_tokens, prefetch
+from distill.data.batches import CYCLE, Text, mask_tokens, prefetch, turns
 from minitransformer.files import UserError
 
 
@@ -15,87 +14,77 @@ def rows_of(steps):
 
 
 def test_the_order_depends_on_the_seed_and_on_nothing_else(folder):
-    """Not on a resume, global generators, ranks or micro-batches; nor on drawing ahead."""
+    """Not on earlier draws, global generators, ranks or micro-batches."""
     specs = [numbers(folder, "a", 4000), numbers(folder, "b", 900, first=20000)]
-
-    def text(seed=5, counts=None):
-        made = Text(specs, CountingTokenizer(), 10, seed=seed)
-        if counts:  # a resume: the counts alone say where it stands
-            made.load_state_dict({"counts": counts, "streams": []})
-        np.random.seed(len(counts or []))
-        torch.manual_seed(len(counts or []))
-        return made
-
-    held = (rows_of([text(seed).held_out(3, masked=True)]) for seed in (0, 1))
+    text = Text(specs, CountingTokenizer(), 10, seed=5)
+    other = Text(specs, CountingTokenizer(), 10, seed=6)
+    held = (rows_of([made.held_out(3, masked=True)]) for made in (text, other))
     assert torch.equal(*held)  # the held-out text and its masks: not even on the seed
-    whole = text()
-    expected = rows_of(whole.step(12, 1, masked=True) for _ in range(4))
-    assert torch.equal(expected, rows_of([text().step(4, 12, masked=True)]))
-    assert not torch.equal(expected, rows_of([text(6).step(4, 12, masked=True)]))
-    first = text()
-    first.step(12, 1, masked=True)
-    resumed = text(counts=first.counts.tolist())
-    assert torch.equal(expected[12:], rows_of([resumed.step(4, 9, masked=True)]))
-    ranks = [text(), text(), text()]
-    steps = [rank.step(2, 2, r, 3, masked=True) for _ in range(4) for r, rank in enumerate(ranks)]
-    micro_batches = [steps[3 * n + r][m] for n in range(4) for m in range(2) for r in range(3)]
+    expected = rows_of(text.step(12 * step, 12, 1, masked=True) for step in range(4))
+    assert not torch.equal(expected, rows_of([other.step(0, 4, 12, masked=True)]))
+    np.random.seed(1)
+    torch.manual_seed(1)
+    again = Text(specs, CountingTokenizer(), 10, seed=5)
+    assert torch.equal(expected[12:], rows_of([again.step(12, 4, 9, masked=True)]))
+    assert torch.equal(expected, rows_of([again.step(0, 4, 12, masked=True)]))
+    ranks = [[text.step(12 * n, 2, 2, rank, 3, masked=True) for rank in range(3)] for n in range(4)]
+    micro_batches = [ranks[n][rank][m] for n in range(4) for m in range(2) for rank in range(3)]
     assert torch.equal(expected, rows_of([micro_batches]))
-    assert all((rank.counts == whole.counts).all() for rank in ranks)
 
 
-def test_prefetching_draws_ahead_and_its_state_does_not(folder):
-    spec = numbers(folder, "a", 4000)
-    plain, ahead = (Text([spec], CountingTokenizer(), 10) for _ in range(2))
-    drawn = list(prefetch(ahead, 5, 3, 2, 1, 2, masked=True))
-    for step, (batches, state) in enumerate(drawn, 1):
-        expected = rows_of([plain.step(3, 2, 1, 2, masked=True)])
-        assert torch.equal(expected, rows_of([batches]))
-        assert state["counts"] == [12 * step]
-    assert ahead.counts.tolist() == [60]  # nothing beyond the last step
-    ahead._draw = lambda: 1 / 0
+def test_prefetching_draws_one_step_ahead_and_nothing_beyond_the_last(folder):
+    text = Text([numbers(folder, "a", 4000)], CountingTokenizer(), 10)
+    expected = [rows_of([text.step(7 + 12 * n, 3, 2, 1, 2, masked=True)]) for n in range(5)]
+    begun, whole = [], text.step
+    text.step = lambda *args, **settings: begun.append(args[0]) or whole(*args, **settings)
+    steps = prefetch(text, 7, 5, 3, 2, 1, 2, masked=True)
+    for step, batches in enumerate(steps, 1):
+        assert torch.equal(expected[step - 1], rows_of([batches]))
+        assert begun[:step] == [7 + 12 * n for n in range(step)]
+    assert len(begun) == 5
+    text.step = lambda *args, **settings: 1 / 0
     with pytest.raises(ZeroDivisionError):
-        next(prefetch(ahead, 5, 3, 2, 1, 2, masked=True))
+        next(prefetch(text, 0, 5, 3, 2, 1, 2, masked=True))
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.3, 1.0])
 def test_shares_follow_n_to_the_alpha(folder, alpha):
     """Every count is p_i * draws to within two; by chance it would be off by dozens."""
     sizes = np.array([1e9, 5e8, 3e8, 1e8, 8e7, 5e7, 2e7, 1e7, 5e6, 2e6, 1e6, 3e5, 1e5, 2e4, 4000])
-    specs = [f"{numbers(folder, f'l{i}', 100)}@{size:.0f}" for i, size in enumerate(sizes)]
-    text = Text(specs, CountingTokenizer(), 10, alpha=alpha)
     share = sizes**alpha / (sizes**alpha).sum()
-    worst = 0.0
-    for draw in range(20_000):
-        text._draw()
-        if draw % 97 == 0 or draw == 19_999:
-            off = text.counts - share * (draw + 1)
-            assert off.max() < 1
-            worst = max(worst, abs(off).max())
-    assert text.counts.sum() == 20_000
-    assert worst < 2
+    corpora, places, counts = turns(share)
+    drawn = np.cumsum(corpora[:, None] == np.arange(15), axis=0)  # (CYCLE, corpora)
+    off = drawn - share * np.arange(1, CYCLE + 1)[:, None]
+    assert off.max() < 1
+    assert abs(off).max() < 2
+    assert (drawn[-1] == counts).all()
+    assert (places == drawn[np.arange(CYCLE), corpora] - 1).all()
+    spec = numbers(folder, "l0", 9000)
+    specs = [f"{spec.replace('l0=', f'l{i}=')}@{size:.0f}" for i, size in enumerate(sizes)]
+    text = Text(specs, CountingTokenizer(), 10, alpha=alpha)
     assert [row["share"] for row in text.describe()] == pytest.approx(list(share))
-    assert [row["sequences_drawn"] for row in text.describe()] == text.counts.tolist()
+    first, second = ([text.step(start, 50, 1, masked=False)] for start in (0, CYCLE))
+    assert not torch.equal(first[0][0].ids, second[0][0].ids)  # the next cycle reads on
 
 
-def test_sizes_are_those_of_the_files_where_none_is_declared(folder, monkeypatch):
-    specs = [numbers(folder, "a", 999), numbers(folder, "b", 99)]
+def test_sizes_are_those_of_the_files_where_none_is_declared(folder):
+    specs = [numbers(folder, "a", 8999), numbers(folder, "b", 899, first=10_000)]
     text = Text(specs, CountingTokenizer(), 10, alpha=0.5)
-    assert [row["tokens"] for row in text.describe()] == [1000, 100]
-    assert list(text.shares) == pytest.approx([10**0.5 / (1 + 10**0.5), 1 / (1 + 10**0.5)])
-    row = {"documents": 1, "unknown_share": 0.0, "skipped": {}}
+    sizes = np.array([row["tokens"] for row in text.describe()])
+    assert sizes.tolist() == [8999 + 450, 899 + 45]  # with [SEP] behind each document
+    assert list(text.shares) == pytest.approx(list(sizes**0.5 / (sizes**0.5).sum()))
+    row = {"name": "a", "documents": 450, "unknown_share": 0.0, "skipped": {}}
     assert text.describe()[0].items() >= row.items()
-    with pytest.raises(UserError, match="names a, a are not all different"):
-        Text([specs[0], specs[0]], CountingTokenizer(), 10)
-    monkeypatch.setattr(corpus, "HELD_OUT", 4)
-    monkeypatch.setattr(corpus, "BLOCK", 4)
     (folder / "dataset").mkdir()
-    for name in ("a.txt", "b.txt"):
-        (folder / "dataset" / name).write_bytes((folder / name).read_bytes())
-    stream = f"s=hub:{folder}/dataset"
-    with pytest.raises(UserError, match="--data s: its size is unknown, which 2 corpora need"):
-        Text([stream, specs[1]], CountingTokenizer(), 10)
-    assert Text([stream], CountingTokenizer(), 10).describe()[0]["tokens"] is None
-    declared = Text([stream + "@1.2e9", specs[1]], CountingTokenizer(), 10)
+    (folder / "dataset" / "a.txt").write_bytes((folder / "a.txt").read_bytes())
+    with pytest.raises(
+        UserError, match="--data s: its size is unknown, which several corpora need"
+    ):
+        Text([f"s=hub:{folder}/dataset", specs[1]], CountingTokenizer(), 10)
+    assert (
+        Text([f"s=hub:{folder}/dataset"], CountingTokenizer(), 10).describe()[0]["tokens"] is None
+    )
+    declared = Text([f"s=hub:{folder}/dataset@1.2e9", specs[1]], CountingTokenizer(), 10)
     assert declared.describe()[0]["tokens"] == 1_200_000_000
 
 
@@ -126,16 +115,16 @@ def test_masking_is_80_10_10_of_15_percent_and_spares_special_tokens():
 
 
 def test_masks_are_drawn_anew_in_every_pass(folder):
-    text = Text([numbers(folder, "c", 400)], CountingTokenizer(), 10)
-    masks = {}
-    for _ in range(5):
-        (batch,) = text.step(text.corpora[0].train_rows, 1, masked=True)
+    text = Text([numbers(folder, "c", 4000)], CountingTokenizer(), 10)
+    masks, rows = {}, text.corpora[0].rows
+    for number in range(5):
+        (batch,) = text.step(number * rows, rows, 1, masked=True)
         chosen = torch.zeros(batch.ids.shape).flatten()
         chosen[batch.positions] = 1
         for ids, row in zip(batch.ids, chosen.view_as(batch.ids), strict=True):
             masks.setdefault(tuple(ids.tolist()), []).append(tuple(row.tolist()))
     assert {len(row_masks) for row_masks in masks.values()} == {5}
-    assert sum(len(set(row_masks)) == 1 for row_masks in masks.values()) < 10
+    assert sum(len(set(row_masks)) == 1 for row_masks in masks.values()) < rows / 10
     assert len({row_masks[0] for row_masks in masks.values()}) > 5  # nor the same for all rows
 
 
@@ -149,15 +138,16 @@ def test_masking_of_very_little_and_of_nothing():
 
 def test_rows_are_framed_by_the_special_tokens(folder):
     tokenizer = tiny_tokenizer()
-    lines = [" ".join(WORDS[i % 12 :] + WORDS[: i % 12]) for i in range(60)]
+    lines = [" ".join(WORDS[i % 12 :] + WORDS[: i % 12]) for i in range(200)]
     (folder / "w.txt").write_text("\n\n".join(lines))
     text = Text([f"w={folder}/w.txt"], tokenizer, 16)
-    (batch,) = text.step(8, 1, masked=True)
+    (batch,) = text.step(0, 8, 1, masked=True)
     assert batch.ids.shape == batch.mask.shape == batch.masked_ids.shape == (8, 16)
     assert batch.ids.dtype == batch.masked_ids.dtype == torch.int64
     for ids in (batch.ids, batch.masked_ids):
         assert (ids[:, 0] == tokenizer.cls_id).all()
         assert (ids[:, -1] == tokenizer.sep_id).all()
+    assert batch.full
     assert batch.mask.all()
     special = torch.isin(batch.ids, torch.tensor(tokenizer.special_ids)).flatten()
     assert not special[batch.positions].any()
@@ -165,7 +155,7 @@ def test_rows_are_framed_by_the_special_tokens(folder):
 
 
 def test_masked_text_needs_a_mask_token_and_words(folder):
-    spec = numbers(folder, "a", 400)
+    spec = numbers(folder, "a", 4000)
     tokenizer = CountingTokenizer()
     tokenizer.mask_id = None
     text = Text([spec], tokenizer, 10)

@@ -11,7 +11,7 @@ Draw g and its masks are functions of (seed, g) alone, so there is no state to s
 """
 
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
@@ -47,8 +47,8 @@ class Text:
         sequences: int = 0,
     ):
         self.tokenizer, self.length, self.seed = tokenizer, length, seed
-        sources = [look_up(s) if s.kind == "hub" else s for s in parse_sources(specs)]
-        # Of every corpus alike one document in fifty is held out, or more where that gives nothing.
+        sources = [look_up(source) if source.hub else source for source in parse_sources(specs)]
+        # Of every corpus alike one document in fifty is held out, of little text more.
         for one_in in (50, 10, 3):
             self._open(sources, alpha, sequences, one_in)
             if any(len(corpus.held) for corpus in self.corpora):
@@ -56,27 +56,22 @@ class Text:
         for corpus in self.corpora:
             corpus.report(tokenizer)
             if corpus.rows == 0 or not any(len(corpus.held) for corpus in self.corpora):
+                tokens, documents = sum(corpus.facts["tokens"]), corpus.facts["documents"]
                 raise UserError(
-                    f"--data {corpus.name}: {sum(corpus.facts['tokens']):,} tokens in"
-                    f" {corpus.facts['documents']:,} documents are too few to train on sequences of"
-                    f" {length} and hold one out; give more text, in several documents"
+                    f"--data {corpus.name}: {tokens:,} tokens in {documents:,} documents are too"
+                    f" few to train on sequences of {length} and hold one out; give more text, in"
+                    " several documents"
                 )
 
     def _open(self, sources: list[Source], alpha: float, sequences: int, one_in: int) -> None:
         """Open the corpora; share the draws out among them."""
-
-        def opened(source: Source, rows: int = 0) -> Corpus:
-            return Corpus(source, self.tokenizer, self.length, self.seed, one_in, rows)
-
-        files = {source.name: opened(source) for source in sources if source.kind != "hub"}
-        sizes = [
-            source.tokens or getattr(files.get(source.name), "tokens", None) for source in sources
-        ]
+        settings = self.tokenizer, self.length, self.seed, one_in
+        files = {s.name: Corpus(s, *settings) for s in sources if not s.hub}
+        sizes = [s.tokens or (None if s.hub else files[s.name].tokens) for s in sources]
         if None in sizes and len(sizes) > 1:
-            name = sources[sizes.index(None)].name
             raise UserError(
-                f"--data {name}: its size is unknown, which {len(sizes)} corpora need; append"
-                " @TOKENS, e.g. @1.2e9"
+                f"--data {sources[sizes.index(None)].name}: its size is unknown, which several"
+                " corpora need; append @TOKENS, e.g. @1.2e9"
             )
         weights = np.array([float(size or 1) ** alpha for size in sizes])
         self.shares = weights / weights.sum()
@@ -84,8 +79,8 @@ class Text:
         cycles, rest = divmod(sequences, CYCLE)
         rows = cycles * self.counts + np.bincount(self.turns[:rest], minlength=len(sizes))
         self.corpora = [
-            files.get(source.name) or opened(source, int(row_count))
-            for source, row_count in zip(sources, rows, strict=True)
+            files.get(source.name) or Corpus(source, *settings, int(rows[i]))
+            for i, source in enumerate(sources)
         ]
 
     def step(
@@ -143,18 +138,8 @@ class Text:
 
         Of a hub dataset, `documents`, `unknown_share` and `skipped` count what was read of it.
         """
-        return [
-            {
-                "name": corpus.name,
-                "tokens": corpus.tokens,
-                "hash": corpus.hash,
-                "documents": corpus.facts["documents"],
-                "unknown_share": corpus.facts["unknown_share"],
-                "skipped": corpus.facts["skipped"],
-                "share": float(share),
-            }
-            for corpus, share in zip(self.corpora, self.shares, strict=True)
-        ]
+        shares = zip(self.corpora, self.shares, strict=True)
+        return [{**corpus.describe(), "share": float(share)} for corpus, share in shares]
 
 
 def turns(shares: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -177,23 +162,19 @@ def turns(shares: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 def prefetch(
     text: Text, first_draw: int, steps: int, *split: int, masked: bool
 ) -> Iterator[list[Batch]]:
-    """Yield this rank's micro-batches of each step; a thread makes the next one meanwhile.
+    """Yield this rank's micro-batches of each step; a thread makes those of the next meanwhile.
 
     split   what Text.step takes: batch_size, accumulate, rank, world
     """
     batch_size, accumulate, _, world = split
-    size = batch_size * accumulate * world
     with ThreadPoolExecutor(1) as thread:
-
-        def draw(step: int) -> Future:
-            return thread.submit(text.step, first_draw + step * size, *split, masked=masked)
-
-        drawn = draw(0)
-        for step in range(1, steps + 1):
-            batches = drawn.result()
+        ahead = []
+        for step in range(steps + 1):
             if step < steps:
-                drawn = draw(step)
-            yield batches
+                draw = first_draw + step * batch_size * accumulate * world
+                ahead.append(thread.submit(text.step, draw, *split, masked=masked))
+            if step > 0:
+                yield ahead.pop(0).result()
 
 
 def mask_tokens(

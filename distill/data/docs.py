@@ -8,15 +8,12 @@ import hashlib
 import importlib.metadata
 import importlib.util
 import json
-import os
 import platform
 import re
 import sysconfig
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-
-from minitransformer.files import atomic, cache_folder, locked
 
 PACKAGES = ("numpy", "pandas", "matplotlib", "networkx", "sympy")
 PACKAGES += ("datasets", "huggingface_hub", "fsspec")
@@ -25,7 +22,7 @@ SKIPPED_FOLDERS = {"site-packages", "tests", "test", "testing", "idlelib", "lib2
 
 def docs_identity() -> str:
     """Return a sha256 over the versions of Python and of every package that `docs` reads."""
-    versions = {"python": platform.python_version(), "format": 2}
+    versions = {"python": platform.python_version(), "format": 3}
     for package in PACKAGES:
         if importlib.util.find_spec(package):
             versions[package] = importlib.metadata.version(package)
@@ -37,27 +34,8 @@ def docs_documents() -> list[tuple[str, str]]:
     topic of the Python reference.
 
     A name is a dotted module path (`numpy.linalg.linalg`) or `reference.TOPIC`; a text has one
-    paragraph a line. No two documents share a paragraph. Parsing takes 20 s, hence a cache.
+    paragraph a line. No two documents share a paragraph. Parsing takes 20 s.
     """
-    file = cache_folder() / f"docs-{docs_identity()[:16]}.json"
-    with locked(file.with_suffix(".lock"), "reads the docstrings"):
-        try:
-            hashed, documents = json.loads(file.read_text("utf-8"))
-        except (FileNotFoundError, ValueError, TypeError):  # not made yet, or damaged
-            hashed, documents = "", []
-        if hashed != _hash(documents):
-            documents = _read_docs()
-            with atomic(file) as unfinished:
-                unfinished.write_text(json.dumps([_hash(documents), documents]), "utf-8")
-    return [(name, text) for name, text in documents]
-
-
-def _hash(documents: list) -> str:
-    return hashlib.sha256(json.dumps(documents).encode()).hexdigest()
-
-
-def _read_docs() -> list[tuple[str, str]]:
-    print("reading the docstrings of the installed libraries (once) …", flush=True)
     seen: set[str] = set()
     documents = []
     for name, docstrings in _all_docstrings():
@@ -78,24 +56,19 @@ def _all_docstrings() -> Iterator[tuple[str, list[str]]]:
         if spec := importlib.util.find_spec(package):
             roots[package] = spec.submodule_search_locations[0]
     for package, root in roots.items():
-        for folder, folders, files in os.walk(root):
-            folders[:] = sorted(set(folders) - SKIPPED_FOLDERS)
-            for file in sorted(f for f in files if f.endswith(".py")):
-                path = Path(folder, file)
-                module = ".".join([package, *path.relative_to(root).with_suffix("").parts])
-                yield module.removesuffix(".__init__"), _docstrings(path)
+        for path in sorted(Path(root).rglob("*.py")):
+            parts = path.relative_to(root).with_suffix("").parts
+            if not SKIPPED_FOLDERS & {*parts[:-1]}:
+                yield ".".join([package, *parts]).removesuffix(".__init__"), _docstrings(path)
 
 
 def _docstrings(path: Path) -> list[str]:
     source = path.read_text("utf-8", errors="replace")
-    if '"""' not in source and "'''" not in source:
-        return []
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # invalid escapes in other people's code
-        try:
+    try:
+        with warnings.catch_warnings(action="ignore"):  # invalid escapes in other people's code
             tree = ast.parse(source)
-        except SyntaxError:  # some libraries ship templates and Python 2 examples
-            return []
+    except SyntaxError:  # some libraries ship templates and Python 2 examples
+        return []
     nodes = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
     docstrings = (ast.get_docstring(node) for node in ast.walk(tree) if isinstance(node, nodes))
     return [d for d in docstrings if d]
