@@ -52,9 +52,9 @@ def test_what_a_user_sets_reaches_train_py(tmp_path):
 
 WRONG = [
     ("list --only english-9x9", "no row's name begins so"),
-    ("run --tasks movies", "of your own setting: name its --student"),
+    ("run --tasks movies", "needs --student, --teacher, --data and --tasks"),
     ("run --student 3x --teacher t --data docs --tasks t", "--student 3x: give LAYERSxWIDTH"),
-    ("run --student 3x384 --data docs --tasks t", "needs a --teacher"),
+    ("run --student 3x384 --data docs --tasks t", "needs --student, --teacher"),
     ("run --batch 10 --nproc 4", "--batch 10 is not a multiple of --nproc 4"),
     ("run --rates mha=1e-3", "--rates mha: not one of mha-L,"),
     ("list --results {here}/list.jsonl", "list.jsonl: a line is damaged"),

@@ -3,16 +3,11 @@
     python -m distill.study list                             the rows in their order; which are done
     python -m distill.study run --hours 2                    those without a record, in that order
     python -m distill.study run --only 'english-3x384/*/2M'  the rows whose names begin so
-    python -m distill.study report                           docs/study.md and its pictures
+    python -m distill.study report                           the page of the records in --results
 
 Several `run` at once share the list: one for each GPU (CUDA_VISIBLE_DEVICES=1), or one for each
-core (OMP_NUM_THREADS=1). Records go to results/study.jsonl; those of docs/study.md are read by
-`--results docs/study/results.jsonl`. The English rows need apt-get for a part of their text; the
-multilingual ones need it too, and their teacher from the hub or from --teacher. Your own student
-(docs/full_scale.md has the published settings):
-
-    python -m distill.study run --student 6x768 --teacher google-bert/bert-base-uncased \\
-        --data web='corpus/*.parquet' --tasks glue --data-dir GLUE --tokens 1e9
+core (OMP_NUM_THREADS=1). The text needs Debian's apt-get, the multilingual teacher the hub or
+--teacher. For a student of your own see docs/full_scale.md.
 """
 
 import argparse
@@ -22,8 +17,8 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from distill.study.report import write_report
-from distill.study.rows import METHODS, Row, own_rows, rows
-from distill.study.run import HANDED_ON, Study, read_records
+from distill.study.rows import CORE, METHODS, OTHERS, Row, grid, rows
+from distill.study.run import Study, read_records
 from distill.training import cli
 from minitransformer.files import UserError
 
@@ -33,10 +28,10 @@ def parse_config(argv: list[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add("command", choices=["list", "run", "report"])
     add("--only", default="", metavar="NAME", help="rows whose names begin so; * matches any part")
-    add("--hours", type=float, default=math.inf, help="run: stop after them (default: never)")
+    add("--hours", type=float, default=math.inf, help="run: then start no other row")
     add("--folder", type=Path, default=Path("runs/study"), help="work folder")
     add("--results", type=Path, default=Path("results/study.jsonl"), help="file of the records")
-    add("--page", type=Path, default=Path("docs/study.md"), help="report: the page to write")
+    add("--page", type=Path, default=Path("results/study.md"), help="report: to write")
     add("--teacher", help="of multilingual or of your own: a folder or a hub id")
     add("--data", action="append", default=[], help="your own: as in train.py")
     add("--tasks", nargs="+", default=[], help="your own: as in evaluate.py")
@@ -48,17 +43,16 @@ def parse_config(argv: list[str] | None = None) -> argparse.Namespace:
     add("--seq-len", type=int, default=128, help="tokens in a sequence")
     rates_help = f"learning rate of all methods, or METHOD=RATE, of {', '.join(METHODS)}"
     add("--rates", nargs="+", default=[], metavar="RATE", help=rates_help)
-    for name, flag in HANDED_ON.items():
-        add(f"--{name}", help=f"train.py's {flag}")
+    add("--warmup", help="share of the steps, as in train.py")
+    add("--heads", help="train.py's --student-heads")
+    add("--ffn", help="train.py's --student-ffn")
     add("--nproc", type=int, default=1, help="processes of torchrun, one for each GPU")
     config = parser.parse_args(argv)
-    if config.student:
-        if not re.fullmatch(r"[1-9]\d*x[1-9]\d*", config.student):
-            raise UserError(f"--student {config.student}: give LAYERSxWIDTH, such as 6x768")
-        if not (config.teacher and config.data and config.tasks):
-            raise UserError("--student needs a --teacher, --data and --tasks")
-    elif config.data or config.tasks:
-        raise UserError("--data and --tasks are of your own setting: name its --student")
+    if config.student and not re.fullmatch(r"[1-9]\d*x[1-9]\d*", config.student):
+        raise UserError(f"--student {config.student}: give LAYERSxWIDTH, such as 6x768")
+    own = (config.student, config.data, config.tasks)
+    if any(own) and not (all(own) and config.teacher):
+        raise UserError("a setting of your own needs --student, --teacher, --data and --tasks")
     for name, least in {"tokens": 1, "batch": 1, "seq_len": 3, "nproc": 1}.items():
         cli.check_number(name, getattr(config, name), least)
     if config.batch % config.nproc:
@@ -72,7 +66,8 @@ def parse_config(argv: list[str] | None = None) -> argparse.Namespace:
 def chosen_rows(config: argparse.Namespace) -> list[Row]:
     every = rows()
     if config.student:
-        every = own_rows(f"own-{config.student}", config.start, config.tokens)
+        own, seeds = f"own-{config.student}", (0, 1, 2)
+        every = grid(own, CORE + OTHERS, [config.start], seeds, config.tokens)
     chosen = [row for row in every if fnmatchcase(row.name, config.only + "*")]
     if not chosen:
         raise UserError(f"--only {config.only}: no row's name begins so; `list` shows all")

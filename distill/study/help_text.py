@@ -1,9 +1,8 @@
 """A text in many languages that everyone can fetch: LibreOffice's help, from Debian's packages.
 
-A page is an HTML file, its paragraphs are `<p id="par_id...">`, and page and id are the same in
-every language: so the text is parallel. An English paragraph that stands on several pages counts
-once, and a paragraph that the translators left in English does not count as another language. A
-fifth of the pages is held out: no run reads it.
+Page (an HTML file) and paragraph (`<p id="par_id...">`) have the same names in every language, so
+the text is parallel. An English paragraph that stands on several pages counts once; one that the
+translators left in English counts as English alone. A fifth of the pages is held out of training.
 
     FOLDER/LANGUAGE.json     {page#id: paragraph}, all of them
     FOLDER/LANGUAGE.txt      the pages to train on, one document each
@@ -72,17 +71,13 @@ def different(found: dict[str, str], english: dict[str, str] | None) -> dict[str
 def package(folder: Path, language: str) -> Path:
     """Return the language's .deb in FOLDER/packages, downloaded where it is missing."""
     folder, name = folder / "packages", f"libreoffice-help-{language}"
-    if not list(folder.glob(f"{name}_*.deb")):
-        folder.mkdir(parents=True, exist_ok=True)
-        print(f"downloading {name}", flush=True)
-        command = ["apt-get", "download", "-q", name]
-        try:
-            subprocess.run(command, cwd=folder, check=True, capture_output=True)
-        except (FileNotFoundError, subprocess.CalledProcessError):
-            raise UserError(
-                f"{name} could not be downloaded; run apt-get update, or on another system put"
-                f" Debian's .deb files into {folder}"
-            ) from None
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        if not list(folder.glob(f"{name}_*.deb")):
+            subprocess.run(["apt-get", "download", "-q", name], cwd=folder, check=True)
+    except (FileNotFoundError, subprocess.CalledProcessError):
+        problem = f"{name} could not be downloaded; run apt-get update, or on another system put"
+        raise UserError(f"{problem} Debian's .deb files into {folder}") from None
     return next(folder.glob(f"{name}_*.deb"))
 
 

@@ -60,7 +60,7 @@ class Section:
         return 100 * np.array(scores, dtype=float)
 
     def difference(self, name: str, other: str) -> tuple[float, float]:
-        """Return the mean over tasks of one model's scores - the other's, and its standard error."""
+        """Return the mean over tasks of name - other, and its standard error."""
         d = (self.tuned(self.models[name]) - self.tuned(self.models[other])).mean(axis=0)  # (S, F)
         parts = [mean_and_error(d.mean(axis=axis))[1] for axis in (0, 1)]
         return d.mean(), math.hypot(*parts)

@@ -2,29 +2,29 @@
 
     english-3x384/mha-L-2/uniform/seed-0/0.5M      student / method / start / seed / tokens
 
-L is the teacher's last layer, L-1 the one below. The start is train.py's --init: `uniform` follows
-the layer that the method reads, `first` is the same for all methods.
+The start is train.py's --init: `uniform` follows the layer that the method reads, `first` is the
+same for all methods.
 """
 
 import itertools
 from dataclasses import dataclass
 
-# flags for train.py; its own defaults hold for the rest, the learning rate among it
+# settings of train.py; `teacher-layer` counts from the teacher's last one, L
 METHODS = {
-    "mha-L": "--method mha --teacher-layer L",
-    "mha-L-1": "--method mha --teacher-layer L-1",
-    "mha-L-2": "--method mha --teacher-layer L-2",
-    "direct-minilm-L-1": "--method direct-minilm --teacher-layer L-1",
-    "direct-minilm-L-2": "--method direct-minilm --teacher-layer L-2",
-    "hs-single": "--method hs --mapping single",
-    "hs-uniform": "--method hs --mapping uniform",
-    "hs-last": "--method hs --mapping last",
-    "hs-uniform-consecutive": "--method hs --mapping uniform-consecutive",
-    "hs-uniform+last": "--method hs --mapping uniform+last",
-    "od": "--method od",
-    "od-after-hs": "--method od",  # from an hs-uniform student, which read as many tokens before
-    "mlm": "--method mlm",
-    "default": "",  # train.py as it is, the start included
+    "mha-L": {"method": "mha", "teacher-layer": 0},
+    "mha-L-1": {"method": "mha", "teacher-layer": -1},
+    "mha-L-2": {"method": "mha", "teacher-layer": -2},
+    "direct-minilm-L-1": {"method": "direct-minilm", "teacher-layer": -1},
+    "direct-minilm-L-2": {"method": "direct-minilm", "teacher-layer": -2},
+    "hs-single": {"method": "hs", "mapping": "single"},
+    "hs-uniform": {"method": "hs", "mapping": "uniform"},
+    "hs-last": {"method": "hs", "mapping": "last"},
+    "hs-uniform-consecutive": {"method": "hs", "mapping": "uniform-consecutive"},
+    "hs-uniform+last": {"method": "hs", "mapping": "uniform+last"},
+    "od": {"method": "od"},
+    "od-after-hs": {"method": "od"},  # from an hs-uniform student, which read as many tokens before
+    "mlm": {"method": "mlm"},
+    "default": {},  # train.py as it is, its start included
 }
 CORE = ("mha-L-1", "mha-L-2", "direct-minilm-L-2", "hs-uniform", "od", "mlm")
 OTHERS = ("mha-L", "direct-minilm-L-1", "hs-single", "hs-last", "hs-uniform-consecutive")
@@ -83,9 +83,3 @@ def rows() -> list[Row]:
         *grid(MULTILINGUAL, WITHOUT_OD, ["first"], [0, 1], 0.5e6),
         *grid(NARROW, CORE, ["embeddings"], [1, 2], 2e6),
     ]
-
-
-def own_rows(student: str, start: str, tokens: float) -> list[Row]:
-    """Return all methods for a student of the user's own."""
-    core = grid(student, CORE, [start], [0, 1, 2], tokens)
-    return core + grid(student, OTHERS, [start], [0, 1, 2], tokens)

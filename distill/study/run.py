@@ -8,14 +8,12 @@ frees a killed process's locks.
 
 import argparse
 import json
-import math
-import re
 import shutil
 import statistics
 import subprocess
 import sys
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -30,11 +28,9 @@ TASKS = {"english": ["movies", "topics"], "multilingual": ["reviews"]}
 # od needs a head for masked words, which the English teacher has not: it learns from this one
 WITH_HEAD = "minilm-with-head"
 HEAD = "--method mlm --init minilm --lr 2e-4 --steps 500 --batch-size 32 --save-every 100"
-# flags of train.py that are handed on as they are, by their names here
-HANDED_ON = {"warmup": "--warmup", "heads": "--student-heads", "ffn": "--student-ffn"}
-HANDED_ON |= {"precision": "--precision"}
+# of the command line: what a row's name leaves open
+GIVEN = ("data", "tasks", "batch", "seq_len", "rates", "warmup", "heads", "ffn")
 KEPT_SETTINGS = ("lr", "batch_size", "accumulate", "seq_len", "steps", "warmup", "precision")
-LAST_LAYER = re.compile(r"L(-\d+)?")
 
 
 class Study:
@@ -49,47 +45,42 @@ class Study:
     def run(self, rows: list[Row]) -> int:
         """Run the rows without a record, in order; return the exit status."""
         failed = []
-        try:
-            while rows:
-                taken = [row for row in rows if not self._attempt(row, failed)]
-                if len(taken) == len(rows):  # all that is left is in other processes' hands
-                    print(f"another process runs {', '.join(row.name for row in taken)}")
+        while rows:
+            taken = []
+            for row in rows:
+                if time.monotonic() > self.deadline:
+                    print("out of time; the same command resumes")
+                    rows = taken = []
                     break
-                rows = taken
-        except subprocess.TimeoutExpired:
-            print("out of time; the same command resumes")
+                try:
+                    with self._lock(row.name, wait=False):
+                        self._finish(row)
+                except Timeout:  # another process holds it, or a part that it needs
+                    taken.append(row)
+                except UserError as error:
+                    print(f"{row.name}: {error}", flush=True)
+                    failed.append(row.name)
+            if taken and len(taken) == len(rows):
+                print(f"another process runs {', '.join(row.name for row in taken)}")
+                break
+            rows = taken
         if failed:
             print(f"failed, their messages stand above: {', '.join(failed)}")
         return 1 if failed else 0
 
-    def _attempt(self, row: Row, failed: list[str]) -> bool:
-        """Run a row; return False where another process holds it, or a part that it needs."""
-        try:
-            with self._lock(row.name, wait=False):
-                self._finish(row)
-        except Timeout:
-            return False
-        except UserError as error:
-            print(f"{row.name}: {error}", flush=True)
-            failed.append(row.name)
-        return True
-
     def _finish(self, row: Row) -> None:
-        shared = ("data", "tasks", "batch", "seq_len", "rates", *HANDED_ON)
-        given = {name: getattr(self.config, name) for name in shared}
+        given = {name: getattr(self.config, name) for name in GIVEN}
         given["teacher"] = Path(self._teacher_name(row)).name
         results = self.config.results
-        for record in read_records(results):
-            if record["row"] == row.name:
-                if other := [name for name in given if record["given"][name] != given[name]]:
-                    other = ", ".join(other)
-                    raise UserError(f"{results} has it with another {other}; name other --results")
-                return
+        earlier = {record["row"]: record for record in read_records(results)}
+        if row.name in earlier:
+            before = earlier[row.name]["given"]
+            if other := ", ".join(name for name in given if before[name] != given[name]):
+                raise UserError(f"{results} has it with another {other}; name other --results")
+            return
         print(f"\n== {row.name}", flush=True)
         run = self._train_student(row)
-        facts, began = log_facts(run), time.monotonic()
-        models = self._evaluate(row, run)
-        facts["evaluation_seconds"] = round(time.monotonic() - began, 1)
+        facts, models = log_facts(run), self._evaluate(row, run)
         with self._lock("records"):
             known = {record["row"] for record in read_records(results)}
             for role, scores in models.items():  # teacher and baseline once for all rows
@@ -112,12 +103,12 @@ class Study:
 
     def _train_student(self, row: Row) -> Path:
         """Return the row's run folder, trained."""
-        run, flags = self.folder / row.name / row.method, self.train_flags(row)
+        run = self.folder / row.name / row.method
         if row.method == "od-after-hs":
-            hs = Row(row.student, "hs-uniform", row.start, row.seed, row.tokens)
+            hs = replace(row, method="hs-uniform")
             self._train(run.parent / hs.method, self.train_flags(hs))
-            flags += ["--init", str(run.parent / hs.method)]
-        self._train(run, flags)
+            row = replace(row, start=str(run.parent / hs.method))
+        self._train(run, self.train_flags(row))
         return run
 
     def _train(self, folder: Path, flags: list[str]) -> None:
@@ -135,30 +126,32 @@ class Study:
         self._call(*program, "--out", str(folder), *flags)
 
     def train_flags(self, row: Row) -> list[str]:
-        """Return train.py's flags; those of the method stand last, so that they hold."""
-        config, teacher = self.config, self._teacher(row)
+        config, teacher, method = self.config, self._teacher(row), METHODS[row.method]
         steps = max(1, round(row.tokens / (config.batch * config.seq_len)))
-        every, (layers, width) = max(1, steps // 4), row.sizes
-        flags = f"--seed {row.seed} --seq-len {config.seq_len} --steps {steps}"
-        flags += f" --batch-size {config.batch // config.nproc} --eval-every {every}"
-        flags += (
-            f" --save-every {min(every, 500)} --student-layers {layers} --student-hidden {width}"
-        )
-        flags = ["--teacher", teacher, *flags.split()]
-        for name, flag in HANDED_ON.items():
-            if getattr(config, name) is not None:
-                flags += [flag, getattr(config, name)]
-        for corpus in self._data(row):
-            flags += ["--data", corpus]
-        if row.start != "default" and row.method != "od-after-hs":
-            flags += ["--init", row.start]
-        if rate := config.rates.get(row.method, config.rates.get("")):
-            flags += ["--lr", rate]
-        words = METHODS[row.method].split()
-        if LAST_LAYER.fullmatch(words[-1] if words else ""):
+        layers, width = row.sizes
+        settings = {
+            "teacher": teacher,
+            "seed": row.seed,
+            "steps": steps,
+            "batch-size": config.batch // config.nproc,
+            "seq-len": config.seq_len,
+            "warmup": config.warmup,
+            "lr": config.rates.get(row.method, config.rates.get("")),
+            "student-layers": layers,
+            "student-hidden": width,
+            "student-heads": config.heads,
+            "student-ffn": config.ffn,
+            "init": None if row.start == "default" else row.start,
+            "eval-every": max(1, steps // 4),
+            "save-every": min(max(1, steps // 4), 500),
+            **method,
+        }
+        if "teacher-layer" in method:
             depth = read_json(find_folder(teacher) / "config.json")["num_hidden_layers"]
-            words[-1] = str(depth + int(words[-1][1:] or 0))
-        return flags + words
+            settings["teacher-layer"] = depth + method["teacher-layer"]
+        words = [[f"--{name}", str(v)] for name, v in settings.items() if v is not None]
+        words += [["--data", corpus] for corpus in self._data(row)]
+        return [part for pair in words for part in pair]
 
     def _teacher_name(self, row: Row) -> str:
         if row.setting == "english":
@@ -211,17 +204,10 @@ class Study:
         return models
 
     def _call(self, *words: str) -> None:
-        """Run a Python program until it ends or the hours are over."""
+        """Run a Python program."""
         print("$ python", *words, flush=True)
-        left = self.deadline - time.monotonic()
-        with subprocess.Popen([sys.executable, *words]) as process:
-            try:
-                process.wait(None if math.isinf(left) else max(0, left))
-            except subprocess.TimeoutExpired:
-                process.terminate()  # train.py saves its step first
-                raise
-        if process.returncode:
-            raise UserError(f"{Path(words[0]).name} ended with status {process.returncode}")
+        if (status := subprocess.run([sys.executable, *words]).returncode) != 0:
+            raise UserError(f"{Path(words[0]).name} ended with status {status}")
 
 
 # ---- records and logs ----------------------------------------------------------------------------
