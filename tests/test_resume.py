@@ -134,49 +134,29 @@ def test_real_kills_in_real_processes(home, flags, new):
     assert differences(new, whole) == []
 
 
-@pytest.mark.slow
-def test_signals_finish_the_step_save_and_say_how_to_resume(home, flags):
-    # SIGTERM is that of test_distributed.py
-    runs = {n: home / f"told;{n.name}" for n in (signal.SIGHUP, signal.SIGINT, signal.SIGUSR1)}
-    flags = [*flags, "--accumulate", "32", "--save-every", "1000"]
-    whole = home / "not-told"
-    processes = {number: start(home, *flags, "--out", run) for number, run in runs.items()}
-    waiting = dict(processes)
-    while waiting:
-        for number in [number for number in waiting if steps_of(runs[number]) > 0]:
-            # twice, as from a scheduler that signals every process and torchrun that passes it on
-            waiting[number].send_signal(number)
-            waiting.pop(number).send_signal(number)
-    main(*flags, "--out", whole)
-    for number, process in processes.items():
-        run = runs[number]
-        printed, complaint = process.communicate()
-        assert (process.returncode, complaint) == (128 + number, "")
-        steps = steps_of(run)
-        assert 1 <= steps < 12
-        assert printed.splitlines()[-1] == (
-            f"stopped after step {steps}; to resume: python train.py --out '{run}' --resume"
-        )
-        checkpoint, log = sorted(path.name for path in run.iterdir())
-        assert (checkpoint[:20], log) == (f"checkpoint-{steps:09d}", "log.jsonl")
-        main("--out", run, "--resume")
-        assert differences(run, whole) == []
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1"])
+def test_a_signal_lets_the_step_finish_and_be_saved(
+    name, flags, unbroken, home, monkeypatch, capsys
+):
+    whole, run, number = unbroken(), home / f"told;{name}", getattr(signal, name)
+    before = signal.signal(number, signal.SIG_DFL)  # a shell ignores some in background jobs
+    at_step(monkeypatch, 4, lambda run: signal.raise_signal(number))
+    main(*flags, "--plain", "--out", run, status=128 + number)
+    command = f"python train.py --out '{run}' --resume"
+    assert f"stopped after step 5; to resume: {command}\n" in capsys.readouterr().out
+    checkpoints = [path.name[:20] for path in Run(run).checkpoints()]
+    assert checkpoints == ["checkpoint-000000003", "checkpoint-000000005"]
+    at_step(monkeypatch, 11, lambda run: signal.raise_signal(number))  # in the last step
+    main("--out", run, "--resume")
+    assert differences(run, whole) == []
+    assert signal.signal(number, before) == signal.SIG_DFL
 
 
-@pytest.mark.slow
-def test_a_signal_in_the_last_step_lets_the_run_finish(flags, unbroken, new, monkeypatch):
-    at_step(monkeypatch, 12, lambda run: signal.raise_signal(signal.SIGTERM))
-    main(*flags, "--plain", "--out", new)
-    assert differences(new, unbroken()) == []
-
-
-def test_in_a_thread_it_trains_and_leaves_no_handlers(flags, unbroken, new):
-    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+def test_it_trains_in_a_thread_as_notebooks_do(flags, unbroken, new):
     thread = threading.Thread(target=main, args=[*flags, "--plain", "--out", new])
     thread.start()
     thread.join()
     assert differences(new, unbroken()) == []
-    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
 
 
 @pytest.mark.slow

@@ -135,7 +135,9 @@ def write_card(folder: Path, record: dict, start: Start, losses: str) -> None:
     card = CARD.format(
         task="feature-extraction" if student.mlm_head is None else "fill-mask",
         method=settings["method"],
-        base_model="" if Path(source).exists() else f"base_model: {json.dumps(source)}\n",
+        base_model=""
+        if Path(source).expanduser().exists()
+        else f"base_model: {json.dumps(source)}\n",
         name=folder.name,
         about="\n".join(about),
         text="\n".join(shares),
