@@ -203,7 +203,7 @@ def distil(config: TrainConfig, run: Run, signals: Signals) -> int:
     if config.resume:
         first, drawn = resume(run, record, parts)
     else:
-        run.begin(record)
+        run.log("start", **record)
     report.announce(config, run, start, record["text"], frozen)
 
     def save(step: int) -> None:

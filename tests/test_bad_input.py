@@ -166,6 +166,12 @@ def test_what_the_surroundings_do_is_one_line_or_nothing(
     assert [path.name for path in tmp_path.glob("[!.]*")] == left  # matplotlib makes .config
 
 
+def full_disk():
+    error = RuntimeError("[enforce fail at inline_container.cc:603] . unexpected pos")
+    error.__context__ = OSError(errno.ENOSPC, "No space left on device")
+    return error  # as torch.save raises it
+
+
 @pytest.mark.parametrize(
     ("error", "status", "message"),
     [
@@ -173,6 +179,7 @@ def test_what_the_surroundings_do_is_one_line_or_nothing(
         (torch.OutOfMemoryError("CUDA out of memory"), 2, "out of memory"),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory"), 2, "out of memory"),
         (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "loss.png"), 2, "No space left"),
+        (full_disk(), 2, "No space left"),
         (BrokenPipeError(errno.EPIPE, "Broken pipe"), 2, "pipe"),
         (cli.UserError("a name with \x1b[31m and\na line"), 2, r"a name with \x1b[31m and a line"),
     ],

@@ -119,6 +119,8 @@ def answer(error: BaseException) -> tuple[int, str | None]:
         return 2, str(error)
     if isinstance(error, KeyboardInterrupt):
         return 130, "interrupted"
+    if isinstance(error, RuntimeError) and isinstance(error.__context__, OSError):
+        error = error.__context__  # torch.save hides a full disk under an error of its own
     if isinstance(error, OSError):
         # where stdout itself failed, Python would complain once more at the exit
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115

@@ -19,12 +19,8 @@ def provenance() -> dict:
     """Return what a number depends on besides its command: argv, commit, versions, machine."""
     names = ("torch", "numpy", "tokenizers", "datasets", "safetensors")
     versions = {name: importlib.metadata.version(name) for name in names}
-    return {
-        "argv": sys.argv,
-        "commit": commit(),
-        "versions": {"python": platform.python_version(), **versions},
-        "machine": machine(),
-    }
+    versions["python"] = platform.python_version()
+    return {"argv": sys.argv, "commit": commit(), "versions": versions, "machine": machine()}
 
 
 def commit() -> str | None:
@@ -47,8 +43,6 @@ def machine() -> str:
     line = f"{name}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
     if torch.cuda.is_available():
         line += f", {torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
-    elif torch.backends.mps.is_available():
-        line += ", Apple GPU"
     return line
 
 

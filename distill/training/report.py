@@ -122,6 +122,7 @@ def write_card(folder: Path, record: dict, start: Start, losses: str) -> None:
     # MLM may have no teacher; then it continues the training of the model that --init names
     source = settings["teacher"] if record["teacher"] else settings["init"]
     source = DEFAULT_ID if source == DEFAULT_TEACHER else source
+    local = Path(source).expanduser().exists()
     verb = "trained further" if settings["method"] == "mlm" else "distilled"
     about = [
         f"An encoder {verb} from `{source}` by the method `{settings['method']}`:",
@@ -135,9 +136,7 @@ def write_card(folder: Path, record: dict, start: Start, losses: str) -> None:
     card = CARD.format(
         task="feature-extraction" if student.mlm_head is None else "fill-mask",
         method=settings["method"],
-        base_model=""
-        if Path(source).expanduser().exists()
-        else f"base_model: {json.dumps(source)}\n",
+        base_model="" if local else f"base_model: {json.dumps(source)}\n",
         name=folder.name,
         about="\n".join(about),
         text="\n".join(shares),

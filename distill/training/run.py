@@ -27,7 +27,7 @@ from filelock import FileLock, Timeout
 
 from distill.training.cli import flag
 from distill.training.processes import world
-from minitransformer.files import UserError, first_line, flush
+from minitransformer.files import UserError, flush
 
 # settings that a resume may change: they alter how the run continues, not what it is
 MAY_CHANGE = "out resume batch_size accumulate device threads save_every eval_every lr clip".split()
@@ -43,6 +43,7 @@ class Run:
         self.folder = folder and Path(folder)  # None until `open` chooses a name
         self.writes = writes
         self._lock: FileLock | None = None
+        self._begun = False  # the log has its start record
 
     @property
     def log_file(self) -> Path:
@@ -59,7 +60,7 @@ class Run:
             names = (Path(f"{stem}-{n}") for n in itertools.count(1))
             self.folder = next(name for name in names if not os.path.lexists(name))
         if resume:
-            self.records()
+            self._begun = bool(self.records())
         else:
             self.folder.mkdir(parents=True, exist_ok=True)
             # a program that was killed before its first step leaves nothing but its lock
@@ -79,8 +80,9 @@ class Run:
         if self._lock:
             Path(self._lock.lock_file).unlink(missing_ok=True)
             self._lock.release()
-            if not self.log_file.exists():
-                with contextlib.suppress(OSError):  # it is gone, or another program uses it now
+            if not self._begun:
+                self.log_file.unlink(missing_ok=True)
+                with contextlib.suppress(OSError):  # another program may use it now
                     self.folder.rmdir()
 
     # ---- log ----
@@ -90,14 +92,7 @@ class Run:
             line = json.dumps({"event": event, **fields}, ensure_ascii=False, allow_nan=False)
             with open(self.log_file, "a", encoding="utf-8") as log:
                 log.write(line + "\n")
-
-    def begin(self, record: dict) -> None:
-        """Write the start record: all of it, or no log."""
-        try:
-            self.log("start", **record)
-        except OSError:
-            self.log_file.unlink(missing_ok=True)
-            raise
+            self._begun = True
 
     def records(self) -> list[dict]:
         """Return the log's complete records, the first one `start`; a torn last line is ignored."""
@@ -133,7 +128,7 @@ class Run:
         return sorted(self.folder.glob("checkpoint-*.pt"))
 
     def save(self, step: int, state: dict) -> None:
-        """Write checkpoint `step`; on failure the earlier ones stay and a UserError says why."""
+        """Write checkpoint `step`; on failure the earlier ones stay."""
         if not self.writes:
             return
         unfinished = self.folder / "checkpoint-unfinished.tmp"
@@ -150,14 +145,8 @@ class Run:
             flush(self.folder)
             for old in self.checkpoints()[:-2]:
                 old.unlink()
-        except (OSError, RuntimeError) as error:
-            # torch.save raises a RuntimeError of its own over the OSError of a full disk
-            cause = error if isinstance(error, OSError) else error.__context__
-            if not isinstance(cause, OSError):
-                raise
+        finally:
             unfinished.unlink(missing_ok=True)
-            why = f"checkpoint of step {step} cannot be written ({first_line(cause)})"
-            raise UserError(f"{why}; earlier ones are kept in {self.folder}: --resume") from None
 
     def newest(self) -> dict | None:
         """Return the newest whole checkpoint, None where none was written; name damaged ones."""
@@ -175,8 +164,9 @@ class Run:
         return None
 
     def remove_checkpoints(self) -> None:
+        """Remove them, and what a killed program left unfinished."""
         if self.writes:
-            for file in self.folder.glob("checkpoint-*"):
+            for file in [*self.checkpoints(), *self.folder.glob("*.tmp")]:
                 file.unlink()
 
 
