@@ -4,14 +4,13 @@
     python tests/bench/bench.py --cases mha-8x512 --precision bf16   one case
     python tests/bench/bench.py --against ../old                     and another checkout of this
 
-All contenders have the same sizes and random weights. Each is a process of its own; they take
-turns, so that a busy minute of the machine hits all of them. Seconds are CPU time with --threads 1
-on a CPU, which other programs hardly change, else wall-clock time. Memory is the peak above weights
-and optimizer state. The last two columns are multiples of the first contender's, the time step by
-step.
+Each contender is a process, with the same random weights; they take turns. Seconds are CPU time
+with --threads 1, else wall-clock time; memory is the peak above weights and optimizer state. The
+last two columns are multiples of the first contender's, step by step.
 """
 
 import argparse
+import itertools
 import os
 import platform
 import statistics
@@ -46,9 +45,8 @@ def build(case, contender, device="cpu"):
     configs = [EncoderConfig(vocab_size=V, num_hidden_layers=L, **sizes) for L in (L_s, L_t)]
     torch.manual_seed(0)
     models = [Encoder(config, mlm_head=name == "od").to(device) for config in configs]
-    ids, chosen = torch.randint(5, V, (B, N)), torch.rand(B, N) < 0.15
-    positions = chosen.flatten().nonzero().flatten()
-    batch = Batch(ids, ids > 0, ids.masked_fill(chosen, 4), positions).to(device)
+    ids, positions = torch.randint(5, V, (B, N)), torch.randperm(B * N)[: B * N * 3 // 20]
+    batch = Batch(ids, ids > 0, ids, positions).to(device)
     if contender == TEXTBOOK:
         return textbook(case, models, batch)
     student, teacher = models
@@ -68,12 +66,12 @@ def textbook(case, encoders, batch):
 
     from minitransformer.convert import to_hugging_face
 
-    models, seen, (name, L_s, L_t, *_) = [], [], case
+    models, seen, (name, L_s, L_t, B, N, _) = [], [], case
     for encoder, layer in zip(encoders, (L_s, L_t - 1), strict=True):
         dry = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
         model = BertForMaskedLM(BertConfig(**encoder.config.to_dict("") | dry))
-        whole = model if name == "od" else model.bert
-        whole.load_state_dict(to_hugging_face(encoder), strict=False)  # some are tied
+        part = model if name == "od" else model.bert
+        part.load_state_dict(to_hugging_face(encoder), strict=False)  # some are tied
         models.append(model.to(batch.ids.device).requires_grad_(not models))
         seen.append({})
         attention = model.bert.encoder.layer[layer - 1].attention.self
@@ -83,39 +81,34 @@ def textbook(case, encoders, batch):
             )
 
     def loss():
-        ids = batch.masked_ids if name == "od" else batch.ids
-        states_s, states_t = (
-            model.bert(ids, batch.mask, output_hidden_states=True).hidden_states for model in models
-        )
+        more = {"attention_mask": batch.mask, "output_hidden_states": True}
+        student, teacher = (model.bert(batch.ids, **more)[1] for model in models)
         if name == "od":
-            features = (
-                states[-1].flatten(0, 1)[batch.positions] for states in (states_s, states_t)
-            )
-            logits = (model.cls(x).float() for model, x in zip(models, features, strict=True))
-            logs = (z.log_softmax(-1) for z in logits)
+            features = (x[-1].flatten(0, 1)[batch.positions] for x in (student, teacher))
+            logs = [m.cls(x).float().log_softmax(-1) for m, x in zip(models, features, strict=True)]
             return F.kl_div(*logs, reduction="batchmean", log_target=True)
         if name == "hs":
             pairs = [(i, i * L_t // L_s) for i in range(1, L_s + 1)]
-            return sum(F.mse_loss(states_s[i], states_t[j]) for i, j in pairs)
+            return sum(F.mse_loss(student[i], teacher[j]) for i, j in pairs)
         total = 0
         for part in seen[0]:
             heads = (own[part].unflatten(-1, (R, -1)).transpose(1, 2) for own in seen)
             logs = [(x @ x.mT / x.shape[-1] ** 0.5).float().log_softmax(-1) for x in heads]
-            total += F.kl_div(*logs, reduction="sum", log_target=True) / logs[0][..., 0].numel()
-        return total
+            total += F.kl_div(*logs, reduction="sum", log_target=True)
+        return total / (B * N * R)
 
     return [*models[0].parameters()], loss
 
 
 def memory(device, reset=False):
-    """Return bytes held now (and reset the peak to that), or at most since then; Linux or a GPU."""
+    """Return MB held now (and reset the peak to that), or at most since then; Linux or a GPU."""
     if device != "cpu":
         torch.cuda.reset_peak_memory_stats() if reset else None
-        return torch.cuda.max_memory_allocated()
+        return torch.cuda.max_memory_allocated() / 2**20
     if reset:
         Path("/proc/self/clear_refs").write_text("5")
     status = Path("/proc/self/status").read_text().split("VmRSS:" if reset else "VmHWM:")[1]
-    return int(status.split()[0]) * 1024
+    return int(status.split()[0]) / 2**10
 
 
 def work(case, precision, contender, device):
@@ -126,8 +119,7 @@ def work(case, precision, contender, device):
         p.grad = torch.zeros_like(p)
     optimizer.step()  # makes its state
     optimizer.zero_grad()
-    alone = device == "cpu" and torch.get_num_threads() == 1
-    clock = time.process_time if alone else time.perf_counter
+    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
 
     def step():
         began = clock()
@@ -153,14 +145,11 @@ def compare(case, precision, contenders, options):
     processes, peaks, turns = {}, {}, {}
     for name in contenders:  # nobody prepares while another is measured
         checkout = options.against if name == OTHER else ROOT
-        processes[name] = subprocess.Popen(
-            [sys.executable, __file__, "--worker", case, precision, name, options.device],
-            env=os.environ | {"PYTHONPATH": str(checkout), "OMP_NUM_THREADS": str(options.threads)},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        peaks[name], turns[name] = int(processes[name].stdout.readline()), []
+        command = [sys.executable, __file__, "--worker", case, precision, name, options.device]
+        environment = {"PYTHONPATH": str(checkout), "OMP_NUM_THREADS": str(options.threads)}
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        processes[name] = subprocess.Popen(command, env=os.environ | environment, **pipes)
+        peaks[name], turns[name] = float(processes[name].stdout.readline()), []
     for _ in range(options.rounds):
         for name, process in processes.items():
             print(file=process.stdin, flush=True)
@@ -168,20 +157,15 @@ def compare(case, precision, contenders, options):
     for name, process in processes.items():
         process.communicate()
         times = [mine / first for mine, first in zip(turns[name], turns[OURS], strict=True)]
-        print(
-            f"| {case} | {precision} | {name} | {statistics.median(turns[name]):.3f} |"
-            f" {peaks[name] / 2**20:,.0f} | {statistics.median(times):.3f} |"
-            f" {peaks[name] / max(peaks[OURS], 1):.2f} |",
-            flush=True,
-        )
+        seconds, ratio = statistics.median(turns[name]), statistics.median(times)
+        rest = f"{peaks[name]:,.0f} | {ratio:.3f} | {peaks[name] / max(peaks[OURS], 1):.2f}"
+        print(f"| {case} | {precision} | {name} | {seconds:.3f} | {rest} |", flush=True)
 
 
 def main():
     if sys.argv[1:2] == ["--worker"]:
         return work(*sys.argv[2:])
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser()
     add, both = parser.add_argument, ["fp32", "bf16"]
     add("--cases", nargs="+", choices=CASES, default=list(CASES))
     add("--precision", nargs="+", choices=both, default=both)
@@ -195,9 +179,8 @@ def main():
         "| case | precision | who | seconds | MB | time | memory |\n" + "|---" * 7 + "|", flush=True
     )
     others = [OTHER] if options.against else [PLAIN, TEXTBOOK]
-    for case in options.cases:
-        for precision in options.precision:
-            compare(case, precision, [OURS, *others], options)
+    for case, precision in itertools.product(options.cases, options.precision):
+        compare(case, precision, [OURS, *others], options)
 
 
 if __name__ == "__main__":
