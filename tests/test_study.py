@@ -13,7 +13,7 @@ import pytest
 import torch
 from helpers import ROOT, environment, kill, make_inputs, steps_of, wait_for
 
-from distill.study import help_text, languages, rows
+from distill.study import help_text, rows
 from distill.study.__main__ import main, parse_config
 from distill.study.rows import Row
 from distill.study.run import Study, read_records
@@ -180,7 +180,7 @@ def test_retrieval_reads_held_out_pages_and_counts_the_translations_that_are_nea
     english = {f"{n}.html#1": text(f"{n}.") for n in range(99)}
     german = {key: text(key, "Absatz") for key in english if not key.startswith("1")}
     texts = {"en-us": english, "de": german}
-    ((queries, candidates),) = languages.retrieval_sets(texts).values()
+    ((queries, candidates),) = help_text.retrieval_sets(texts).values()
     kept = [key for key in english if help_text.held_out(key)]
     assert sorted(candidates) == sorted(english[key] for key in kept)
     assert sorted(queries) == sorted(german[key] for key in kept if key in german)
@@ -191,11 +191,11 @@ def test_retrieval_reads_held_out_pages_and_counts_the_translations_that_are_nea
         angles = angles + 3 * wrong
         return torch.stack([angles.cos(), angles.sin()], dim=-1)
 
-    monkeypatch.setattr(languages, "LANGUAGES", ("de",))
-    monkeypatch.setattr(languages, "paragraphs", lambda folder, name: texts[name])
-    monkeypatch.setattr(languages, "load_columns", lambda *_: {"student": None})
-    monkeypatch.setattr(languages, "sentence_vectors", vectors)
-    (share,) = languages.retrieval("run", "teacher", Path())["student"]["help retrieval de"]
+    monkeypatch.setattr(help_text, "ASKED", ("de",))
+    monkeypatch.setattr(help_text, "paragraphs", lambda folder, name: texts[name])
+    monkeypatch.setattr(help_text, "load_columns", lambda *_: {"student": None})
+    monkeypatch.setattr(help_text, "sentence_vectors", vectors)
+    (share,) = help_text.retrieval("run", "teacher", Path())["student"]["help retrieval de"]
     assert share == pytest.approx(1 - 2 / len(queries))
 
 

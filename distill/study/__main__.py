@@ -17,7 +17,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from distill.study.report import write_report
-from distill.study.rows import CORE, METHODS, OTHERS, Row, grid, rows
+from distill.study.rows import CORE, METHODS, OTHERS, grid, rows
 from distill.study.run import Study, read_records
 from distill.training import cli
 from minitransformer.files import UserError
@@ -63,26 +63,20 @@ def parse_config(argv: list[str] | None = None) -> argparse.Namespace:
     return config
 
 
-def chosen_rows(config: argparse.Namespace) -> list[Row]:
-    every = rows()
-    if config.student:
-        own, seeds = f"own-{config.student}", (0, 1, 2)
-        every = grid(own, CORE + OTHERS, [config.start], seeds, config.tokens)
-    chosen = [row for row in every if fnmatchcase(row.name, config.only + "*")]
-    if not chosen:
-        raise UserError(f"--only {config.only}: no row's name begins so; `list` shows all")
-    return chosen
-
-
 def main(argv: list[str] | None = None) -> int:
     config = parse_config(argv)
     if config.command == "report":
         return write_report(config.results, config.page)
-    chosen = chosen_rows(config)
+    chosen = rows()
+    if config.student:
+        own, seeds = f"own-{config.student}", (0, 1, 2)
+        chosen = grid(own, CORE + OTHERS, [config.start], seeds, config.tokens)
+    chosen = [row for row in chosen if fnmatchcase(row.name, config.only + "*")]
+    if not chosen:
+        raise UserError(f"--only {config.only}: no row's name begins so; `list` shows all")
     if config.command == "list":
         done = {record["row"] for record in read_records(config.results)}
-        for row in chosen:
-            print(f"{'done' if row.name in done else '    '}  {row.name}")
+        print(*(f"{'done' if r.name in done else '':4}  {r.name}" for r in chosen), sep="\n")
         return 0
     return Study(config).run(chosen)
 

@@ -18,15 +18,14 @@ LEGEND = {"fontsize": 8, "loc": "center left", "bbox_to_anchor": (1, 0.5)}
 def draw_ranking(file: Path, section) -> None:
     """Each row's mean with two standard errors; lines for the teacher and the baseline."""
     names = list(section.rows)[::-1]
-    size = {"figsize": (10, 1.5 + 0.3 * len(names)), "layout": "constrained"}
-    figure, panels = plt.subplots(1, 2, sharey=True, **size)
+    size = (10, 1.5 + 0.3 * len(names))
+    figure, panels = plt.subplots(1, 2, sharey=True, figsize=size, layout="constrained")
     for axes, (view, title) in zip(panels, VIEWS.items(), strict=True):
         for place, name in enumerate(names):
             mean, error = section.view(name, view)
             axes.errorbar(mean, place, xerr=2 * error, fmt="o", color="C0")
         for number, name in enumerate(section.references, 1):
-            value, _ = section.view(name, view)
-            axes.axvline(value, ls="--", lw=1, color=f"C{number}", label=name)
+            axes.axvline(section.view(name, view)[0], ls="--", lw=1, color=f"C{number}", label=name)
         axes.set_xlabel(f"{title}; bars: 2 standard errors")
     panels[0].set_yticks(range(len(names)), names)
     panels[0].legend(fontsize=8)
@@ -46,8 +45,7 @@ def draw_tokens(file: Path, sections: list) -> None:
             tokens = [section.tokens / 1e6 for section in found]
             axes.plot(tokens, means, "osD^"[number // 10] + "-", label=name)
         for line, name in zip(("--", ":", "-."), sections[0].references, strict=False):
-            value, _ = sections[0].view(name, view)
-            axes.axhline(value, ls=line, color="black", label=name)
+            axes.axhline(sections[0].view(name, view)[0], ls=line, color="black", label=name)
         axes.set_xscale("log")
         ticks = [section.tokens / 1e6 for section in sections]
         axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
@@ -58,22 +56,18 @@ def draw_tokens(file: Path, sections: list) -> None:
     save(figure, file, panels)
 
 
-def draw_languages(file: Path, tables: dict[str, dict[str, dict[str, float]]]) -> None:
+def draw_languages(file: Path, tables: dict[str, tuple[list, dict]]) -> None:
     """Each model's score in each language; those that no student was distilled on come last."""
-    size = {"figsize": (9, 3.5 * len(tables)), "layout": "constrained"}
-    figure, panels = plt.subplots(len(tables), squeeze=False, **size)
-    for axes, (what, scores) in zip(panels[:, 0], tables.items(), strict=True):
-        names = list(scores["teacher"])
+    figure, panels = plt.subplots(len(tables), figsize=(9, 7), layout="constrained")
+    for axes, (what, (names, scores)) in zip(panels, tables.items(), strict=True):
         for number, (model, found) in enumerate(scores.items()):
-            marker = "osD^"[number // 10] + ":"
-            axes.plot(names, [found[name] for name in names], marker, lw=0.7, label=model)
-        unseen = sum(name in KEPT_OUT for name in names)
-        if unseen:
-            axes.axvspan(len(names) - unseen - 0.5, len(names) - 0.5, alpha=0.1)
+            axes.plot(names, found, "osD^"[number // 10] + ":", lw=0.7, label=model)
+        seen = sum(name not in KEPT_OUT for name in names)
+        axes.axvspan(seen - 0.5, len(names) - 0.5, alpha=0.1)
         axes.set_ylabel(f"{what} (percent)")
     axes.set_xlabel("language; shaded: not in the distillation text")
-    panels[0, 0].legend(**LEGEND)
-    save(figure, file, panels[:, 0])
+    panels[0].legend(**LEGEND)
+    save(figure, file, panels)
 
 
 def save(figure, file: Path, panels) -> None:

@@ -17,7 +17,7 @@ from distill.study import figures
 from distill.study.help_text import KEPT_OUT
 from distill.study.rows import ENGLISH
 from distill.study.run import read_records
-from minitransformer.files import UserError, atomic
+from minitransformer.files import UserError
 
 KEPT = "vectors neighbours kept"
 REFERENCES = ("teacher", "teacher with MLM head", "untrained start", "cut-off teacher")
@@ -91,13 +91,9 @@ class Section:
 
     def text(self) -> str:
         first = next(iter(self.rows.values()))[0]
-        settings = first["settings"]
-        sequences = first["tokens_read"] // settings["seq_len"] // settings["steps"]
-        facts = (
-            f"{settings['steps']:,} steps of {sequences} x {settings['seq_len']} tokens out of"
-            f" {first['text_tokens'] / 1e6:.1f} million, {settings['precision']} on"
-            f" {first['machine']}: `{self.command}`"
-        )
+        text = f"{first['text_tokens'] / 1e6:.1f} million tokens"
+        facts = f"{first['settings']['steps']:,} steps, {first['settings']['precision']}, on"
+        facts += f" {first['machine']}; the text has {text}. `{self.command}`"
         above = []
         for name, seeds in self.rows.items():
             gains = (self.tuned(seeds) - self.tuned(self.models["teacher"])).mean(axis=(1, 2))
@@ -125,35 +121,25 @@ def plus_minus(mean: float, error: float, sign: str = "") -> str:
     return f"{mean:{sign}.1f}" + (f" ± {error:.1f}" if error else "")
 
 
-# ---- languages -----------------------------------------------------------------------------------
-
-
-def by_language(section: Section, what: str) -> dict[str, dict[str, float]]:
-    """Return {model: {language: percent}} of what has a score in each, kept-out ones last."""
+def by_language(section: Section, what: str) -> tuple[list[str], dict[str, np.ndarray]]:
+    """Return the languages, kept-out ones last, and each model's percent in them."""
     keys = [key for key in section.base if key.startswith(f"{what} ")]
     keys.sort(key=lambda key: (key.split()[-1] in KEPT_OUT, key))
-    return {
-        name: {
-            key.split()[-1]: 100 * float(np.mean([record["scores"][key] for record in seeds]))
-            for key in keys
-        }
-        for name, seeds in section.models.items()
-    }
+    found = {}
+    for name, seeds in section.models.items():
+        scores = [[np.mean(record["scores"][key]) for key in keys] for record in seeds]
+        found[name] = 100 * np.mean(scores, axis=0)
+    return [key.split()[-1] for key in keys], found
 
 
-def language_table(what: str, scores: dict[str, dict[str, float]]) -> str:
-    names = list(scores["teacher"])
-    groups = {"distilled on": [name for name in names if name not in KEPT_OUT]}
-    if kept_out := [name for name in names if name in KEPT_OUT]:
-        groups["kept out"] = kept_out
-    lines = [[what, *groups, *names]]
+def language_table(what: str, names: list[str], scores: dict[str, np.ndarray]) -> str:
+    unseen = np.array([name in KEPT_OUT for name in names])
+    lines = [[what, "distilled on", "kept out", *names]]
     for model, found in scores.items():
-        means = [np.mean([found[name] for name in group]) for group in groups.values()]
-        lines.append([model, *map("{:.1f}".format, means), *(f"{found[n]:.0f}" for n in names)])
+        kept_out = f"{found[unseen].mean():.1f}" if unseen.any() else ""
+        cells = [f"{found[~unseen].mean():.1f}", kept_out, *map("{:.0f}".format, found)]
+        lines.append([f"`{model}`", *cells])
     return markdown(lines)
-
-
-# ---- the page ------------------------------------------------------------------------------------
 
 
 def write_report(results: Path, page: Path) -> int:
@@ -176,17 +162,15 @@ def write_report(results: Path, page: Path) -> int:
     for section in found:
         parts.append(section.text())
         if "help retrieval" in section.base:
-            tables = {
-                what: by_language(section, what) for what in ("help retrieval", "reviews accuracy")
-            }
+            whats = ("help retrieval", "reviews accuracy")
+            tables = {what: by_language(section, what) for what in whats}
             figures.draw_languages(folder / "languages.png", tables)
-            parts += [language_table(what, scores) for what, scores in tables.items()]
+            parts += [language_table(what, *found) for what, found in tables.items()]
     commits = sorted({record["commit"][:12] for record in records})
     text = template.read_text("utf-8") if (template := folder / "page.md").exists() else TEMPLATE
     filled = {"table": main.table(), "sections": "\n\n".join(parts), "commits": ", ".join(commits)}
     for name, value in filled.items():
         text = text.replace(f"<!-- {name} -->", value)
-    with atomic(page) as unfinished:
-        unfinished.write_text(text, "utf-8")
+    page.write_text(text, "utf-8")
     print(f"written: {page}")
     return 0

@@ -27,8 +27,7 @@ METHODS = {
     "default": {},  # train.py as it is, its start included
 }
 CORE = ("mha-L-1", "mha-L-2", "direct-minilm-L-2", "hs-uniform", "od", "mlm")
-OTHERS = ("mha-L", "direct-minilm-L-1", "hs-single", "hs-last", "hs-uniform-consecutive")
-OTHERS += ("hs-uniform+last", "od-after-hs")
+OTHERS = tuple(name for name in METHODS if name not in (*CORE, "default"))
 WITHOUT_OD = ("mha-L-1", "mha-L-2", "direct-minilm-L-2", "hs-uniform", "mlm")  # no MLM head
 STARTS = ("uniform", "first")
 
@@ -45,8 +44,8 @@ class Row:
 
     @property
     def name(self) -> str:
-        tokens = f"{self.tokens / 1e6:g}M"
-        return f"{self.student}/{self.method}/{self.start}/seed-{self.seed}/{tokens}"
+        run = f"seed-{self.seed}/{self.tokens / 1e6:g}M"
+        return f"{self.student}/{self.method}/{self.start}/{run}"
 
     @property
     def setting(self) -> str:
@@ -55,8 +54,7 @@ class Row:
     @property
     def sizes(self) -> tuple[int, int]:
         """(layers, width)"""
-        layers, width = self.student.rpartition("-")[2].split("x")
-        return int(layers), int(width)
+        return tuple(map(int, self.student.rpartition("-")[2].split("x")))
 
 
 def grid(student, methods, starts, seeds, tokens) -> list[Row]:

@@ -1,9 +1,7 @@
 """The loop: train a row, evaluate it, append a record.
 
-Everything lies under the work folder, by the row's name. A killed training is resumed from its
-checkpoint, a killed evaluation from the cache of fine-tuned models, a row with a record is never
-started again. Several processes may share the list, with a lock for each row; the operating system
-frees a killed process's locks.
+A killed training is resumed from its checkpoint, a killed evaluation from its cache, and a row with
+a record is never started again. Several processes may share the list: each row has a lock.
 """
 
 import argparse
@@ -18,7 +16,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from distill.study import help_text, languages
+from distill.study import help_text
 from distill.study.rows import METHODS, Row
 from minitransformer.files import UserError, first_line, read_json
 from minitransformer.pretrained import find_folder
@@ -34,13 +32,10 @@ KEPT_SETTINGS = ("lr", "batch_size", "accumulate", "seq_len", "steps", "warmup",
 
 
 class Study:
-    """`config` is the command line (__main__.py)."""
-
     def __init__(self, config: argparse.Namespace):
+        """`config` is the command line (__main__.py)."""
         self.config, self.folder = config, config.folder
         self.deadline = time.monotonic() + 3600 * config.hours
-
-    # ---- the loop ----
 
     def run(self, rows: list[Row]) -> int:
         """Run the rows without a record, in order; return the exit status."""
@@ -94,12 +89,9 @@ class Study:
         shutil.rmtree(self.folder / row.name)
 
     def _lock(self, name: str, wait: bool = True) -> FileLock:
-        """A lock that keeps other processes out; where one is in, it waits or raises Timeout."""
         file = self.folder / "locks" / name.replace("/", " ")
         file.parent.mkdir(parents=True, exist_ok=True)
         return FileLock(file, timeout=-1 if wait else 0)
-
-    # ---- training ----
 
     def _train_student(self, row: Row) -> Path:
         """Return the row's run folder, trained."""
@@ -176,29 +168,23 @@ class Study:
         corpora = [f"{name}={file}" for name, file in zip(names, files, strict=True)]
         return corpora if row.setting == "multilingual" else ["docs", *corpora]
 
-    # ---- evaluation ----
-
     def _evaluate(self, row: Row, run: Path) -> dict[str, dict]:
         """Return {teacher, baseline, student: {"TASK METRIC": a value for each seed}}."""
         out, teacher = run.parent / "evaluation", self._teacher(row)
-        flags = [str(run), "--teacher", teacher, "--out", str(out)]
-        flags += ["--tasks", *TASKS.get(row.setting, self.config.tasks)]
-        if self.config.data_dir:
-            flags += ["--data-dir", self.config.data_dir]
-        self._call(str(ROOT / "evaluate.py"), *flags)
-        head = " with MLM head" if teacher.endswith(WITH_HEAD) else ""
-        roles = {
-            teacher: f"teacher{head}",
-            str(run): "student",
-            f"{run} (start)": f"untrained start{head}",
-        }
-        roles[f"{teacher} (first {row.sizes[0]} layers)"] = f"cut-off teacher{head}"
-        models = {}
+        flags = ["--tasks", *TASKS.get(row.setting, self.config.tasks)]
+        flags += ["--data-dir", self.config.data_dir] if self.config.data_dir else []
+        words = [str(run), "--teacher", teacher, "--out", str(out), *flags]
+        self._call(str(ROOT / "evaluate.py"), *words)
+        roles = {teacher: "teacher", f"{run} (start)": "untrained start"}
+        roles[f"{teacher} (first {row.sizes[0]} layers)"] = "cut-off teacher"
+        if teacher.endswith(WITH_HEAD):
+            roles = {name: f"{role} with MLM head" for name, role in roles.items()}
+        roles[str(run)], models = "student", {}
         for score in json.loads((out / "results.json").read_text("utf-8"))["rows"]:
             scores = models.setdefault(roles[score["model"]], {})
             scores[f"{score['task']} {score['metric']}"] = score["values"]
         if row.setting == "multilingual":
-            found = languages.retrieval(str(run), teacher, self.folder / "help")
+            found = help_text.retrieval(str(run), teacher, self.folder / "help")
             for name, scores in found.items():
                 models[roles[name]] |= scores
         return models
@@ -208,9 +194,6 @@ class Study:
         print("$ python", *words, flush=True)
         if (status := subprocess.run([sys.executable, *words]).returncode) != 0:
             raise UserError(f"{Path(words[0]).name} ended with status {status}")
-
-
-# ---- records and logs ----------------------------------------------------------------------------
 
 
 def read_records(file: Path) -> list[dict]:
@@ -231,8 +214,9 @@ def append(file: Path, record: dict) -> None:
 def read_log(folder: Path) -> list[dict]:
     """Return the whole lines of a run's log; [] where it has not begun."""
     file = folder / "log.jsonl"
-    lines = file.read_bytes().split(b"\n")[:-1] if file.exists() else []
-    return [json.loads(line) for line in lines]
+    return (
+        [json.loads(line) for line in file.read_bytes().split(b"\n")[:-1]] if file.exists() else []
+    )
 
 
 def log_facts(folder: Path) -> dict:
@@ -248,7 +232,6 @@ def log_facts(folder: Path) -> dict:
         "text_tokens": sum(corpus["tokens"] or 0 for corpus in start["text"]),
         "tokens_read": tokens_read,
         "curve": [[record["step"], record["loss"]] for record in log if record["event"] == "eval"],
-        # by the median step: a machine that slept in one would count its sleep
         "seconds": round(tokens_read / max(1, statistics.median(speeds)), 1),
         **{name: start[name] for name in ("commit", "machine", "versions")},
     }
