@@ -7,29 +7,16 @@ another activation, relative positions, a decoder.
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, fields
 
 from minitransformer.files import UserError
-from minitransformer.model_types import check_model_type, infer_model_type
 
-# Lowest and highest value. The highest are far above any real encoder's, so that a damaged
-# config.json is refused at once instead of allocating memory for an hour.
-SIZES = {  # these have no default
-    "vocab_size": (1, 2**24),
-    "hidden_size": (1, 2**16),
-    "num_hidden_layers": (1, 512),
-    "num_attention_heads": (1, 2**12),
-    "intermediate_size": (1, 2**20),
-    "max_position_embeddings": (1, 2**20),
-}
-RANGES = {
-    **SIZES,
-    "type_vocab_size": (1, 2**16),
-    "pad_token_id": (0, 2**24),
-    "layer_norm_eps": (1e-20, 1.0),
-    "initializer_range": (0.0, 100.0),
-    "hidden_dropout_prob": (0.0, 1.0),
-    "attention_probs_dropout_prob": (0.0, 1.0),
+# model type: how the names of its classes in transformers begin
+MODEL_TYPES = {
+    "bert": "Bert",
+    "roberta": "Roberta",
+    "xlm-roberta": "XLMRoberta",
+    "camembert": "Camembert",
 }
 
 
@@ -41,13 +28,13 @@ class EncoderConfig:
     Errors   UserError: sizes that no encoder can have; the line gives expected and actual values.
     """
 
-    model_type: str = "bert"
-    vocab_size: int = 30522
-    hidden_size: int = 768
-    num_hidden_layers: int = 12
-    num_attention_heads: int = 12
-    intermediate_size: int = 3072
+    vocab_size: int
+    hidden_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    intermediate_size: int
     max_position_embeddings: int = 512
+    model_type: str = "bert"
     type_vocab_size: int = 2
     layer_norm_eps: float = 1e-12
     pad_token_id: int = 0
@@ -57,17 +44,21 @@ class EncoderConfig:
     attention_probs_dropout_prob: float = 0.1
 
     def __post_init__(self):
-        check_model_type(self.model_type)
-        for name, (low, high) in RANGES.items():
-            value = getattr(self, name)
-            kind, types = "a number", (int, float)
-            if isinstance(low, int):
-                kind, types = "a whole number", (int,)
-            # type() and not isinstance(): True is an int. NaN fails both comparisons.
-            if type(value) not in types or not low <= value <= high:
-                raise UserError(
-                    f"config: {name} must be {kind} from {low} to {high}, not {value!r:.80}"
-                )
+        if self.model_type not in [*MODEL_TYPES]:
+            raise UserError(
+                f"model_type {self.model_type!r:.80} is not supported; these are:"
+                f" {', '.join(MODEL_TYPES)}"
+            )
+        for field in fields(self):
+            value, least = getattr(self, field.name), 0 if field.name == "pad_token_id" else 1
+            # type() and not isinstance(): True is an int. NaN fails the comparisons.
+            if field.type is int and (type(value) is not int or value < least):
+                wanted = f"a whole number of at least {least}"
+            elif field.type is float and (type(value) not in (int, float) or not 0 <= value <= 1):
+                wanted = "a number from 0 to 1"
+            else:
+                continue
+            raise UserError(f"config: {field.name} must be {wanted}, not {value!r:.80}")
         width, heads = self.hidden_size, self.num_attention_heads
         if width % heads:
             raise UserError(
@@ -93,23 +84,22 @@ class EncoderConfig:
 
         tensor_names  names in the weight file: they decide where config.json has no model_type
         Errors        UserError: a model type, activation, position or decoder that is not computed
-                      here; a size that is missing or out of range.
+                      here; a size that is missing or impossible.
         """
-        if not values.get("model_type"):
-            values = {**values, "model_type": infer_model_type(values, tensor_names)}
-        check_model_type(values["model_type"])
         for name, only in (("hidden_act", "gelu"), ("position_embedding_type", "absolute")):
             if values.get(name) not in (None, only):
                 raise UserError(f"{name} {values[name]!r:.80} is not supported; only {only!r} is")
         for name in ("is_decoder", "add_cross_attention", "is_encoder_decoder"):
             if values.get(name):
                 raise UserError(f"{name} is set: a decoder; only encoders are supported")
-
         given = {}
-        for name in ["model_type", *RANGES]:
-            if values.get(name) is not None:
-                given[name] = values[name]
-        missing = sorted(SIZES.keys() - given.keys())
+        for field in fields(cls):
+            if values.get(field.name) not in (None, ""):
+                given[field.name] = values[field.name]
+        if "model_type" not in given:
+            given["model_type"] = infer_model_type(values, tensor_names)
+        needed = [field.name for field in fields(cls) if field.default is MISSING]
+        missing = [name for name in needed if name not in given]
         if missing:
             raise UserError(f"config: missing {', '.join(missing)}")
         if given["model_type"] != "bert":
@@ -121,12 +111,33 @@ class EncoderConfig:
 
         Other keys of the source, such as the labels of its task, are not passed on.
         """
-        own = {"model_type": self.model_type}
-        for name, (low, _) in RANGES.items():
-            # transformers 5 refuses a layer_norm_eps of 1 where it expects 1.0
-            own[name] = type(low)(getattr(self, name))
+        # transformers 5 refuses a layer_norm_eps of 1 where it expects 1.0
+        own = {field.name: field.type(getattr(self, field.name)) for field in fields(self)}
         fixed = {"hidden_act": "gelu", "position_embedding_type": "absolute"}
         return {**own, **fixed, "architectures": [architecture]}
+
+
+def infer_model_type(values: dict, tensor_names: Iterable[str]) -> str:
+    """Return the model type that tensor names or the class name show, as TinyBERT's file needs."""
+    architecture = str(values.get("architectures")).strip("[]'")
+    named = [
+        model_type
+        for model_type, stem in MODEL_TYPES.items()
+        if architecture.startswith((f"{stem}Model", f"{stem}For"))
+    ]
+    parts = {part for name in tensor_names for part in name.split(".")}
+    if {"roberta", "lm_head"} & parts:
+        return named[0] if named and named != ["bert"] else "roberta"
+    if {"bert", "cls"} & parts:
+        return "bert"
+    if named:
+        return named[0]
+    if values.get("type_vocab_size") in (2, None) and not values.get("pad_token_id"):
+        return "bert"
+    raise UserError(
+        "config.json has no model_type, and the names of the tensors do not show which it is;"
+        f' add "model_type": one of {", ".join(MODEL_TYPES)}'
+    )
 
 
 def divisors(*widths: int) -> list[int]:

@@ -2,8 +2,9 @@
 
     blocks.0.query.weight   <->   bert.encoder.layer.0.attention.self.query.weight
 
-Import is strict: a tensor of the encoder that is missing, unknown, or of the wrong shape or kind is
-an error before anything is copied, so no weight stays random. Heads of tasks are dropped and named.
+Import is strict: a tensor of the encoder that is missing, unexpected, or of the wrong shape or kind
+is an error before anything is copied, so no weight stays random. Heads of tasks are dropped and
+named.
 """
 
 import re
@@ -44,10 +45,10 @@ ROBERTA_HEAD = {
     "mlm_head.norm": "lm_head.layer_norm",
     "mlm_head": "lm_head",
 }
-# Ignored on import, and named in a note.
-HEADS = {"pooler.dense": "the pooler", "cls.seq_relationship": "the next-sentence head"}
+WORDS = "embeddings.word_embeddings.weight"
 # Parts that DataParallel, torch.compile, FSDP, Lightning and sentence-transformers put into names
-WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "model", "auto_model"}
+WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
+WRAPPERS |= {"model", "auto_model"}
 
 
 def family(config: EncoderConfig) -> tuple[str, dict[str, str]]:
@@ -92,88 +93,93 @@ def from_hugging_face(
 
     Its weights are float32 in memory of their own, whatever the file held or shared. The notes say
     what was dropped or removed from names.
-    Errors   UserError: tensors that are missing, unknown, twice there, of another shape or kind;
-             all together, the cause first, three by name.
+    Errors   UserError: tensors that are missing, unexpected, twice there, of another shape or kind
     """
     head = family(config)[1]["mlm_head"]
-    found, problems, notes = current_names(tensors, config)
-    difference = untied(found, head)
-    if difference:
-        notes.append(f"dropped the MLM head: its decoder is not tied, it differs from {difference}")
+    found, dropped, wrong, notes = current_names(tensors, config)
+    original = untied_from(found, head)
+    if original:
+        notes.append(f"dropped the MLM head: its decoder is not tied, it differs from {original}")
         found = {name: t for name, t in found.items() if not name.startswith(f"{head}.")}
     has_head = any(name.startswith(f"{head}.") for name in found)
     with torch.device("meta"):  # no time spent on a random start that is thrown away
         encoder = Encoder(config, mlm_head=has_head)
 
-    state = encoder.state_dict()
+    state, missing = encoder.state_dict(), []
     for ours, name in name_table(encoder).items():
         tensor, shape = found.pop(name, None), state[ours].shape
         if tensor is None:
-            problems.append(f"missing {name}")
+            missing.append(name)
         elif tensor.shape != shape:
-            other = str(list(tensor.shape))
-            problems.append(f"{name} has shape {other:.60}, config.json says {list(shape)}")
+            wrong.append(f"{name} is {list(tensor.shape)}, config.json says {list(shape)}")
         elif not plain(tensor):
-            problems.append(f"{name} holds {tensor.dtype}, not plain floating point")
+            wrong.append(f"{name} holds {tensor.dtype}, not plain floating point")
         else:
             state[ours] = tensor.to(torch.float32, copy=True).contiguous()
-    problems += [f"unknown {name!r:.60}" for name in found]
-    if problems:
-        reasons = filter(None, [cause(tensors, config), listed(problems, "; ")])
-        raise UserError(f"the weights do not fit: {'; '.join(reasons)}")
+    if missing or found or wrong:
+        unexpected = [*found, *dropped] if WORDS in missing else [*found]
+        layers = len(set(re.findall(r"encoder\.layer\.(\d+)\.", "\n".join(tensors))))
+        says = f"config.json says {config.num_hidden_layers} layers, the file holds {layers}"
+        problems = [says] if layers != config.num_hidden_layers else []
+        problems += [f"missing {listed(missing)}"] if missing else []
+        problems += [f"unexpected {listed(unexpected)}"] if unexpected else []
+        problems += [listed(wrong)] if wrong else []
+        raise UserError(f"the weights do not fit: {'; '.join(problems)}")
     encoder.load_state_dict(state, assign=True)
     return encoder, notes
 
 
 def current_names(tensors, config):
-    """Return (encoder and MLM head {name of today, without prefix: tensor}, problems, notes)."""
+    """Return (encoder and MLM head {name of today, without prefix: tensor}, dropped, wrong, notes).
+
+    Dropped are the heads of tasks, which stand beside the encoder and read its output.
+    """
     prefix, head = family(config)
     own = ("embeddings.", "encoder.", "bert.", "roberta.", head["mlm_head"] + ".")
-    renamed, problems, wrappers, dropped = {}, [], set(), set()
+    found, dropped, wrong, wrappers = {}, [], [], set()
     for name, tensor in tensors.items():
-        wrappers |= WRAPPERS.intersection(name.split("."))
-        today = unwrapped(name)
-        # What else is below the prefix, such as an adapter, may take part: it stays, as unknown.
+        parts = name.split(".")
+        wrappers |= WRAPPERS.intersection(parts)
+        today = ".".join(part for part in parts if part not in WRAPPERS)
+        # What else is below the prefix, such as an adapter, may take part: it stays, as unexpected.
         if today.startswith((f"{prefix}embeddings.", f"{prefix}encoder.", f"{prefix}pooler.")):
             today = today.removeprefix(prefix)
         today = re.sub(r"LayerNorm\.gamma$", "LayerNorm.weight", today)  # TensorFlow's names
         today = re.sub(r"LayerNorm\.beta$", "LayerNorm.bias", today)
         if today in ("embeddings.position_ids", "embeddings.token_type_ids"):
             continue  # buffers
-        if today in renamed:
-            problems.append(f"{today!r:.60} is there twice")
+        if today in found:
+            wrong.append(f"{today} is there twice")
         elif today.startswith(own):
-            renamed[today] = tensor
-        else:  # beside the encoder: a head of some task, which reads the encoder's output
-            module = today.rpartition(".")[0] or today
-            dropped.add(HEADS.get(module, f"{module!r:.60}"))
+            found[today] = tensor
+        else:
+            dropped.append(today)
     notes = []
     if wrappers:
         notes.append(f"removed {listed(sorted(wrappers))} from the names of the tensors")
     if dropped:
-        notes.append(f"dropped {listed(sorted(dropped))}, which no method here uses")
-    return renamed, problems, notes
+        modules = sorted({name.rpartition(".")[0] or name for name in dropped})
+        notes.append(f"dropped {listed(modules)}, which no method here uses")
+    return found, dropped, wrong, notes
 
 
-def unwrapped(name: str) -> str:
-    """Return a tensor's name without the parts that wrappers put into it."""
-    return ".".join(part for part in name.split(".") if part not in WRAPPERS)
-
-
-def untied(tensors, head) -> str | None:
+def untied_from(tensors, head) -> str | None:
     """Take the decoder, a copy that some files hold, out; name the original that it differs from.
 
     A bias that stands only at the decoder becomes the original.
     """
-    for name, copied in (("embeddings.word_embeddings.weight", "weight"), (f"{head}.bias", "bias")):
-        copy = tensors.pop(f"{head}.decoder.{copied}", None)
-        if copied == "bias" and copy is not None:
-            tensors.setdefault(name, copy)
-        original = tensors.get(name)
-        if copy is None or original is None:
+    bias = f"{head}.bias"
+    originals = {f"{head}.decoder.weight": WORDS, f"{head}.weight": WORDS}
+    originals[f"{head}.decoder.bias"] = bias
+    for name, original in originals.items():
+        copy = tensors.pop(name, None)
+        if copy is not None and original == bias:
+            tensors.setdefault(bias, copy)
+        if copy is None or original not in tensors:
             continue
-        if not plain(copy) or not plain(original) or not torch.equal(copy, original):
-            return name
+        pair = copy, tensors[original]
+        if not all(map(plain, pair)) or not torch.equal(*pair):
+            return original
     return None
 
 
@@ -182,24 +188,7 @@ def plain(tensor: Tensor) -> bool:
     return tensor.is_floating_point() and tensor.layout == torch.strided
 
 
-# ---- messages ------------------------------------------------------------------------------------
-
-
-def cause(tensors, config) -> str:
-    """Return in words what config.json says otherwise than the names, "" where they agree."""
-    prefix, layers = family(config)[0], set()
-    for name in map(unwrapped, tensors):
-        start, end, _ = name.partition("embeddings.word_embeddings.weight")
-        if end and start not in ("", prefix):
-            start = shortened(repr(start)[1:-1], 60)
-            return f"the file has {start}*, config.json says {config.model_type} ({prefix}*)"
-        layers.update(re.findall(r"encoder\.layer\.(\d+)\.", name))
-    if len(layers) == config.num_hidden_layers:
-        return ""
-    return f"config.json says {config.num_hidden_layers} layers, the file holds {len(layers)}"
-
-
-def listed(texts: list[str], separator: str = ", ") -> str:
-    """Return "a, b, c, and 4 more", in one line whatever a file holds."""
-    more = f"{separator}and {len(texts) - 3} more" if len(texts) > 3 else ""
-    return shortened(separator.join(texts[:3]), 200) + more
+def listed(names: list[str]) -> str:
+    """Return "a, b, and 4 more", in one line whatever a file holds."""
+    more = f", and {len(names) - 2} more" if len(names) > 2 else ""
+    return ", ".join(shortened(name, 110) for name in names[:2]) + more

@@ -1,7 +1,9 @@
 """One-line errors; files that are either whole or absent; JSON files; the cache folder."""
 
+import glob
 import json
 import os
+import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +15,12 @@ class UserError(ValueError):
     """A user error; the message is one line: what is wrong, expected and actual values, remedy."""
 
     def __init__(self, message: str):
-        super().__init__(shortened(message, LONGEST))
+        super().__init__(shortened(printable(message), LONGEST))
+
+
+def printable(text: str) -> str:
+    """Escape control characters, which a terminal would obey, and line ends."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def first_line(error: BaseException) -> str:
@@ -29,10 +36,7 @@ def shortened(line: str, length: int) -> str:
 
 def flush(path: Path) -> None:
     """Wait until the disk holds what was written to this file or folder."""
-    if os.name == "nt" and Path(path).is_dir():
-        return  # Windows cannot open folders
-    # Windows flushes only what is open for writing
-    handle = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
+    handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:
@@ -43,10 +47,14 @@ def flush(path: Path) -> None:
 def atomic(path: Path) -> Iterator[Path]:
     """Yield a temporary path; when the block succeeds, flush it and rename it to `path`.
 
-    Readers see the old file or the new one, never a part. The process id in the temporary name
-    keeps two processes that write the same file apart.
+    Readers see the old file or the new one, never a part. Machine and process in the temporary name
+    keep two programs that write the same file apart, and show what a killed one has left.
     """
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    stem = f"{path.name}.{platform.node()}"
+    for left in path.parent.glob(f"{glob.escape(stem)}.*.tmp"):
+        if not runs(left.name.removeprefix(f"{stem}.").removesuffix(".tmp")):
+            left.unlink(missing_ok=True)
+    temporary = path.with_name(f"{stem}.{os.getpid()}.tmp")
     try:
         yield temporary
         flush(temporary)
@@ -55,14 +63,41 @@ def atomic(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def runs(process: str) -> bool:
+    """Return whether a process with this number runs on this machine, or may run."""
+    if os.name == "nt" or not process.isdecimal():
+        return True  # to ask on Windows would end it
+    try:
+        os.kill(int(process), 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        pass  # another user's
+    return True
+
+
+def check_regular(path: Path) -> None:
+    """Refuse a pipe or device, which may never end, and what Git LFS leaves in a file's place."""
+    try:
+        if path.exists() and not path.is_file():
+            raise UserError(f"{path.name} is not a regular file")
+        with open(path, "rb") as file:
+            begin = file.read(40)
+    except OSError as error:
+        raise UserError(f"cannot read {path.name}: {error.strerror}") from error
+    if begin.startswith(b"version https://git-lfs.github.com/spec"):
+        raise UserError(f"{path.name} is a Git LFS pointer: run git lfs pull")
+
+
 def read_json(path: Path, default: dict | None = None) -> dict:
     """Return the JSON object in a file, or the default; UserError: no such file, or no object."""
-    if default is not None and not path.exists():
+    if not path.exists():
+        if default is None:
+            raise UserError(f"no {path.name}")
         return default
+    check_regular(path)
     try:
         values = json.loads(path.read_bytes())
-    except FileNotFoundError as error:
-        raise UserError(f"no {path.name}") from error
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"cannot read {path.name}: {first_line(error)}") from error
     if not isinstance(values, dict):
@@ -79,10 +114,11 @@ def obstacle(folder: Path) -> Path | None:
 
 def cache_folder() -> Path:
     """Return (and make) $XDG_CACHE_HOME/minitransformer: downloads, token files, cached results."""
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "minitransformer"
     try:
+        cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        folder = Path(cache).expanduser() / "minitransformer"
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        reason = f"{folder} ({error.strerror})"
-        raise UserError(f"cannot make the cache folder {reason}; set XDG_CACHE_HOME") from None
+    except (OSError, RuntimeError) as error:  # RuntimeError: no home folder
+        reason = first_line(error)
+        raise UserError(f"cannot make the cache folder: {reason}; set XDG_CACHE_HOME") from None
     return folder

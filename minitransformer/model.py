@@ -27,7 +27,6 @@ import torch.nn.functional as F
 from torch import nn
 
 from minitransformer.attention import attention, merge_heads, split_heads
-from minitransformer.fast import add_into, all_real, cast_once, gelu
 from minitransformer.files import UserError
 
 
@@ -92,18 +91,21 @@ class Block(nn.Module):
         self.contract = nn.Linear(config.intermediate_size, width)
         self.ffn_norm = nn.LayerNorm(width, eps=eps)
 
-    def qkv(self, x):
-        """(B, N, D) -> Q, K, V, (B, N, D) each: before the split into heads."""
-        x = cast_once(x)
-        return self.query(x), self.key(x), self.value(x)
-
-    def rest(self, x, query, key, value, mask, attention):
-        """Return the output of the layer, given its input x and its own Q, K, V."""
+    def forward(self, x, query, key, value, mask, attention):
+        """Return the output of the layer, given its input x and its Q, K, V; (B, N, D) each."""
         query, key, value = (split_heads(part, self.heads) for part in (query, key, value))
         read = merge_heads(attention(query, key, value, mask))  # (B, A, N, d) -> (B, N, D)
-        x = self.attention_norm(add_into(x, self.output(read)))  # (B, N, D)
+        x = self.attention_norm(x + self.output(read))  # (B, N, D)
         # (B, N, D) -> (B, N, intermediate_size) -> (B, N, D)
-        return self.ffn_norm(add_into(x, self.contract(gelu(self.expand(x)))))
+        return self.ffn_norm(x + self.contract(F.gelu(self.expand(x))))
+
+
+def readable(attention_mask):
+    """(B, N) mask -> (B, 1, 1, N) bool: which tokens every head and token may read."""
+    mask = attention_mask.bool()
+    # A sequence of padding alone reads its padding: the softmax of nothing would be NaN.
+    mask = mask | ~mask.any(dim=1, keepdim=True)
+    return mask[:, None, None, :]
 
 
 class MLMHead(nn.Module):
@@ -149,7 +151,8 @@ class Encoder(nn.Module):
     ):
         """Run the encoder and return its internals; nothing is stored on the modules.
 
-        Shapes   input_ids, token_type_ids (B, N) int64; attention_mask (B, N) bool or 0/1.
+        Shapes   input_ids, token_type_ids (B, N) int64; attention_mask (B, N) bool or 0/1;
+                 None where nothing is padded, which is faster.
         stop     None: all L layers.
                  (m, "hidden"): end after layer m; m Q/K/V and m + 1 hidden states come back.
                  (m, "qkv"): end at layer m's Q, K, V; m of each and hidden states 0..m-1.
@@ -159,22 +162,24 @@ class Encoder(nn.Module):
         """
         last, what = stop or (len(self.blocks), "hidden")
         self._check(input_ids, last, what)
-        mask = self._readable(attention_mask)  # (B, 1, 1, N) or None
+        mask = None if attention_mask is None else readable(attention_mask)  # (B, 1, 1, N)
         x = self.embeddings(input_ids, token_type_ids)  # (B, N, D)
-        hidden, qkv = [x], []
-        for i in range(last):
-            qkv.append(self.blocks[i].qkv(x))
-            if (i + 1, what) == (last, "qkv"):
+        hidden, queries, keys, values = [x], [], [], []
+        for number, block in enumerate(self.blocks[:last], start=1):
+            # before the split into heads: (B, N, D) each
+            queries.append(block.query(x))
+            keys.append(block.key(x))
+            values.append(block.value(x))
+            if (number, what) == (last, "qkv"):
                 break
-            x = self.blocks[i].rest(x, *qkv[i], mask, self.attention)
+            x = block(x, queries[-1], keys[-1], values[-1], mask, self.attention)
             hidden.append(x)
             # What nobody will read is freed before the next layer needs memory.
             if keep == "last":
-                hidden[i] = None
-            if keep != "all" and i + 1 < last:
-                qkv[i] = (None, None, None)
-        queries, keys, values = zip(*qkv, strict=True) if qkv else ((), (), ())
-        return EncoderOutput(tuple(hidden), queries, keys, values)
+                hidden[-2] = None
+            if keep != "all" and number < last:
+                queries[-1] = keys[-1] = values[-1] = None
+        return EncoderOutput(tuple(hidden), tuple(queries), tuple(keys), tuple(values))
 
     def _check(self, input_ids, last, what):
         """Refuse a stop and a length that this encoder does not have."""
@@ -189,18 +194,6 @@ class Encoder(nn.Module):
                 f" {self.config.max_tokens}"
             )
 
-    @staticmethod
-    def _readable(attention_mask):
-        """(B, N) mask -> (B, 1, 1, N) bool, which tokens may be read; None if all may be."""
-        if attention_mask is None:
-            return None
-        mask = attention_mask.bool()
-        if all_real(mask):
-            return None  # PyTorch's kernel is faster without a mask
-        # A sequence of padding alone reads its padding: the softmax of nothing would be NaN.
-        mask = mask | ~mask.any(dim=1, keepdim=True)
-        return mask[:, None, None, :]
-
     def mlm_features(self, hidden):
         """(..., D) last hidden states -> (..., D), which the decoder multiplies by words."""
         if self.mlm_head is None:
@@ -208,7 +201,7 @@ class Encoder(nn.Module):
                 "this encoder has no MLM head (or one that was dropped when it was loaded);"
                 " `python train.py --method mlm --init NAME` gives it one"
             )
-        return self.mlm_head.norm(gelu(self.mlm_head.dense(hidden)))
+        return self.mlm_head.norm(F.gelu(self.mlm_head.dense(hidden)))
 
     def mlm_logits(self, hidden):
         """(..., D) last hidden states -> (..., V): features · word embeddings + bias."""

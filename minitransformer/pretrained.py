@@ -1,14 +1,15 @@
 """Real weights in, a folder that transformers opens out.
 
 load_pretrained("minilm")                         the teacher that comes with this project
-load_pretrained("google-bert/bert-base-uncased")    a hub id, through the hub's own cache
-load_pretrained("runs/my-student")                  a folder
+load_pretrained("google-bert/bert-base-uncased")  a hub id, through the hub's own cache
+load_pretrained("runs/my-student")                a folder
 """
 
 import hashlib
 import json
+import os
 import shutil
-from contextlib import ExitStack
+import warnings
 from dataclasses import asdict
 from pathlib import Path
 
@@ -18,19 +19,29 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from minitransformer.config import EncoderConfig
+from minitransformer.config import MODEL_TYPES, EncoderConfig
 from minitransformer.convert import from_hugging_face, to_hugging_face
 from minitransformer.default_teacher import DEFAULT_TEACHER, default_teacher_folder
-from minitransformer.files import UserError, atomic, first_line, flush, read_json
+from minitransformer.files import (
+    UserError,
+    check_regular,
+    first_line,
+    flush,
+    printable,
+    read_json,
+)
 from minitransformer.model import Encoder
-from minitransformer.model_types import MODEL_TYPES
 from minitransformer.tokenizer import Tokenizer
 from minitransformer.tokenizer_files import FILES as TOKENIZER_FILES
 from minitransformer.tokenizer_files import load_tokenizer
 
+CONFIGS = ("config.json", "bert_config.json")
 # Patterns of weight files and of the indexes of their shards.
 SAFETENSORS = ("model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors")
 PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_model-*-of-*.bin")
+# What sentence-transformers reads beside a model
+SENTENCES = ("modules.json", "*_Pooling/config.json")
+SENTENCES += ("sentence_bert_config.json", "config_sentence_transformers.json")
 
 # ---- reading -------------------------------------------------------------------------------------
 
@@ -45,30 +56,33 @@ def load_pretrained(name_or_folder, revision: str | None = None) -> tuple[Encode
     """
     folder = find_folder(str(name_or_folder), revision)
     try:
-        values, tensors = read_json(folder / "config.json"), read_weights(folder)
+        old = folder / "bert_config.json"
+        exists = not (folder / "config.json").exists() and old.exists()
+        values, tensors = read_json(old if exists else folder / "config.json"), read_weights(folder)
         config = EncoderConfig.from_dict(values, tensors)
         encoder, notes = from_hugging_face(tensors, config)
         check_finite(encoder)
         tokenizer = load_tokenizer(folder, config)
+        tokenizer.pooling = read_pooling(folder, notes)
     except UserError as error:
         raise UserError(f"{name_or_folder}: {error}") from error
     if not values.get("model_type"):
         notes.append(f"config.json has no model_type, read as {config.model_type}")
     notes += tokenizer.notes
     if notes:
-        print(f"{name_or_folder}: {'; '.join(notes)}")
+        print(printable(f"{name_or_folder}: {'; '.join(notes)}"))
     return encoder.eval(), tokenizer
 
 
 def find_folder(name: str, revision: str | None = None) -> Path:
     """Return the local folder of a name; a hub id is downloaded into the hub's cache first."""
-    folder = Path(name).expanduser()
+    folder = Path(os.path.expanduser(name))
     if name == DEFAULT_TEACHER:
         folder = default_teacher_folder()
-    elif folder.is_dir():
+    elif os.path.isdir(folder):
         if revision is not None:
             raise UserError(f"{name} is a folder; only a hub id has a revision ({revision!r})")
-    elif folder.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1:
+    elif os.path.exists(folder) or name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise UserError(f"{name}: no such folder")
     else:
         folder = download(name, revision)
@@ -81,7 +95,7 @@ def find_folder(name: str, revision: str | None = None) -> Path:
 def download(name: str, revision: str | None) -> Path:
     """Return the hub's snapshot of a model's files; pickles only where there is nothing else."""
     try:
-        for patterns in ([*TOKENIZER_FILES, *SAFETENSORS], PICKLES):
+        for patterns in ([*CONFIGS, *TOKENIZER_FILES, *SENTENCES, *SAFETENSORS], PICKLES):
             patterns = [*patterns, *(f"0_*/{pattern}" for pattern in patterns)]
             folder = Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
             if any(folder.rglob("model*.safetensors")):
@@ -100,48 +114,27 @@ def read_weights(folder: Path) -> dict[str, torch.Tensor]:
     """Return {name: tensor} of a folder: safetensors before pickles, one file before shards."""
     for name in ("model.safetensors", "pytorch_model.bin"):
         index = folder / f"{name}.index.json"
-        if (folder / name).is_file():
+        if (folder / name).exists():
             return read_weight_file(folder / name)
-        if index.is_file():
+        if index.exists():
+            weight_map = read_json(index).get("weight_map")
+            if not isinstance(weight_map, dict):
+                raise UserError(f"{index.name} has no weight_map")
             tensors = {}
-            for shard in shards(index):
+            for shard in sorted(set(map(str, weight_map.values()))):
                 tensors |= read_weight_file(folder / shard)
             return tensors
     raise UserError("no model.safetensors or pytorch_model.bin")
 
 
-def check_finite(encoder: Encoder) -> None:
-    """Refuse weights that would make every output NaN."""
-    for name, tensor in encoder.named_parameters():
-        if not tensor.isfinite().all():
-            count = int((~tensor.isfinite()).sum())
-            raise UserError(
-                f"{name} holds {count:,} NaN or infinite of {tensor.numel():,} numbers; the file is"
-                " damaged or its training diverged: take another one"
-            )
-
-
-def shards(index: Path) -> list[str]:
-    """Return the weight files that an index names."""
-    weight_map = read_json(index).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise UserError(f"{index.name} has no weight_map")
-    names = sorted(set(map(str, weight_map.values())))
-    for name in names:
-        # A name with a path in it could point at any file of the machine.
-        if Path(name).name != name or Path(name).suffix not in (".safetensors", ".bin"):
-            raise UserError(
-                f"{index.name} names {name!r:.80}, which is not a weight file of its folder"
-            )
-    return names
-
-
 def read_weight_file(path: Path) -> dict[str, torch.Tensor]:
     """Return {name: tensor} of one file. Code in a pickle never runs."""
+    check_regular(path)
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        tensors = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore"):
+            tensors = torch.load(path, map_location="cpu", weights_only=True)
         # Whatever is no tensor has no detach.
         return {str(name): tensor.detach() for name, tensor in tensors.items()}
     except (OSError, SafetensorError) as error:
@@ -152,41 +145,95 @@ def read_weight_file(path: Path) -> dict[str, torch.Tensor]:
         ) from error
 
 
+def check_finite(encoder: Encoder) -> None:
+    """Refuse weights that would make every output NaN."""
+    for name, tensor in encoder.named_parameters():
+        bad = int((~tensor.isfinite()).sum())
+        if bad:
+            raise UserError(
+                f"{name} holds {bad:,} NaN or infinite of {tensor.numel():,} numbers; the file is"
+                " damaged or its training diverged: take another one"
+            )
+
+
+def read_pooling(folder: Path, notes: list[str]) -> str:
+    """Return how sentence-transformers makes sentence vectors of this model: "mean" or "cls"."""
+    whole = folder.parent if folder.name.startswith("0_") else folder
+    for path in sorted(whole.glob("*_Pooling/config.json")):
+        values = read_json(path)
+        modes = values.get("pooling_mode")
+        if modes is None:  # sentence-transformers before 5: one key a mode
+            modes = [key for key, on in values.items() if key.startswith("pooling_mode_") and on]
+        modes = [modes] if isinstance(modes, str) else modes
+        if modes in (["cls"], ["pooling_mode_cls_token"]):
+            return "cls"
+        if modes not in ([], ["mean"], ["pooling_mode_mean_tokens"]):
+            notes.append(f"its sentence vectors are pooled by {modes}, a student's by the mean")
+    return "mean"
+
+
 # ---- writing -------------------------------------------------------------------------------------
-
-
-EXPORT = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
 
 
 def save_pretrained(folder, encoder: Encoder, tokenizer: Tokenizer) -> None:
     """Write a folder that transformers and sentence-transformers open as it is.
 
-    All files are written beside, flushed to disk and then renamed, config.json last: a folder
-    without it is not a model to any program, so an export cut short is never taken for a whole one.
-    Weight and tokenizer files of another export in this folder are removed, other files stay.
+    All files are written to export.tmp inside it, flushed to disk and then renamed, config.json
+    last: a folder without it is not a model to any program, so an export cut short is never taken
+    for a whole one. Model files of another export in this folder are removed, other files stay.
     Equal weights give equal files.
     Errors   UserError: the folder cannot be written
     """
     folder = Path(folder)
-    kind = "Model" if encoder.mlm_head is None else "ForMaskedLM"
-    architecture = MODEL_TYPES[encoder.config.model_type] + kind
-    config = json.dumps(encoder.config.to_dict(architecture), indent=2, sort_keys=True) + "\n"
+    beside = folder / "export.tmp"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with ExitStack() as renames:  # done when it is left, the one that was entered last first
-            paths = [renames.enter_context(atomic(folder / name)) for name in EXPORT]
-            paths[0].write_text(config, encoding="utf-8", newline="\n")
-            save_file(to_hugging_face(encoder), paths[1], metadata={"format": "pt"})
-            shutil.copymode(paths[0], paths[1])  # safetensors writes for the owner alone
-            tokenizer.save(*paths[2:], encoder.config)
-            # What another export left, also one by transformers, would be read first or mixed in;
-            # its config.json goes first, so that what is left of it is never opened.
-            for pattern in (*TOKENIZER_FILES, *SAFETENSORS, *PICKLES):
-                for path in folder.glob(pattern):
-                    path.unlink()
+        shutil.rmtree(beside, ignore_errors=True)  # of a program that was killed
+        (beside / "1_Pooling").mkdir(parents=True)
+        write_export(beside, encoder, tokenizer)
+        written = [path for path in beside.rglob("*") if path.is_file()]
+        for path in written:
+            flush(path)
+        # What another export left, also one by transformers, would be read first or mixed in;
+        # its config.json goes first, so that what is left of it is never opened.
+        for pattern in (*CONFIGS, *TOKENIZER_FILES, *SENTENCES, *SAFETENSORS, *PICKLES):
+            for path in folder.glob(pattern):
+                path.unlink()
+        (folder / "1_Pooling").mkdir(exist_ok=True)
+        for path in sorted(written, key=lambda path: path == beside / "config.json"):
+            os.replace(path, folder / path.relative_to(beside))
         flush(folder)
     except (OSError, SafetensorError) as error:
         raise UserError(f"cannot write {folder}: {first_line(error)}") from error
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+def write_export(folder: Path, encoder: Encoder, tokenizer: Tokenizer) -> None:
+    """Write the files of an export."""
+    kind = "Model" if encoder.mlm_head is None else "ForMaskedLM"
+    config = encoder.config.to_dict(MODEL_TYPES[encoder.config.model_type] + kind)
+    write_json(folder / "config.json", config)
+    save_file(to_hugging_face(encoder), folder / "model.safetensors", metadata={"format": "pt"})
+    # safetensors writes for the owner alone
+    shutil.copymode(folder / "config.json", folder / "model.safetensors")
+    tokenizer.save(folder / "tokenizer.json", folder / "tokenizer_config.json", encoder.config)
+    kinds = {"": "Transformer", "1_Pooling": "Pooling"}  # folder: class
+    modules = [
+        {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
+        for i, (path, kind) in enumerate(kinds.items())
+    ]
+    write_json(folder / "modules.json", modules)
+    pooling = {  # the names that all versions of sentence-transformers know
+        "word_embedding_dimension": encoder.config.hidden_size,
+        "pooling_mode_cls_token": tokenizer.pooling == "cls",
+        "pooling_mode_mean_tokens": tokenizer.pooling == "mean",
+    }
+    write_json(folder / "1_Pooling" / "config.json", pooling)
+
+
+def write_json(path: Path, values: dict | list) -> None:
+    path.write_bytes((json.dumps(values, indent=2, sort_keys=True) + "\n").encode())
 
 
 def weights_hash(encoder: Encoder) -> str:

@@ -12,6 +12,7 @@ import json
 from pathlib import Path
 
 from tokenizers import Tokenizer as Pipeline
+from tokenizers.normalizers import BertNormalizer
 from tokenizers.pre_tokenizers import ByteLevel
 
 from minitransformer.config import EncoderConfig
@@ -26,6 +27,7 @@ class Tokenizer:
     mask_id unk_id          None where the vocabulary has no such token
     special_ids             sorted; these and all others that are never ordinary text
     vocab_size              all ids are below it
+    pooling                 "mean" or "cls": how the model's sentence vectors are made
     notes                   what load_pretrained prints: what the files left open
     """
 
@@ -41,7 +43,7 @@ class Tokenizer:
         self.vocab_size = 1 + max(vocab.values())
         self.pair_types = pair_types  # whether a pair's second text has token type 1
         self.notes = list(notes)
-        self.pooling = "mean"  # how sentence vectors are made; "cls": the first token's
+        self.pooling = "mean"
 
     @functools.cached_property
     def hash(self) -> str:
@@ -93,6 +95,11 @@ class Tokenizer:
             "model_input_names": inputs,
             **self.names,
         }
+        normalizer = self.pipeline.normalizer
+        if isinstance(normalizer, BertNormalizer):  # BertTokenizer goes by these and not by it
+            settings["do_lower_case"] = normalizer.lowercase
+            settings["strip_accents"] = normalizer.strip_accents
+            settings["tokenize_chinese_chars"] = normalizer.handle_chinese_chars
         # transformers 4 sets a byte-level pre-tokenizer to this, or to False where it is missing.
         if isinstance(self.pipeline.pre_tokenizer, ByteLevel):
             settings["add_prefix_space"] = self.pipeline.pre_tokenizer.add_prefix_space

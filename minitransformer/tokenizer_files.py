@@ -6,7 +6,7 @@ each, the pipeline is the one that transformers builds from the same file
 here, is refused: its ids would be wrong without a sign of it.
 """
 
-import json
+import os
 from contextlib import contextmanager
 from operator import itemgetter
 from pathlib import Path
@@ -15,34 +15,19 @@ from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as Pipeline
 
 from minitransformer.config import EncoderConfig
-from minitransformer.files import UserError, first_line, read_json
+from minitransformer.files import UserError, check_regular, first_line, read_json
 from minitransformer.tokenizer import KINDS, Tokenizer
 
-FILES = (
-    "config.json",  # may name the class of the tokenizer
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.txt",
-    "vocab.json",
-    "merges.txt",
-    "sentencepiece.bpe.model",
-    "spiece.model",
-    "bpe.codes",
-)
+FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "merges.txt", "*.model", "*.spm")
+FILES += ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "bpe.codes")
 # What the special tokens are called where no file says so.
 BERT_NAMES = dict(zip(KINDS, ("[CLS]", "[SEP]", "[PAD]", "[MASK]", "[UNK]"), strict=True))
 ROBERTA_NAMES = dict(zip(KINDS, ("<s>", "</s>", "<pad>", "<mask>", "<unk>"), strict=True))
-# Classes of transformers, without "Tokenizer" and "Fast", that read a file as it is read here.
-# Others split words first (MeCab, jieba), or mean other pieces by the same file name.
-ANY = {"", "Auto", "PreTrained", "TokenizersBackend"}
-READERS = {
-    "vocab.txt": ANY
-    | {"Bert", "DistilBert", "Electra", "MobileBert", "ConvBert", "SqueezeBert", "LayoutLM"}
-    | {"Roberta", "RetriBert", "DPRContextEncoder", "DPRQuestionEncoder", "DPRReader"},
-    "vocab.json": ANY | {"Roberta", "GPT2", "Longformer", "Bart", "LED", "MVP"},
-}
+# Classes of transformers, without "Tokenizer" and "Fast", that read vocab.txt or vocab.json as it
+# is read here. Others split words first (MeCab, jieba), or mean other pieces by the same file name.
+READERS = {"", "Auto", "PreTrained", "TokenizersBackend", "Bert", "Roberta", "DistilBert"}
+READERS |= {"Electra", "MobileBert", "ConvBert", "SqueezeBert", "LayoutLM", "RetriBert", "GPT2"}
+READERS |= {"DPRContextEncoder", "DPRQuestionEncoder", "DPRReader", "Longformer", "Bart", "LED"}
 EXTRA = ("extra_special_tokens", "additional_special_tokens")  # transformers 5's name, and 4's
 REMEDY = "a tokenizer.json that gives the model's ids would be read"
 
@@ -62,31 +47,44 @@ def load_tokenizer(folder: Path, config: EncoderConfig) -> Tokenizer:
 
 @contextmanager
 def reading(name: str):
-    """Name in one line what cannot be read."""
+    """Name in one line what cannot be read; a panic of the library's Rust side prints nothing."""
+    stderr = os.dup(2)
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
     try:
         yield
     except UserError:
         raise
-    except Exception as error:  # the library raises bare Exceptions, and JSON may hold anything
+    except BaseException as error:  # the library raises bare Exceptions, and panics
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
         raise UserError(f"cannot read {name}: {first_line(error)}") from error
+    finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)
 
 
 def read_tokenizer(folder: Path, config: EncoderConfig) -> Tokenizer:
     """Return the tokenizer of a folder."""
     settings = {"tokenizer_class": read_json(folder / "config.json", {}).get("tokenizer_class")}
     settings |= read_json(folder / "tokenizer_config.json", {})
-    mapped = read_json(folder / "special_tokens_map.json", {})
-    named, names = settings | mapped, {}
-    for kind in (*KINDS, "bos_token", "eos_token"):
-        token = named.get(kind)
-        if token:
-            names[kind] = text_of(token)
-    notes = []
-    pipeline = read_pipeline(folder, settings, names, config.model_type, notes)
+    named = settings | read_json(folder / "special_tokens_map.json", {})
+    kinds = [kind for kind in (*KINDS, "bos_token", "eos_token") if named.get(kind)]
+    names, notes = {kind: text_of(named[kind]) for kind in kinds}, []
+    if (folder / "tokenizer.json").exists():
+        pipeline = read_tokenizer_json(folder / "tokenizer.json", names)
+    elif (folder / "vocab.txt").exists():
+        pipeline = bert_pipeline(folder / "vocab.txt", settings, names, notes)
+    elif (folder / "vocab.json").exists() and (folder / "merges.txt").exists():
+        pipeline = roberta_pipeline(folder / "vocab.json", settings, names)
+    else:
+        raise UserError(nothing_readable(folder))
     pipeline.no_truncation()
     pipeline.no_padding()
-    others = read_json(folder / "added_tokens.json", {})
-    add_tokens(pipeline, names, settings, others, extra_tokens(settings, mapped))
+    if getattr(pipeline.model, "dropout", None):
+        pipeline.model.dropout = None
+        notes.append("switched off the BPE dropout of tokenizer.json: it gives other ids each time")
+    add_tokens(pipeline, names, named, read_json(folder / "added_tokens.json", {}))
     # The snowman needs an unknown token: fail now.
     row, whole = (pipeline.encode("a \u2603", add_special_tokens=on) for on in (False, True))
     names["cls_token"], names["sep_token"] = whole.tokens[0], whole.tokens[-1]
@@ -97,8 +95,7 @@ def read_tokenizer(folder: Path, config: EncoderConfig) -> Tokenizer:
             " vocabulary before it and one after: its tokenizer.json has another post_processor"
             " than BERT's or RoBERTa's"
         )
-    if pipeline.token_to_id(names["pad_token"]) is None:
-        raise UserError(f"the tokenizer's vocabulary lacks {names['pad_token']!r}")
+    check_names(pipeline.get_vocab(), names, "the tokenizer")
     reads_types = "token_type_ids" in settings.get("model_input_names", ["token_type_ids"])
     types = pipeline.encode("a", "a").type_ids
     pair_types = reads_types and config.type_vocab_size > 1 and any(types)
@@ -110,22 +107,10 @@ def text_of(token) -> str:
     return str(token["content"] if isinstance(token, dict) else token)
 
 
-def extra_tokens(*files: dict) -> list[str]:
-    """Return the further special tokens that the files name; the first that names any counts."""
-    extra = next((file[key] for file in files for key in EXTRA if file.get(key)), [])
-    extra = list(extra.values()) if isinstance(extra, dict) else extra
-    if not isinstance(extra, list):
-        raise UserError(f"{EXTRA[0]} or {EXTRA[1]} is {extra!r:.40}, not a list of tokens")
-    return [text_of(token) for token in extra]
-
-
-def add_tokens(
-    pipeline: Pipeline, names: dict, settings: dict, others: dict, extra: list[str]
-) -> None:
+def add_tokens(pipeline: Pipeline, names: dict, settings: dict, others: dict) -> None:
     """Add what transformers adds to a pipeline: tokens of other files, and the special tokens.
 
-    Text that spells such a token is one token then. `others` is added_tokens.json, {text: id};
-    `extra` have the ids that come next, or those of the vocabulary.
+    Text that spells such a token is one token then. `others` is added_tokens.json, {text: id}.
     """
     wanted = []  # (id, token)
     for number, token in settings.get("added_tokens_decoder", {}).items():
@@ -150,31 +135,33 @@ def add_tokens(
                 f"the added token {token.content!r:.40} has id {number} in one file, {found} in"
                 " another"
             )
+    extra = next((settings[key] for key in EXTRA if settings.get(key)), [])
+    extra = map(text_of, extra.values() if isinstance(extra, dict) else extra)
     pipeline.add_special_tokens([text for text in extra if text not in known])
 
 
 def check_fit(tokenizer: Tokenizer, folder: Path, config: EncoderConfig) -> None:
     """Refuse a vocabulary that cannot be the one that the encoder was trained with."""
-    rows, entries = config.vocab_size, tokenizer.pipeline.get_vocab_size()
+    rows, vocab = config.vocab_size, tokenizer.pipeline.get_vocab()
     if tokenizer.vocab_size > rows:
         last = tokenizer.vocab_size - 1
         raise UserError(
             f"the token {tokenizer.pipeline.id_to_token(last)!r:.40} has id {last}, but the encoder"
             f" has {rows} rows (vocab_size)"
         )
-    # Rows without a token are common: padding to a multiple of 64, words kept for later.
     for name in ("vocab.txt", "vocab.json"):
         both = (folder / "tokenizer.json").exists() and (folder / name).exists()
-        if both and entries < 0.9 * rows:
-            others = len(read_vocab(folder / name))
-            if entries < others <= rows:
-                raise UserError(
-                    f"tokenizer.json has {entries} entries, but {name} has {others} and the"
-                    f" encoder {rows} rows; remove tokenizer.json if {name} is right"
-                )
-    if entries < 0.5 * rows and rows - entries > 256:
+        other = read_vocab(folder / name) if both else {}
+        moved = sum(vocab.get(word, number) != number for word, number in other.items())
+        if len(other) <= rows and (moved or len(vocab) < 0.9 * len(other)):
+            raise UserError(
+                f"tokenizer.json ({len(vocab)} entries) and {name} ({len(other)}) differ, {moved}"
+                f" words have another id, and the encoder has {rows} rows; remove the wrong file"
+            )
+    # Rows without a token are common: padding to a multiple of 64, words kept for later.
+    if len(vocab) < 0.5 * rows and rows - len(vocab) > 256:
         raise UserError(
-            f"the tokenizer has {entries} entries, but the encoder has {rows} rows (vocab_size):"
+            f"the tokenizer has {len(vocab)} entries, but the encoder has {rows} rows (vocab_size):"
             " it belongs to another model"
         )
     if config.model_type != "bert" and tokenizer.pad_id != config.pad_token_id:
@@ -186,151 +173,107 @@ def check_fit(tokenizer: Tokenizer, folder: Path, config: EncoderConfig) -> None
 
 
 # ---- one function a kind of file -----------------------------------------------------------------
+# Each returns a pipeline, and completes the names {kind: text} of the special tokens.
 
 
-def read_pipeline(
-    folder: Path, settings: dict, names: dict, model_type: str, notes: list
-) -> Pipeline:
-    """Return the pipeline of the best file that there is.
+def read_tokenizer_json(path: Path, names: dict) -> Pipeline:
+    model = read_json(path).get("model", {})
+    with reading(path.name):
+        pipeline = Pipeline.from_file(str(path))
+    unknown = model.get("unk_token", model.get("unk_id"))  # Unigram has only an id
+    if unknown is not None:
+        number = isinstance(unknown, int)
+        names["unk_token"] = pipeline.id_to_token(unknown) if number else unknown
+    usual = ROBERTA_NAMES if pipeline.token_to_id("[CLS]") is None else BERT_NAMES
+    for kind, name in usual.items():
+        if pipeline.token_to_id(names.get(kind, "")) is None:
+            names[kind] = name
+    return pipeline
 
-    settings   tokenizer_config.json, with tokenizer_class also from config.json
-    names      {kind: text} of the special tokens, as far as the files say; completed here
-    notes      gets a line for what the files leave open, or say in two ways
-    """
-    path = {name: folder / name for name in FILES if (folder / name).exists()}
-    if "tokenizer.json" in path:
-        with reading("tokenizer.json"):
-            pipeline = Pipeline.from_file(str(path["tokenizer.json"]))
-            model = read_json(path["tokenizer.json"])["model"]
-        unknown = model.get("unk_token", model.get("unk_id"))  # Unigram has only an id
-        if unknown is not None:
-            number = isinstance(unknown, int)
-            names["unk_token"] = pipeline.id_to_token(unknown) if number else unknown
-        note_contradictions(pipeline.normalizer, settings, notes)
-        usual = ROBERTA_NAMES if pipeline.token_to_id("[CLS]") is None else BERT_NAMES
-        for kind, name in usual.items():
-            if pipeline.token_to_id(names.get(kind, "")) is None:
-                names[kind] = name
-        return pipeline
-    if "vocab.txt" in path:
-        vocab = read_vocab(path["vocab.txt"])
-        check_pieces("vocab.txt", vocab, settings, folder)
-        names |= BERT_NAMES | names
-        return bert_pipeline(vocab, settings, names, notes)
-    if "vocab.json" in path and "merges.txt" in path:
-        with reading("vocab.json with merges.txt"):
-            vocab, merges = models.BPE.read_file(str(path["vocab.json"]), str(path["merges.txt"]))
-        check_pieces("vocab.json", vocab, settings, folder)
-        names |= ROBERTA_NAMES | names
-        return roberta_pipeline(vocab, merges, settings, names)
-    if "sentencepiece.bpe.model" in path:
-        name = "Camembert" if model_type == "camembert" else "XLMRoberta"
-        raise UserError(
-            f"sentencepiece.bpe.model alone cannot be read; {REMEDY}, and with sentencepiece and"
-            " protobuf installed, transformers writes it: "
-            f"{name}TokenizerFast.from_pretrained(FOLDER).save_pretrained(FOLDER)"
+
+def bert_pipeline(path: Path, settings: dict, names: dict, notes: list) -> Pipeline:
+    """BERT: lower case where it was trained so, split at spaces and signs, then word pieces."""
+    vocab = read_vocab(path)
+    check_reader(path.name, vocab, settings)
+    names |= BERT_NAMES | names
+    check_names(vocab, names, path.name)
+    cased = sum(word[:1].isupper() for word in vocab)  # an uncased one has a few signs like "ℝ"
+    if "do_lower_case" not in settings and cased > len(vocab) / 50:
+        notes.append(
+            f"text is lower-cased, as in transformers, though {cased} words of vocab.txt have upper"
+            ' case; if the model is cased, put {"do_lower_case": false} into tokenizer_config.json'
         )
-    if "spiece.model" in path:
-        raise UserError(
-            f"spiece.model alone cannot be read, its tokenizer is not supported; {REMEDY}"
-        )
-    raise UserError("no tokenizer.json, nor vocab.txt, nor vocab.json with merges.txt")
+    pipeline = Pipeline(models.WordPiece(vocab, unk_token=names["unk_token"]))
+    pipeline.normalizer = normalizers.BertNormalizer(
+        lowercase=settings.get("do_lower_case", True),
+        handle_chinese_chars=settings.get("tokenize_chinese_chars", True),
+        strip_accents=settings.get("strip_accents"),
+    )
+    pipeline.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    ends = [(names[kind], vocab[names[kind]]) for kind in ("sep_token", "cls_token")]
+    pipeline.post_processor = processors.BertProcessing(*ends)
+    pipeline.decoder = decoders.WordPiece(prefix="##")
+    return pipeline
+
+
+def roberta_pipeline(path: Path, settings: dict, names: dict) -> Pipeline:
+    """RoBERTa: GPT-2's byte pairs, in which a leading space belongs to the word."""
+    vocab, merges = read_vocab(path), path.with_name("merges.txt")
+    check_reader(path.name, vocab, settings)
+    check_regular(merges)
+    names |= ROBERTA_NAMES | names
+    check_names(vocab, names, path.name)
+    pipeline = Pipeline(models.BPE.from_file(str(path), str(merges)))
+    space = settings.get("add_prefix_space", False)
+    pipeline.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=space)
+    ends = [(names[kind], vocab[names[kind]]) for kind in ("sep_token", "cls_token")]
+    pipeline.post_processor = processors.RobertaProcessing(*ends, add_prefix_space=space)
+    pipeline.decoder = decoders.ByteLevel()
+    return pipeline
 
 
 def read_vocab(path: Path) -> dict[str, int]:
     """Return {token: id} of a vocab.txt or vocab.json."""
     if path.suffix == ".json":
         return read_json(path)
+    check_regular(path)
     with reading(path.name):
         text = path.read_bytes().decode()
     return {line.rstrip("\r"): i for i, line in enumerate(text.rstrip("\n").split("\n"))}
 
 
-def bert_pipeline(vocab: dict[str, int], settings: dict, names: dict, notes: list) -> Pipeline:
-    """BERT: lower case where it was trained so, split at spaces and signs, then word pieces."""
-    if "do_lower_case" not in settings and any(word[0].isupper() for word in vocab if word):
-        notes.append(
-            "text is lower-cased, as in transformers, though vocab.txt has upper case;"
-            ' if the model is cased, put {"do_lower_case": false} into tokenizer_config.json'
-        )
-    pipeline = Pipeline(models.WordPiece(vocab, unk_token=names["unk_token"]))
-    pipeline.normalizer = normalizers.BertNormalizer(
-        lowercase=flag(settings, "do_lower_case", True),
-        handle_chinese_chars=flag(settings, "tokenize_chinese_chars", True),
-        strip_accents=flag(settings, "strip_accents", None),
-    )
-    pipeline.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    pipeline.post_processor = processors.BertProcessing(*ends(names, vocab, "vocab.txt"))
-    pipeline.decoder = decoders.WordPiece(prefix="##")
-    return pipeline
-
-
-def roberta_pipeline(vocab: dict, merges: list, settings: dict, names: dict) -> Pipeline:
-    """RoBERTa: GPT-2's byte pairs, in which a leading space belongs to the word."""
-    pipeline = Pipeline(models.BPE(vocab, merges))
-    space = flag(settings, "add_prefix_space", False)
-    pipeline.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=space)
-    pipeline.post_processor = processors.RobertaProcessing(
-        *ends(names, vocab, "vocab.json"), add_prefix_space=space
-    )
-    pipeline.decoder = decoders.ByteLevel()
-    return pipeline
-
-
-def flag(settings: dict, key: str, default: bool | None) -> bool | None:
-    """Return a setting of tokenizer_config.json that is true or false."""
-    value = settings.get(key, default)
-    if value is not default and not isinstance(value, bool):
-        raise UserError(
-            f"tokenizer_config.json: {key} is {json.dumps(value):.40}, not true or false"
-        )
-    return value
-
-
-def note_contradictions(normalizer, settings: dict, notes: list) -> None:
-    """Note where tokenizer_config.json contradicts BERT's normalizer of tokenizer.json."""
-    if not isinstance(normalizer, normalizers.BertNormalizer):
-        return
-    lowers, strips = normalizer.lowercase, normalizer.strip_accents
-    read = {"do_lower_case": lowers, "strip_accents": lowers if strips is None else strips}
-    for key, value in read.items():
-        if settings.get(key) not in (None, value):
-            notes.append(
-                f"{key} is {json.dumps(value)}, as in tokenizer.json, though tokenizer_config.json"
-                f" says {json.dumps(settings[key]):.40}"
-            )
-
-
-def ends(names: dict, vocab: dict[str, int], file: str) -> list[tuple[str, int]]:
-    """Return (text, id) of the tokens after and before a text."""
-    lacking = [names[kind] for kind in ("cls_token", "sep_token") if names[kind] not in vocab]
+def check_names(vocab: dict[str, int], names: dict, file: str) -> None:
+    """Refuse a vocabulary without the tokens that an encoder's input is built with."""
+    lacking = [names[kind] for kind in KINDS[:3] if names[kind] not in vocab]
     if lacking:
         lacking = ", ".join(map(repr, lacking))
         raise UserError(f"{file} lacks {lacking} among its {len(vocab)} entries; is it damaged?")
-    return [(names[kind], vocab[names[kind]]) for kind in ("sep_token", "cls_token")]
 
 
-def check_pieces(name: str, vocab: dict[str, int], settings: dict, folder: Path) -> None:
-    """Refuse a vocabulary of other pieces, or which the declared class reads in another way."""
+def check_reader(name: str, vocab: dict[str, int], settings: dict) -> None:
+    """Refuse a vocabulary that another tokenizer reads in another way."""
     declared = str(settings.get("tokenizer_class") or "")
     splitter = settings.get("word_tokenizer_type", "basic")
-    # "▁the" is SentencePiece's, "th@@" is subword-nmt's
-    others = [word for word in vocab if word.startswith("▁") or word.endswith("@@")]
-    word_pieces = sum(word.startswith("##") for word in vocab)
-    if declared.removesuffix("Fast").removesuffix("Tokenizer") not in READERS[name]:
-        reason = f"cannot be read as tokenizer_class {declared!r:.80} asks for"
+    # of SentencePiece, of subword-nmt, of fastBPE
+    pieces = [word for word in vocab if word.startswith("▁") or word.endswith(("@@", "</w>"))]
+    if declared.removesuffix("Fast").removesuffix("Tokenizer") not in READERS:
+        reason = f"tokenizer_class {declared!r:.80}"
     elif splitter != "basic":
-        reason = f"cannot be read as word_tokenizer_type {splitter!r:.80} asks for"
-    elif (folder / "bpe.codes").exists():
-        reason = "cannot be read as bpe.codes beside it asks for"
-    elif name == "vocab.json" and not any("Ġ" in piece for piece in vocab):
-        reason = "has no byte-level pieces (none holds 'Ġ')"
-    elif len(others) > max(word_pieces, len(vocab) // 20):
-        longest = max(others, key=len)
-        reason = (
-            f"holds other pieces than BERT's: {len(others)} like {longest!r:.40},"
-            f" {word_pieces} with '##'"
-        )
+        reason = f"word_tokenizer_type {splitter!r:.80}"
+    elif len(pieces) > len(vocab) // 20:
+        reason = f"{len(pieces)} pieces like {pieces[-1]!r:.40}"
     else:
         return
-    raise UserError(f"{name} {reason}; {REMEDY}")
+    raise UserError(f"{name} with {reason} cannot be read; {REMEDY}")
+
+
+def nothing_readable(folder: Path) -> str:
+    """Return what to do about a folder without a tokenizer that is read here."""
+    pieces = sorted([*folder.glob("*.model"), *folder.glob("*.spm")])
+    if not pieces:
+        return "no tokenizer.json, nor vocab.txt, nor vocab.json with merges.txt"
+    return (
+        f"{pieces[0].name} alone cannot be read; {REMEDY}, and with sentencepiece and protobuf"
+        " installed, transformers writes it: XLMRobertaTokenizerFast (or the model's own"
+        " class).from_pretrained(FOLDER).save_pretrained(FOLDER)"
+    )

@@ -64,8 +64,9 @@ def checkpoint(folder, model_type="bert", files=(), config=(), tensors=None, **s
     return folder
 
 
-def refusal(call, *arguments):
-    with pytest.raises(UserError) as raised:
+def refusal(call, *arguments, says=""):
+    """Return the one line in which a call is refused; `says` is a pattern that it must match."""
+    with pytest.raises(UserError, match=says) as raised:
         call(*arguments)
     message = str(raised.value)
     assert "\n" not in message

@@ -5,9 +5,9 @@ import torch
 import transformers
 from conftest import PADDINGS, padded, tiny_encoder
 
+from minitransformer.config import MODEL_TYPES
 from minitransformer.convert import to_hugging_face
 from minitransformer.default_teacher import default_teacher_folder
-from minitransformer.model_types import MODEL_TYPES
 
 
 def reference(encoder):

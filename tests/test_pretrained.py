@@ -22,16 +22,21 @@ from conftest import (
     tiny_tokenizer,
 )
 
-from minitransformer import (
-    UserError,
-    load_pretrained,
-    model_hash,
-    pretrained,
-    save_pretrained,
-    weights_hash,
-)
+from minitransformer import load_pretrained, model_hash, pretrained, save_pretrained, weights_hash
+from minitransformer.convert import to_hugging_face
 
 TEXTS = ["The text of a model.", "Un layer and token, in the token.", "is"]
+
+
+EXPORT = ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"]
+EXPORT += ["modules.json", "1_Pooling/config.json"]
+CLS = {"pooling_mode": "cls"}
+OLD_CLS = {"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}
+
+
+def contents(folder):
+    """Return {path: bytes} of all files below a folder."""
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
 @pytest.fixture
@@ -82,13 +87,12 @@ def test_others_give_the_same_vectors(model_type, mlm_head, architecture, tmp_pa
 def test_equal_weights_are_equal_files(tmp_path):
     folders = [save_tiny(tmp_path / "1"), save_tiny(tmp_path / "2"), tmp_path / "3"]
     save_pretrained(folders[2], *load_pretrained(folders[0]))
-    first, *others = [{path.name: path.read_bytes() for path in f.iterdir()} for f in folders]
+    first, *others = [contents(folder) for folder in folders]
     assert others == [first, first]
-    names = ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"]
-    assert sorted(first) == names
-    with safetensors.safe_open(folders[0] / names[1], "pt") as file:
+    assert sorted(first) == sorted(EXPORT)
+    with safetensors.safe_open(folders[0] / "model.safetensors", "pt") as file:
         assert file.metadata() == {"format": "pt"}
-    assert len({path.stat().st_mode for path in folders[0].iterdir()}) == 1
+    assert len({(folders[0] / name).stat().st_mode for name in EXPORT}) == 1
 
 
 def test_weights_hash_sees_one_bit():
@@ -115,8 +119,7 @@ def test_model_hash_sees_weights_config_and_tokenizer():
 
 def test_an_export_that_is_cut_short_is_never_taken_for_a_whole_one(tmp_path, monkeypatch):
     """Killed at each step in turn: config.json comes last, so nothing opens; then it works."""
-    whole = {path.name for path in save_tiny(tmp_path / "whole").iterdir()}
-    for steps in range(len(whole)):
+    for steps in range(len(EXPORT)):
         folder, left = tmp_path / str(steps), [os.rename] * steps
 
         def killed(source, target, left=left):
@@ -126,36 +129,71 @@ def test_an_export_that_is_cut_short_is_never_taken_for_a_whole_one(tmp_path, mo
 
         with monkeypatch.context() as patch:
             patch.setattr(os, "replace", killed)
+            patch.setattr(shutil, "rmtree", lambda *_, **__: None)  # a kill leaves all as it is
             with pytest.raises(KeyboardInterrupt):
                 save_tiny(folder)
-        with pytest.raises(UserError, match=r"no config\.json$"):
-            load_pretrained(folder)
+        refusal(load_pretrained, folder, says=r"no config\.json$")
         save_tiny(folder)
-        assert {path.name for path in folder.iterdir()} == whole
+        assert sorted(contents(folder)) == sorted(EXPORT)
 
 
 def test_a_full_disk_is_one_line_and_leaves_the_export_that_was_there(saved, monkeypatch):
-    before = {path: path.read_bytes() for path in saved.iterdir()}
+    before = contents(saved)
 
     def full(*_, **__):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(pretrained, "save_file", full)
-    with pytest.raises(UserError, match=r"cannot write .*No space left on device$"):
-        save_tiny(saved, seed=1)
-    assert {path: path.read_bytes() for path in saved.iterdir()} == before
+    for name in ("save_file", "flush"):
+        with monkeypatch.context() as patch:
+            patch.setattr(pretrained, name, full)
+            refusal(save_tiny, saved, says=r"cannot write .*No space left on device$")
+        assert contents(saved) == before
 
 
 def test_files_of_another_export_go_and_others_stay(saved):
-    export = {path.name for path in saved.iterdir()}
     kept = {"log.jsonl", "checkpoint-5.pt", "README.md", "projections.safetensors"}
     stale = "vocab.txt merges.txt added_tokens.json special_tokens_map.json pytorch_model.bin"
-    stale += " model.safetensors.index.json model-00001-of-00002.safetensors"
+    stale += " model.safetensors.index.json model-00001-of-00002.safetensors spiece.model"
+    stale += " sentence_bert_config.json config_sentence_transformers.json bert_config.json"
     for name in [*kept, *stale.split(), "pytorch_model-00001-of-00001.bin"]:
         (saved / name).write_text("{}")
+    (saved / "modules.json").write_text("[]")
+    (saved / "1_Pooling" / "config.json").write_text(json.dumps(CLS))
     save_tiny(saved, "roberta")
-    assert {path.name for path in saved.iterdir()} == export | kept
-    assert same(load_pretrained(saved)[0], tiny_encoder("roberta"))
+    assert {*contents(saved)} == {*EXPORT, *kept}
+    encoder, tokenizer = load_pretrained(saved)
+    assert same(encoder, tiny_encoder("roberta"))
+    assert tokenizer.pooling == "mean"
+    assert len(json.loads((saved / "modules.json").read_bytes())) == 2
+
+
+@pytest.mark.parametrize(
+    ("pooling", "kind", "said"),
+    [
+        (None, "mean", ""),
+        (CLS, "cls", ""),
+        (OLD_CLS, "cls", ""),
+        ({"pooling_mode": ["mean"]}, "mean", ""),
+        ({"pooling_mode": "max"}, "mean", "are pooled by ['max'], a student's by the mean"),
+        (OLD_CLS | {"pooling_mode_max_tokens": True}, "mean", "pooled by ['pooling_mode_cls"),
+    ],
+)
+def test_the_students_vectors_are_pooled_as_the_teachers(pooling, kind, said, saved, capsys):
+    shutil.rmtree(saved / "1_Pooling")
+    if pooling:
+        (saved / "1_Pooling").mkdir()
+        (saved / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
+    encoder, tokenizer = load_pretrained(saved)
+    assert said in capsys.readouterr().out
+    save_pretrained(saved, encoder, tokenizer)
+    assert load_pretrained(saved)[1].pooling == tokenizer.pooling == kind
+    sentences = sentence_transformers.SentenceTransformer(str(saved), device="cpu")
+    [(ids, _)] = tokenizer.encode_pairs(TEXTS[:1], max_tokens=40)
+    with torch.no_grad():
+        hidden = encoder(torch.tensor([ids])).hidden[-1][0]
+    ours = hidden[0] if kind == "cls" else hidden.mean(0)
+    vector = torch.tensor(sentences.encode(TEXTS[:1])[0])
+    torch.testing.assert_close(vector, ours, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -168,8 +206,8 @@ def test_weights_that_are_no_numbers_are_refused_by_name(saved):
     encoder, tokenizer = load_pretrained(saved)
     encoder.blocks[1].query.weight.data[0, :3] = torch.tensor([torch.nan, torch.inf, -torch.inf])
     save_pretrained(saved, encoder, tokenizer)
-    message = refusal(load_pretrained, saved)
-    assert "blocks.1.query.weight holds 3 NaN or infinite of 1,024 numbers" in message
+    says = "blocks.1.query.weight holds 3 NaN or infinite of 1,024 numbers"
+    refusal(load_pretrained, saved, says=says)
 
 
 def test_a_sub_folder_is_the_model_only_where_the_folder_has_no_weights(saved):
@@ -180,34 +218,71 @@ def test_a_sub_folder_is_the_model_only_where_the_folder_has_no_weights(saved):
 
 
 @pytest.mark.parametrize("content", [{"x": Attack("ran")}, b"\x80\x04 damaged", [1], {"x": 1}])
-def test_a_pickle_of_something_else_is_refused_and_never_run(content, saved, monkeypatch):
+def test_a_pickle_of_something_else_is_refused_and_never_run(content, saved, monkeypatch, recwarn):
     monkeypatch.chdir(saved)
     torch.save(content, saved / "pytorch_model.bin")
     if isinstance(content, bytes):
         (saved / "pytorch_model.bin").write_bytes(content)
     assert same(load_pretrained(saved)[0], tiny_encoder())  # safetensors come first
     (saved / "model.safetensors").unlink()
-    message = refusal(load_pretrained, saved)
-    assert "pytorch_model.bin" in message
+    message = refusal(load_pretrained, saved, says="pytorch_model.bin: it is damaged, or holds")
     assert "weights_only" not in message
+    assert not recwarn.list
     assert not (saved / "ran").exists()
 
 
-@pytest.mark.parametrize(
-    ("index", "message"),
-    [
-        ("{", "cannot read model.safetensors.index.json: "),
-        ("[]", "model.safetensors.index.json: expected a JSON object, not list"),
-        ("{}", "model.safetensors.index.json has no weight_map"),
-        ('{"weight_map": {"x": "../other.safetensors"}}', "names '../other.safetensors', which is"),
-        ('{"weight_map": {"x": "gone.safetensors"}}', "gone.safetensors"),
-        ('{"weight_map": {"x": "%s"}}' % ("x" * 5000), "which is not a weight file"),
-    ],
-)
-def test_an_index_that_is_damaged_or_names_a_file_elsewhere_is_refused(index, message, saved):
-    shutil.move(saved / "model.safetensors", saved.parent / "other.safetensors")
-    (saved / "model.safetensors.index.json").write_text(index)
-    assert message in refusal(load_pretrained, saved)
+LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a21\nsize 231508\n"
+INDEX = "model.safetensors.index.json"
+FILES = [  # file, its content (None: a pipe), words of the one line
+    (INDEX, b"{", "cannot read model.safetensors.index.json: "),
+    (INDEX, b"[]", "model.safetensors.index.json: expected a JSON object, not list"),
+    (INDEX, b"{}", "model.safetensors.index.json has no weight_map"),
+    (INDEX, b'{"weight_map": {"x": "gone.safetensors"}}', "gone.safetensors"),
+    (INDEX, b'{"weight_map": {"x": "%s"}}' % (b"x" * 5000), "cannot read xxx"),
+    ("config.json", b"{", "cannot read config.json: "),
+    ("config.json", LFS, "config.json is a Git LFS pointer: run git lfs pull"),
+    ("config.json", None, "config.json is not a regular file"),
+    ("model.safetensors", b"x" * 99, "cannot read model.safetensors: "),
+    ("model.safetensors", LFS, "model.safetensors is a Git LFS pointer: run git lfs pull"),
+    ("model.safetensors", None, "model.safetensors is not a regular file"),
+    ("pytorch_model.bin", LFS, "pytorch_model.bin is a Git LFS pointer: run git lfs pull"),
+    ("pytorch_model.bin", None, "pytorch_model.bin is not a regular file"),
+    ("tokenizer.json", b"{not json", "cannot read tokenizer.json: "),
+    ("tokenizer.json", LFS, "tokenizer.json is a Git LFS pointer: run git lfs pull"),
+    ("tokenizer.json", None, "tokenizer.json is not a regular file"),
+    ("tokenizer_config.json", None, "tokenizer_config.json is not a regular file"),
+    ("vocab.txt", None, "vocab.txt is not a regular file"),
+    ("1_Pooling/config.json", None, "config.json is not a regular file"),
+]
+
+
+@pytest.mark.parametrize(("name", "content", "says"), FILES)
+def test_a_damaged_file_a_pointer_and_a_pipe_are_one_line(name, content, says, saved):
+    if name.startswith(("pytorch", INDEX)):
+        (saved / "model.safetensors").unlink()
+    (saved / name).unlink(missing_ok=True)
+    os.mkfifo(saved / name) if content is None else (saved / name).write_bytes(content)
+    refusal(load_pretrained, saved, says=says)
+
+
+def test_terminal_escapes_in_names_and_notes_are_shown_and_not_sent(saved, capsys):
+    escape = "\x1b[31m"
+    refusal(load_pretrained, escape, says=r"\\x1b\[31m")
+    folder = saved.rename(saved.with_name(f"a{escape}"))
+    (folder / "model.safetensors").unlink()
+    (folder / "config.json").rename(folder / "bert_config.json")  # the first BERT's name
+    tensors = to_hugging_face(tiny_encoder())
+    tensors[f"classifier{escape}.weight"] = torch.zeros(2)
+    torch.save(tensors, folder / "pytorch_model.bin")
+    assert same(load_pretrained(folder)[0], tiny_encoder())
+    out = capsys.readouterr().out
+    assert r"a\x1b[31m: dropped classifier\x1b[31m" in out
+    assert "\x1b" not in out
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "~nobody-of-this-name/x", "~/" + "y" * 300, "\0"])
+def test_a_name_that_no_folder_can_have_is_one_line(name):
+    refusal(load_pretrained, name)
 
 
 def test_shards_of_any_name_that_the_index_names_are_read(saved):
@@ -235,5 +310,5 @@ def test_a_hub_id_is_read_from_the_hubs_own_cache(tmp_path, monkeypatch):
                 encoder, _ = load_pretrained(f"tiny/{name}", asked)
                 assert same(encoder, tiny_encoder(seed=seed))
     for name, revision in (("tiny/unknown", None), ("tiny/bert", "v3"), ("not a name!", None)):
-        with pytest.raises(UserError, match=f"^'{name}' is not a local .* not be downloaded: "):
-            load_pretrained(name, revision)
+        says = f"^'{name}' is not a local .* not be downloaded: "
+        refusal(load_pretrained, name, revision, says=says)
