@@ -117,7 +117,7 @@ def sentence_vectors(
         ids, mask, types = (tensor.to(device) for tensor in examples.batch(rows))
         with autocast(device, precision):
             hidden = model.encoder(ids, mask, types, keep="last").hidden[-1].float()
-        cls = getattr(model.tokenizer, "pooling", "mean") == "cls"
+        cls = model.tokenizer.pooling == "cls"
         vectors[rows] = (hidden[:, 0] if cls else mean_over_tokens(hidden, mask)).cpu()
     return F.normalize(vectors)
 

@@ -120,14 +120,13 @@ def untrained_start(run: Model, log: list[dict]) -> Model | None:
     """
     if not log:
         return None
+    name, problem = f"{run.name} (start)", "rebuilt from its settings it is not what the log says"
     try:
         encoder = build_start(run.settings, run.teacher.encoder).student.eval()
-        problem = ""
-        if model_hash(encoder, run.tokenizer) != log[0]["start"].get("hash"):
-            problem = "rebuilt from its settings it has other weights than the log says"
+        start = Model(name, encoder, run.tokenizer, teacher=run.teacher)
+        if start.hash == log[0]["start"].get("hash"):
+            return start
     except UserError as error:
         problem = str(error)
-    if problem:
-        print(f"note: no column for the untrained start of {run.name}: {problem}")
-        return None
-    return Model(f"{run.name} (start)", encoder, run.tokenizer, teacher=run.teacher)
+    print(f"note: no column for the untrained start of {run.name}: {problem}")
+    return None

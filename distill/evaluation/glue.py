@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from distill.evaluation.tasks import (
-    Row,
+    DOUBTFUL,
     Split,
     Task,
     drop_unlabelled,
-    make_row,
+    make_rows,
     make_split,
     read_split,
 )
@@ -31,16 +31,17 @@ ENTAILED = ("entailment", "not_entailment")
 
 @dataclass(frozen=True)
 class Form:
-    """How a task is written on the hub: its columns of text, pair (or None) and label, its classes
-    in the order of their numbers, its metrics, first the one that enters the GLUE average.
+    """How a task is written on the hub: its columns of text, pair (where it has pairs) and label,
+    its classes in the order of their numbers, its metrics, first the one that enters the GLUE
+    average.
     """
 
-    columns: tuple[str | None, ...]
+    columns: tuple[str, ...]
     classes: tuple[str, ...]
     metrics: tuple[str, ...] = ("accuracy",)
 
 
-ONE, TWO = ("sentence", None, "label"), ("sentence1", "sentence2", "label")
+ONE, TWO = ("sentence", "label"), ("sentence1", "sentence2", "label")
 QUESTIONS, NLI_COLUMNS = ("question1", "question2", "label"), ("premise", "hypothesis", "label")
 GLUE = {
     "cola": Form(ONE, ("unacceptable", "acceptable"), ("matthews", "accuracy")),
@@ -88,25 +89,27 @@ def xnli_task(data_dir: str | None = None, languages: list[str] | None = None) -
 
 def read(folder: Path | None, place: tuple[str, str, str], form: Form, notes: list[str]) -> Split:
     """Return a split, from a folder or else from its place (dataset, configuration, split) on the
-    hub. The hub's class numbers and the classes' names are one.
+    hub. The hub's class numbers and the classes' names, in capitals or not, are one.
     """
-    rows = read_split(folder, place[2], form.columns) if folder else read_hub(place, form)
-    rows = drop_unlabelled(rows, " ".join(place[1:]), notes, minus_one=False)
+    if folder:
+        rows = read_split(folder, place[2], form.columns)
+    else:
+        rows = make_rows(" ".join(place), read_hub(*place), form.columns)
     numbers = {}
     for number, name in enumerate(form.classes):
-        numbers |= {float(number): number, name: number}
+        numbers |= {str(number): number, name: number}
+    if form.classes:
+        rows = [row._replace(label=row.label.lower()) for row in rows]
+    rows = drop_unlabelled(rows, " ".join(place[1:]), notes, DOUBTFUL)
     return make_split(rows, numbers)
 
 
-def read_hub(place: tuple[str, str, str], form: Form) -> list[Row]:
+def read_hub(dataset: str, config: str, split: str) -> list[dict]:
     import datasets  # here, because it takes a second that folders need not pay
 
-    dataset, config, split = place
     try:
-        table = datasets.load_dataset(dataset, config, split=split)
+        return list(datasets.load_dataset(dataset, config, split=split))
     except Exception as error:  # whatever a hub, a network or a cache can do wrong
         raise UserError(
             f"{dataset} {config} could not be downloaded; pass --data-dir ({first_line(error)})"
         ) from None
-    what = " ".join(place)
-    return [make_row(f"{what}, row {n}", row, form.columns) for n, row in enumerate(table, 1)]

@@ -2,25 +2,30 @@
 
 A task   sentences (or pairs of them) with a label each: a train split that is learned from, and
          one or more named splits that are scored. named_tasks.py and glue.py have ready ones.
-Own      FOLDER/train.* and FOLDER/dev.* (.parquet, .jsonl, .csv, .tsv) with the columns `text`,
-         `label` and, for pairs, `text_pair`.
+Own      FOLDER/train.* and FOLDER/dev.* (.parquet, .jsonl, .ndjson, .json, .csv, .tsv) with the
+         columns `text`, `label` and, for pairs, `text_pair`.
 """
 
-import csv
 import functools
 import hashlib
 import json
 import math
-from collections.abc import Iterator
+import re
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from distill.evaluation.old_readers import lines, read_jsonl, read_parquet, refuse_twice
-from minitransformer.files import UserError
+from distill.data.sources import read_file
+from minitransformer.files import UserError, first_line
 
 CLASS_METRICS, NUMBER_METRICS = ("accuracy", "macro-f1", "matthews"), ("pearson", "spearman")
-OWN_COLUMNS = ("text", "text_pair", "label")  # text_pair may be missing
+SUFFIXES = (".parquet", ".jsonl", ".ndjson", ".json", ".csv", ".tsv")
+SEPARATORS = "a .csv is separated by commas, a .tsv by tabs"
+# no label: what pandas reads as "not a number", what people write, PyTorch's ignore_index
+MISSING = set("? -100 #N/A #NA -NaN -nan <NA> N/A NA NULL NaN None n/a nan null".split()) | {""}
+DOUBTFUL = {"-", "-1"}  # no label in some data sets, a class in others
+FREQUENT = 0.05  # the share of train and of dev from which a doubtful label is a class
 
 
 @dataclass(frozen=True)
@@ -63,185 +68,201 @@ class Task:
         content = json.dumps([self.name, self.classes, self.metrics, rows])
         return hashlib.sha256(content.encode()).hexdigest()
 
+    def __str__(self) -> str:
+        """Return one line: examples and classes."""
+        sizes = {"train": self.train, **self.scored}
+        counts = ", ".join(f"{len(split.texts):,} {name}" for name, split in sizes.items())
+        classes = f"{len(self.classes)} classes: {', '.join(self.classes[:6])}"
+        if len(self.classes) > 6:
+            classes += ", …"
+        return f"{self.name}: {counts}; {classes if self.classes else 'numbers'}"
+
 
 # ---- files ---------------------------------------------------------------------------------------
 
 
 class Row(NamedTuple):
-    """An example of a file; `place` is "FILE, line 3" or "FILE, row 3", and the label is as
-    read_label returns it, None where there is none.
-    """
+    """An example as it was read; `place` is "FILE, row 3", the label "" where there is none."""
 
     place: str
     text: str
     pair: str | None
-    label: float | str | None
+    label: str
 
 
 def find_split(folder: Path, name: str) -> list[Path]:
     """Return the file of a split, or its shards (`train-00000-of-00002.parquet`)."""
-    files = [folder / f"{name}{suffix}" for suffix in READERS]
-    files = [file for file in files if file.is_file()]
-    files = files or sorted(folder.glob(f"{name}-*-of-*.parquet"))
-    if len({file.suffix for file in files}) > 1:
+    found = sorted(path for path in folder.glob("*") if path.suffix.lower() in SUFFIXES)
+    files = [path for path in found if path.stem == name]
+    files = files or [path for path in found if re.fullmatch(rf"{name}-\d+-of-\d+", path.stem)]
+    if len({path.suffix for path in files}) > 1:
         raise UserError(f"{folder} has {' and '.join(f.name for f in files)}: keep one of them")
     if not files:
-        raise UserError(f"{folder}: no {name} with one of {', '.join(READERS)}")
+        raise UserError(f"{folder}: no {name} with one of {', '.join(SUFFIXES)}")
     return files
 
 
-def read_split(folder: Path, name: str, columns: tuple[str | None, ...]) -> list[Row]:
-    """Return the rows of a split; `columns` name the text, the pair (or None) and the label.
-
-    Errors   UserError naming file and line for whatever cannot be read.
-    """
+def read_split(folder: Path, name: str, columns: tuple[str, ...]) -> list[Row]:
+    """Return the rows of a split; `columns` name the text, the pair if there is one, the label."""
     rows = []
     for file in find_split(folder, name):
-        records = list(READERS[file.suffix](file, *filter(None, columns)))
-        if not records:
-            raise UserError(f"{file}: no rows in it")
-        wanted = columns
-        if columns == OWN_COLUMNS and not any("text_pair" in record for _, record in records):
-            wanted = ("text", None, "label")
-        rows += [make_row(f"{file}, {place}", record, wanted) for place, record in records]
-        if not any(columns[2] in record for _, record in records):
-            problem = f"none of the {len(records)} rows has a {columns[2]!r}"
-            raise UserError(f"{file}: {problem}; {columns_of(records[0][1])}")
+        try:
+            records = read_records(file, columns)
+            if not records:
+                raise UserError("no rows in it")
+            rows += make_rows(str(file), records, columns)
+        except Exception as error:  # whatever pandas and pyarrow raise says what is wrong
+            raise UserError(f"{file}: {first_line(error)}") from None
     return rows
 
 
-def columns_of(record: dict) -> str:
-    return f"its columns are {', '.join(map(repr, record)):.200}"
+def read_records(file: Path, columns: tuple[str, ...]) -> list[dict]:
+    """Return the rows of a file; where a file says so, only the columns that are wanted."""
+    import pandas  # here, because it takes half a second that other programs need not pay
 
+    suffix = file.suffix.lower()
+    if suffix == ".parquet":
+        import pyarrow.parquet
 
-def make_row(place: str, record: dict, columns: tuple[str | None, ...]) -> Row:
-    text, pair, label = (record.get(column) for column in columns)
-    for column, value in ((columns[0], text), (columns[1], pair)):
-        if column and not isinstance(value, str):
-            kind = "nothing" if value is None else type(value).__name__
-            problem = f"column {column!r} holds {kind}, not text; {columns_of(record)}"
-            raise UserError(f"{place}: {problem}")
-    return Row(place, text, pair, read_label(place, label))
-
-
-# A reader takes the columns that are wanted and yields (place, {column: value}): where the row
-# stands, and what it holds.
-
-
-def read_cells(file: Path, *wanted: str) -> Iterator[tuple[str, dict]]:
-    """A .csv quotes as spreadsheets do; the quotes of a .tsv are plain letters, as in GLUE's.
-
-    Not pandas: it fills the missing cell of a short line with "" and says nothing.
-    """
-    form = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if file.suffix == ".tsv" else {}
-    csv.field_size_limit(2**30)
-    reader = csv.reader((line for _, line in lines(file)), strict=True, **form)
+        names = pyarrow.parquet.read_schema(file).names
+        check_columns(names, columns)
+        wanted = [name for name in names if name in columns]
+        return pyarrow.parquet.read_table(file, columns=wanted).to_pylist()
+    if suffix not in (".csv", ".tsv"):
+        return [record for _, record in read_file(str(file), columns[0])]
+    # a .csv quotes as spreadsheets do; the quotes of a .tsv are plain letters, as in GLUE's
+    form = {"sep": "\t", "quoting": 3} if suffix == ".tsv" else {}
+    form |= {"header": None, "dtype": str, "keep_default_na": False, "encoding": "utf-8-sig"}
     try:
-        columns = next(reader, [])
-        refuse_twice(file, columns, wanted)
-        for cells in reader:
-            if not cells:  # a blank line
-                continue
-            if len(cells) != len(columns):
-                raise csv.Error(f"{len(cells)} cells, the header has {len(columns)}")
-            yield f"line {reader.line_num}", dict(zip(columns, cells, strict=True))
-    except csv.Error as error:
-        raise UserError(f"{file}, line {reader.line_num}: {error}") from None
+        # only this engine tells a cell that is missing (NaN) from an empty one ("")
+        names, *rows = pandas.read_csv(file, engine="python", **form).to_numpy().tolist()
+    except pandas.errors.EmptyDataError:
+        return []
+    except pandas.errors.ParserError as error:
+        raise UserError(f"{first_line(error)}; {SEPARATORS}") from None
+    names = [str(name).strip() for name in names]
+    check_columns(names, columns)
+    for number, row in enumerate(rows, 1):
+        if row[-1] != row[-1]:
+            raise UserError(f"row {number} has fewer cells than the header, {len(names)}")
+    return [dict(zip(names, row, strict=True)) for row in rows]
 
 
-READERS = {".parquet": read_parquet, ".jsonl": read_jsonl, ".csv": read_cells, ".tsv": read_cells}
+def check_columns(names: list[str], columns: tuple[str, ...]) -> None:
+    """Refuse a table without a text or a label, or with two of them."""
+    for column in columns:
+        count = names.count(column)
+        if count > 1 or (count == 0 and column != "text_pair"):
+            there = f"its columns are {', '.join(map(repr, names)):.150}; {SEPARATORS}"
+            raise UserError(f"{count or 'no'} columns {column!r}; {there}")
+
+
+def make_rows(file: str, records: list[dict], columns: tuple[str, ...]) -> list[Row]:
+    """Return the rows of these records, in which no text is missing."""
+    names = dict.fromkeys(name for record in records for name in record)
+    check_columns(list(names), columns)
+    texts = [column for column in columns[:-1] if column in names]
+    rows = []
+    for number, record in enumerate(records, 1):
+        cells = [record.get(column) for column in texts]
+        for column, value in zip(texts, cells, strict=True):
+            if not isinstance(value, str):
+                kind = "nothing" if value is None else type(value).__name__
+                raise UserError(f"row {number}: column {column!r} holds {kind}, not text")
+        try:
+            label = label_name(record.get(columns[-1]))
+        except UserError as error:
+            raise UserError(f"row {number}: {error}") from None
+        text, pair = (*cells, None)[:2]
+        rows.append(Row(f"{file}, row {number}", text, pair, label))
+    return rows
 
 
 # ---- labels --------------------------------------------------------------------------------------
 
 
-def read_label(place: str, label: Any) -> float | str | None:
-    """The label 1, 1.0, "1" or "1.0" is a number. "01", "1e5" and integers that a float cannot hold
-    are text, so that no two classes become one.
-    """
-    if label is None or label in ("", "-") or label != label:  # NaN
-        return None
-    value = number(label)
-    if isinstance(label, str):
-        written = () if value is None else (str(value), f"{value:.0f}")
-        return value if label.strip() in written else label
-    if value is None:
-        raise UserError(f"{place}: label {label!r:.40} is neither text nor a finite number")
-    return str(label) if isinstance(label, int) and label != value else value
+def label_name(label: Any) -> str:
+    """Return a label as text: 1, 1.0, "1", "1.0" and " 1" are all "1"; "" where it is missing."""
+    if label is None or label != label:  # NaN
+        return ""
+    if not isinstance(label, (str, int, float)):
+        raise UserError(f"label {label!r:.40} is neither text nor a number")
+    name = str(label).strip()
+    if isinstance(label, float) and label.is_integer():
+        name = str(int(label))  # no 1e+16
+    if isinstance(label, float) and math.isinf(label):
+        raise UserError(f"label {label} is not a finite number")
+    name = re.sub(r"^(-?\d+)\.0$", r"\1", name)
+    return "" if name in MISSING else name
 
 
-def number(label: Any) -> float | None:
-    """Return the finite number that a label is or spells, None for any other."""
+def number(name: str) -> float | None:
+    """Return the finite number that a label spells, None for any other; Python reads 1_0 as 10."""
     try:
-        value = math.nan if "_" in str(label) else float(label)  # Python reads 1_0 as 10
-    except (TypeError, ValueError, OverflowError):
+        value = math.nan if "_" in name else float(name)
+    except ValueError:
         return None
     return value if math.isfinite(value) else None
 
 
-def drop_unlabelled(rows: list[Row], what: str, notes: list[str], minus_one: bool) -> list[Row]:
-    """Return the rows that have a label; a note counts the others, of which -1 is one unless it
-    is a label here (`minus_one`).
-    """
-    missing = (None,) if minus_one else (None, -1.0)
-    labelled = [row for row in rows if row.label not in missing]
+def drop_unlabelled(rows: list[Row], what: str, notes: list[str], missing: set[str]) -> list[Row]:
+    """Return the rows that have a label; a note counts the others."""
+    labelled = [row for row in rows if row.label not in {"", *missing}]
     if not labelled:
-        raise UserError(f"{rows[0].place}: none of the {len(rows)} rows of {what} has a 'label'")
+        raise UserError(f"{what}: none of its {len(rows)} rows has a label")
     if len(labelled) < len(rows):
-        left_out = f"{len(rows) - len(labelled)} of {len(rows)} rows are left out"
-        notes.append(f"{what}: {left_out}, their label is empty, null, '-' or -1")
+        left_out = f"{len(rows) - len(labelled)} of {len(rows)} rows have no label"
+        notes.append(f"{what}: {left_out}, they are left out")
     return labelled
 
 
-def make_split(rows: list[Row], numbers: dict[float | str, int]) -> Split:
+def make_split(rows: list[Row], numbers: dict[str, int]) -> Split:
     """`numbers` has the class number of each label; {} in a regression."""
     labels = []
     for row in rows:
-        if numbers and row.label not in numbers:
-            known = ", ".join(map(class_name, numbers))
-            label = class_name(row.label)
-            raise UserError(f"{row.place}: label {label!r:.40} is none of the classes {known:.200}")
-        if not numbers and number(row.label) is None:
-            label = f"label {row.label!r:.40}"
-            raise UserError(f"{row.place}: {label} is not a number, as those of train are")
-        labels.append(numbers[row.label] if numbers else number(row.label))
+        label = numbers.get(row.label) if numbers else number(row.label)
+        if label is None:
+            known = f"one of the classes {', '.join(numbers):.200}" if numbers else "a number"
+            raise UserError(f"{row.place}: label {row.label!r:.40} is not {known}")
+        labels.append(label)
     pairs = None if rows[0].pair is None else [row.pair for row in rows]
     return Split([row.text for row in rows], pairs, labels)
-
-
-def class_name(label: float | str) -> str:
-    return f"{label:.0f}" if isinstance(label, float) and label.is_integer() else str(label)
 
 
 # ---- your own task -------------------------------------------------------------------------------
 
 
-def folder_task(folder: str | Path, regression: bool = False) -> Task:
-    """Return the task in FOLDER. Labels that are strings or integers are classes; if they are
-    numbers and one of train has a fraction, or with `regression`, they are numbers to predict.
+def folder_task(folder: str | Path) -> Task:
+    """Return the task in FOLDER. Labels are classes, or numbers to predict where all of train are
+    numbers and one of them has a fraction.
     """
     folder, notes = Path(folder), []
-    tables = {split: read_split(folder, split, OWN_COLUMNS) for split in ("train", "dev")}
+    columns = ("text", "text_pair", "label")
+    tables = {split: read_split(folder, split, columns) for split in ("train", "dev")}
     if len({row.pair is None for rows in tables.values() for row in rows}) > 1:
         raise UserError(f"{folder}: only some of its files have a column 'text_pair'")
     name = folder.resolve().name
-    # -1 is a label, and not the lack of one, where others are negative or all are -1 or 1
-    labels = {row.label for rows in tables.values() for row in rows}
-    others = {number(label) for label in labels} - {None, -1.0}
-    minus_one = regression or others == {1.0} or any(n < 0 or n % 1 for n in others)
+    values = [number(row.label) for row in tables["train"] if row.label]
+    numeric = None not in values and any(value % 1 for value in values)
+    missing = set() if numeric else doubtful_labels(tables)
     for split, rows in tables.items():
-        tables[split] = drop_unlabelled(rows, f"{name} {split}", notes, minus_one)
-
-    labels = {row.label for row in tables["train"]}
-    values = {number(label) for label in labels}
-    if regression or not (None in values or all(value.is_integer() for value in values)):
-        numbers, metrics = {}, NUMBER_METRICS
-    elif len(labels) < 2:
-        place, only = tables["train"][0].place, class_name(labels.pop())
-        raise UserError(f"{place}: every label of train is {only!r}: nothing to learn")
-    else:  # numbers in their order, then words
-        ordered = sorted(labels, key=lambda label: (isinstance(label, str), label))
+        tables[split] = drop_unlabelled(rows, f"{name} {split}", notes, missing)
+    numbers, metrics = {}, NUMBER_METRICS
+    if not numeric:
+        labels = {row.label for row in tables["train"]}
+        if len(labels) < 2:
+            raise UserError(f"{folder}: every label of train is {labels.pop()!r}: nothing to learn")
+        ordered = sorted(labels, key=lambda label: (number(label) is None, number(label), label))
         numbers, metrics = {label: n for n, label in enumerate(ordered)}, CLASS_METRICS
     splits = {split: make_split(rows, numbers) for split, rows in tables.items()}
-    classes = tuple(map(class_name, numbers))
-    return Task(name, splits["train"], {"dev": splits["dev"]}, classes, metrics, notes=tuple(notes))
+    classes, dev = tuple(numbers), {"dev": splits["dev"]}
+    return Task(name, splits["train"], dev, classes, metrics, notes=tuple(notes))
+
+
+def doubtful_labels(tables: dict[str, list[Row]]) -> set[str]:
+    """Return those of DOUBTFUL that stand for no label: rare in train or in dev."""
+    shares = []
+    for rows in tables.values():
+        counts = Counter(row.label for row in rows)
+        shares.append({label: counts[label] / len(rows) for label in DOUBTFUL})
+    return {label for label in DOUBTFUL if min(share[label] for share in shares) < FREQUENT}
