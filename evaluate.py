@@ -23,12 +23,12 @@ killed call can be repeated and a second one computes only what is new.
 
 import argparse
 import json
-from dataclasses import asdict, replace
+import os
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
+from distill.data.corpus import unknown_share
 from distill.evaluation.as_is import (
     SENTENCES,
     compare_vectors,
@@ -39,25 +39,26 @@ from distill.evaluation.as_is import (
 )
 from distill.evaluation.columns import Model, load_columns
 from distill.evaluation.cost import measure_costs
-from distill.evaluation.finetune import Grid, Recipe
-from distill.evaluation.glue import GLUE, LANGUAGES, glue_task, xnli_task
+from distill.evaluation.finetune import Recipe, fine_tune
+from distill.evaluation.glue import GLUE, glue_task, xnli_task
 from distill.evaluation.named_tasks import NAMED
 from distill.evaluation.table import (
-    as_is_records,
     closing_lines,
     markdown,
     record,
     short_names,
     table,
-    tuned_records,
+    task_records,
 )
 from distill.evaluation.tasks import Task, folder_task
 from distill.training import cli
 from distill.training.device import autocast, choose_device, choose_precision, provenance
 from distill.training.processes import world
-from minitransformer.files import UserError, atomic, obstacle
+from minitransformer.files import UserError, atomic
 
 KNOWN = (*NAMED, "glue", *GLUE, "xnli")
+TUNING = ("lr", "epochs", "batch_size")  # a task says them, the command line may differ
+UNKNOWN = 0.05  # the share of a task's letters from which a warning says that they are not read
 
 
 # ---- settings ------------------------------------------------------------------------------------
@@ -65,44 +66,39 @@ KNOWN = (*NAMED, "glue", *GLUE, "xnli")
 
 def parse_config(argv: list[str] | None = None) -> argparse.Namespace:
     parser = cli.Parser(description=__doc__.splitlines()[0])
-    add = parser.add_argument
-    task_help = (
-        f"{', '.join(KNOWN)}, a folder with train.* and dev.*, or none (default: movies topics)"
-    )
+    add, path = parser.add_argument, os.path.expanduser
+    names = ", ".join(KNOWN)
+    task_help = f"{names}, a folder with train.* and dev.*, or none (default: movies topics)"
     precision_help = "of all but latencies; auto: bf16 where the hardware multiplies it, else fp32"
-    add("runs", nargs="+", metavar="RUN", help="run folders, other folders, or hub ids")
-    add("--teacher", help="what to compare with (default: each run's own teacher)")
+    usual = "of fine-tuning (default: the task's)"
+    add("runs", nargs="+", type=path, metavar="RUN", help="run folders, other folders, or hub ids")
+    add("--teacher", type=path, help="what to compare with (default: each run's own teacher)")
     add("--data", action="append", help="held-out text, as in train.py (default: each run's own)")
-    add("--tasks", nargs="+", default=["movies", "topics"], metavar="T", help=task_help)
-    add("--data-dir", help="GLUE and XNLI offline: a folder with one folder a task")
-    add("--languages", nargs="+", choices=LANGUAGES, metavar="L", help="of xnli (default: all)")
+    tasks = ["movies", "topics"]
+    add("--tasks", nargs="+", type=path, default=tasks, metavar="T", help=task_help)
+    add("--data-dir", type=path, help="GLUE and XNLI offline: a folder with one folder a task")
     add("--seeds", type=int, default=3, help="fine-tuned models a task (default: 3)")
-    add("--lrs", nargs="+", type=float, default=[], help="learning rates (default: the task's)")
-    add("--epochs", nargs="+", type=int, default=[], help="of fine-tuning (default: the task's)")
-    add("--batch-size", type=int, default=0, help="of fine-tuning (default: the task's)")
+    add("--lr", type=float, help=f"learning rate {usual}")
+    add("--epochs", type=int, help=usual)
+    add("--batch-size", type=int, help=usual)
     add("--max-tokens", type=int, default=128, help="longer inputs are cut (default: 128)")
     add("--precision", choices=["auto", "fp32", "bf16"], default="auto", help=precision_help)
     add("--device", default="auto", help="cpu, cuda, cuda:1, mps; auto is cuda where there is one")
     add("--threads", type=int, default=0, help="CPU threads (default: PyTorch's choice)")
-    add("--out", type=Path, help="folder for results.json, results.md and pictures")
+    add("--out", type=path, help="folder for results.json, results.md and pictures")
     config = parser.parse_args(argv)
-    for name, least in {"seeds": 1, "batch_size": 0, "max_tokens": 8, "threads": 0}.items():
-        cli.check_number(name, getattr(config, name), least)
-    for value in config.lrs:
-        cli.check_number("lrs", value, least=1e-12)
-    for value in config.epochs:
-        cli.check_number("epochs", value, least=1)
+    least = {"seeds": 1, "lr": 1e-12, "epochs": 1, "batch_size": 1, "max_tokens": 8, "threads": 0}
+    for name, bound in least.items():
+        if getattr(config, name) is not None:
+            cli.check_number(name, getattr(config, name), bound)
     return config
 
 
-# ---- tasks ---------------------------------------------------------------------------------------
-
-
-def load_tasks(config: argparse.Namespace) -> list[Task]:
+def load_tasks(names: list[str], data_dir: str | None) -> list[Task]:
     groups = {"glue": list(GLUE), "none": []}
-    names = [name for given in config.tasks for name in groups.get(given, [given])]
+    names = [name for given in names for name in groups.get(given, [given])]
     for name in names:  # all names before any file
-        if name not in (*NAMED, *GLUE, "xnli") and not Path(name).is_dir():
+        if name not in KNOWN and not Path(name).is_dir():
             known = ", ".join(KNOWN)
             raise UserError(f"--tasks {name}: neither a folder nor one of {known}, none")
     tasks = {}
@@ -110,102 +106,65 @@ def load_tasks(config: argparse.Namespace) -> list[Task]:
         if name in NAMED:
             task = NAMED[name]()
         elif name in GLUE:
-            task = glue_task(name, config.data_dir)
-        elif name == "xnli":
-            task = xnli_task(config.data_dir, config.languages)
+            task = glue_task(name, data_dir)
         else:
-            task = folder_task(name)
-        if task.name in tasks or task.name == "glue":  # the average has this name
+            task = xnli_task(data_dir) if name == "xnli" else folder_task(name)
+        if task.name in tasks:
             raise UserError(f"--tasks {name}: there is another task called {task.name}; rename one")
         tasks[task.name] = task
-        for note in task.notes:
-            print(f"note: {note}")
+        print("\n".join([str(task), *(f"note: {note}" for note in task.notes)]), flush=True)
     return list(tasks.values())
 
 
-def make_grids(
-    models: dict[str, Model], tasks: list[Task], config: argparse.Namespace, recipe: Recipe
-) -> dict[tuple[str, str], Grid]:
-    """Return {(model, task): its grid}, task by task."""
-    grids = {}
+# ---- tasks ---------------------------------------------------------------------------------------
+
+
+def warn_of_unknown_letters(models: dict[str, Model], tasks: list[Task]) -> None:
+    """Say which texts a tokenizer cannot read: their scores say little of the model."""
+    by_tokenizer = {model.tokenizer.hash: model for model in models.values()}
+    for model in by_tokenizer.values():
+        for task in tasks:
+            for name, split in {"train": task.train, **task.scored}.items():
+                share = unknown_share(model.tokenizer, split.texts[:SENTENCES])
+                if share >= UNKNOWN:
+                    what = f"{share:.0%} of the letters of {task.name} {name} are unknown to"
+                    print(f"warning: {what} the tokenizer of {model.name}")
+
+
+def fine_tuned(
+    models: dict[str, Model], tasks: list[Task], config: argparse.Namespace, **where
+) -> tuple[list[dict], list[str]]:
+    """Return the records of fine-tuning, and notes: the recipes, and the inputs that were cut."""
+    records, notes = [], []
     for task in tasks:
-        lrs, epochs = config.lrs or task.lrs, config.epochs or task.epochs
-        own_recipe = replace(recipe, batch_size=config.batch_size or task.batch_size)
-        for name, model in models.items():
-            grids[name, task.name] = Grid(model, task, own_recipe, lrs, epochs, config.seeds)
-    return grids
-
-
-def fine_tune(grids: dict[tuple[str, str], Grid]) -> None:
-    """Compute every cell that is not in the cache."""
-    steps = sum(grid.steps() for grid in grids.values())
-    bar = tqdm(desc="fine-tuning", total=steps, unit="step", disable=None, mininterval=1)
-    for (name, task), grid in grids.items():
-        if grid.missing():
-            bar.set_postfix_str(f"{name} on {task}")
-            grid.compute(bar.update)
-    bar.close()
-
-
-def notes_on(grids: dict[tuple[str, str], Grid]) -> list[str]:
-    """Return what a reader of the scores must know: the grid, and the inputs that were cut."""
-    settings, cut = {}, []
-    for (model, task), grid in grids.items():
-        points = ", ".join(f"{lr:g} x {epochs}" for lr, epochs in grid.points)
-        settings[task] = (
-            f"{task}: mean ± standard deviation of the best cell of {points} (learning rate x"
-            f" epochs), {grid.seeds} seeds, batches of {grid.recipe.batch_size}"
+        given = {name: getattr(config, name) or getattr(task, name) for name in TUNING}
+        recipe = Recipe(**given, max_tokens=config.max_tokens, **where)
+        notes.append(
+            f"{task.name}: mean ± standard deviation over {config.seeds} seeds; learning rate"
+            f" {recipe.lr:g}, {recipe.epochs} epochs, batches of {recipe.batch_size}"
         )
-        if grid.cut():
-            cut.append(f"{task}: {grid.cut()} inputs are too long for {model}, cut")
-    return [*settings.values(), *cut]
+        for name, model in models.items():
+            results = fine_tune(model, task, recipe, config.seeds)
+            records += task_records(name, task, [result["scores"] for result in results])
+            if cut := results[0]["cut"]:
+                notes.append(f"{task.name}: {cut} inputs are too long for {name}, cut")
+    return records, notes
 
 
-def as_they_are(
-    models: dict[str, Model], tasks: list[Task], device: torch.device, precision: str
-) -> list[dict]:
+def as_they_are(models: dict[str, Model], tasks: list[Task], **where) -> list[dict]:
     """Return the records of all that needs no fine-tuning."""
-    records = []
+    records, vectors = [], {}
     for task in tasks:
         for name, model in models.items():
-            records += as_is_records(name, task, probe_scores(model, task, device, precision))
-    if tasks:
-        split = next(iter(tasks[0].scored.values()))
-        sentences = list(dict.fromkeys(split.texts))[:SENTENCES]
-        vectors = {
-            name: sentence_vectors(model, sentences, device, precision)
-            for name, model in models.items()
-        }
-        for name, model in models.items():
-            if model.teacher:
-                compared = compare_vectors(vectors[name], vectors[model.teacher.name])
-                for metric, value in compared.items():
-                    records.append(record(name, "vectors", metric, [value]))
+            records += task_records(name, task, [probe_scores(model, task, **where)])
+    for name, model in models.items() if tasks else ():
+        texts = next(iter(tasks[0].scored.values())).texts
+        vectors[name] = sentence_vectors(model, list(dict.fromkeys(texts))[:SENTENCES], **where)
+        if model.teacher:
+            compared = compare_vectors(vectors[name], vectors[model.teacher.name])
+            for metric, value in compared.items():
+                records.append(record(name, "vectors", metric, [value]))
     return records
-
-
-def headlines_of(tasks: list[Task], records: list[dict]) -> dict[tuple[str, str], str]:
-    """Return {(task, metric): how it is called} of what is said in words."""
-    headlines = {(task.name, task.metrics[0]): f"{task.name}, fine-tuned" for task in tasks}
-    if any(record["task"] == "glue" for record in records):
-        headlines["glue", "average"] = "glue, fine-tuned"
-    for task in tasks:
-        headlines[task.name, f"probe {task.metrics[0]}"] = f"{task.name}, as it is"
-        if task.aligned:
-            headlines[task.name, "retrieval accuracy"] = f"{task.name}, translations found"
-    return headlines
-
-
-def shown(records: list[dict], headlines: dict[tuple[str, str], str]) -> list[dict]:
-    """Return the records of the headlines and of their single splits, and those of vectors."""
-    chosen = []
-    for row in records:
-        names = (metric for task, metric in headlines if task == row["task"])
-        if row["task"] == "vectors" or any(
-            row["metric"] == name or row["metric"].startswith(f"{name} ") for name in names
-        ):
-            chosen.append(row)
-    return chosen
 
 
 # ---- all of it -----------------------------------------------------------------------------------
@@ -215,77 +174,68 @@ def main(argv: list[str] | None = None) -> int:
     config = parse_config(argv)
     if world() > 1:
         raise UserError("evaluate.py works in one process; start it with python, not torchrun")
-    if config.out and (path := obstacle(config.out)) is not None:  # before hours of work
-        raise UserError(f"--out {config.out}: {path} is no folder that can be written to")
+    out = config.out and Path(config.out)
+    if out:  # before hours of work
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"--out {out} cannot be made: {error.strerror}") from None
     device = choose_device(config.device)
     precision = choose_precision(config.precision, device)
     if config.threads:
         torch.set_num_threads(config.threads)
 
     # ---- load: all that can be refused is refused here
-    tasks = load_tasks(config)
+    tasks = load_tasks(config.tasks, config.data_dir)
     models = load_columns(config.runs, config.teacher)
     for model in models.values():
         model.encoder.to(device)
     measured_by = provenance()
     where = f"{device}, {precision} (latencies float32), {measured_by['machine']}"
     print(f"evaluating {', '.join(models)} on {where}", flush=True)
-    facts = {}
-    for name, model in models.items():
-        facts[name] = {"model": name, "teacher": model.teacher and model.teacher.name}
+    warn_of_unknown_letters(models, tasks)
 
     # ---- held-out text
+    facts = {name: {"model": name} for name in models}
     batches = held_out_batches(models, config.data, device)
     for name, model in models.items():
         facts[name] |= on_held_out_text(model, batches[name], autocast(device, precision))
         if model.loss_before is not None and not config.data:
             facts[name]["loss_before"] = model.loss_before
 
-    # ---- tasks
-    recipe = Recipe(max_tokens=config.max_tokens, precision=precision, device=str(device))
-    grids = make_grids(models, tasks, config, recipe)
-    fine_tune(grids)
-    tuned, as_is = tuned_records(grids), as_they_are(models, tasks, device, precision)
-    records = tuned + as_is
-
-    # ---- cost
+    # ---- tasks, cost
+    tuned, notes = fine_tuned(models, tasks, config, precision=precision, device=str(device))
+    as_is = as_they_are(models, tasks, precision=precision, device=device)
     for name, costs in measure_costs(models).items():
         facts[name] |= costs
 
-    # ---- table
-    rows, labels = list(facts.values()), short_names(list(models))
-    headlines = headlines_of(tasks, records)
-    blocks = {"fine-tuned": shown(tuned, headlines), "as it is": shown(as_is, headlines)}
-    lines = markdown(table(rows, blocks, labels))
-    closing = closing_lines(models, records, headlines, labels)
-    notes = [f"measured on {where}", *notes_on(grids)]
-    print("", lines, "", *notes, *([""] if closing else []), *closing, sep="\n")
-
-    # ---- files and pictures
-    if config.out:
+    # ---- results
+    records, labels = tuned + as_is, short_names(list(models))
+    lines = table(list(facts.values()), {"fine-tuned": tuned, "as it is": as_is}, labels)
+    closing = closing_lines(models, tasks, records, labels)
+    notes = [f"measured on {where}", *notes]
+    if out:
         from distill.evaluation import figures  # here: matplotlib takes a second
 
-        recipes = {}
-        for (_, task), grid in grids.items():
-            recipes[task] = {"lr, epochs": grid.points, **asdict(grid.recipe)}
         results = {
             **measured_by,
-            "settings": {"seeds": config.seeds, "recipes": recipes},
-            "models": rows,
+            "settings": vars(config),
+            "models": list(facts.values()),
             "rows": records,
             "notes": [*(note for task in tasks for note in task.notes), *notes, *closing],
         }
-        text = "\n\n".join([lines, "  \n".join(notes), "  \n".join(closing)])
+        text = "\n\n".join([markdown(lines), "  \n".join(notes), "  \n".join(closing)])
         files = {
             "results.json": json.dumps(results, indent=1, allow_nan=False),
             "results.md": text.strip() + "\n",
         }
-        config.out.mkdir(parents=True, exist_ok=True)
         for name, content in files.items():
-            with atomic(config.out / name) as unfinished:
+            with atomic(out / name) as unfinished:
                 unfinished.write_text(content, "utf-8")
-        figures.draw(config.out, models, labels)
-        print(f"written to {config.out}")
+        figures.draw(out, models, labels)
+    print("", markdown(lines), "", *notes, "", *closing, sep="\n")
+    if out:
+        print(f"written to {out}")
     return 0
 
 

@@ -1,26 +1,22 @@
-"""Fine-tuning on a task: one recipe for every model, a grid of learning rates and epochs, K seeds.
+"""Fine-tuning on a task: one recipe for every model, K seeds, results through a cache.
 
     ids of text (and text_pair), (B, N)  ->  encoder  ->  last layer's output, (B, N, D)
         ->  mean over the real tokens, (B, D)  ->  linear head  ->  classes or one number, (B, C)
 
 The mean and not [CLS], because sentence encoders are trained for it, and because a student of MHA
-or DirectMiniLM has no trained [CLS] at all: its last block's output and FFN never learned. For the
-same reason every layer is trained. Cross-entropy, or for numbers the squared error of the labels
-brought to mean 0 and deviation 1; AdamW; the rate rises over a tenth of the steps, then falls to 0,
-both in a line; no dropout in any model.
+or DirectMiniLM has no trained [CLS]: its last block's output and FFN never learned. For the same
+reason every layer is trained. Cross-entropy, or for numbers the squared error of the labels brought
+to mean 0 and deviation 1; AdamW; the rate rises linearly over a tenth of the steps, then falls
+linearly to 0; no dropout.
 
-What makes it quick without changing a result: batches of sentences of like length, and of the word
-embeddings only those rows that the task reads (AdamW would move all of XLM-R's 250,002 at every
-step).
+Two things make it quick and change no result: batches of sentences of like length, and a word table
+of only those rows that the task reads (AdamW would move all of XLM-R's 250,002 at every step).
 """
 
 import hashlib
-import itertools
 import json
 import math
-import statistics
 import threading
-from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -40,17 +36,18 @@ from minitransformer.files import atomic, cache_folder
 from minitransformer.model import Encoder
 from minitransformer.tokenizer import Tokenizer
 
-FORMAT = 3  # of a cached result; to be raised whenever the recipe changes
-CHOOSE = "choose"  # the name of the split `chosen_on` among the scores
-DISTINCT = "distinct predictions"  # stands among a split's metrics; 1 = all are the same
+FORMAT = 4  # of a cached result; to be raised whenever the recipe changes
+DISTINCT = "distinct predictions"  # stands among the metrics; 1: all are the same
 MEGABATCH = 50  # batches within which sentences are sorted by length
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a score depends on beside the model, the task, learning rate, epochs and seed."""
+    """What a score depends on beside the model, the task and the seed."""
 
-    batch_size: int = 16
+    lr: float
+    epochs: int
+    batch_size: int
     max_tokens: int = 128
     weight_decay: float = 0.01
     warmup: float = 0.1
@@ -127,16 +124,17 @@ class Classifier(nn.Module):
 
 
 class Tuner:
-    """One model on one task, tokenised once; `train` makes one fine-tuned copy and scores it."""
+    """One model on one task, tokenised once; `train` makes one fine-tuned copy and scores it.
+
+    cut    how many inputs are longer than max_tokens
+    stop   when it is set, every `train` ends after its step
+    """
 
     def __init__(self, encoder: Encoder, tokenizer: Tokenizer, task: Task, recipe: Recipe):
         self.encoder, self.task, self.recipe = encoder, task, recipe
-        self.device = torch.device(recipe.device)
-        splits = {"train": task.train, **task.scored}
-        if task.chosen_on:
-            splits[CHOOSE] = task.chosen_on
+        self.device, self.stop = torch.device(recipe.device), threading.Event()
         self.splits = {}
-        for name, split in splits.items():
+        for name, split in {"train": task.train, **task.scored}.items():
             self.splits[name] = Examples(split, tokenizer, encoder.config, recipe.max_tokens)
         self.cut = sum(examples.cut for examples in self.splits.values())
         # Ids up to the padding's keep their numbers: RoBERTa counts its positions from that one.
@@ -151,10 +149,8 @@ class Tuner:
             labels = ((labels - labels.mean()) / (labels.std() or 1.0)).astype(np.float32)
         self.targets = labels
 
-    def train(
-        self, lr: float, epochs: int, seed: int, after_step: Callable = lambda: None
-    ) -> dict | None:
-        """Return {split: {metric: score}}; None if the loss or its gradient became NaN or inf.
+    def train(self, seed: int) -> dict[str, dict[str, float | None]]:
+        """Return {metric: {split: score}}; None where the loss became NaN or inf.
 
         The seed decides the head's first weights and the order of the examples, and does so alike
         for every model: scores of one seed are pairs.
@@ -162,21 +158,23 @@ class Tuner:
         recipe, generator = self.recipe, torch.Generator().manual_seed(seed)
         outputs = len(self.task.classes) or 1
         model = Classifier(self.encoder, self.used_ids, outputs, generator).to(self.device)
-        optimizer = make_optimizer(model, lr, recipe.weight_decay)
+        optimizer = make_optimizer(model, recipe.lr, recipe.weight_decay)
         batches = []
-        for _ in range(epochs):
+        for _ in range(recipe.epochs):
             batches += self.splits["train"].shuffled(recipe.batch_size, generator)
         for step, rows in enumerate(batches):
+            if self.stop.is_set():
+                raise KeyboardInterrupt
             self.loss(model, rows).backward()
-            norm = nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
-            if not math.isfinite(norm):
-                return None
-            set_learning_rate(optimizer, learning_rate(step, len(batches), lr, recipe.warmup))
+            if not math.isfinite(nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)):
+                break  # the predictions of the weights before this step say nothing
+            rate = learning_rate(step, len(batches), recipe.lr, recipe.warmup)
+            set_learning_rate(optimizer, rate)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-            after_step()
-        scores = {name: self.score(model, name) for name in self.splits if name != "train"}
-        return None if None in scores.values() else scores
+        else:
+            return self.scores(model)
+        return {name: dict.fromkeys(self.task.scored) for name in self.task.metrics}
 
     def loss(self, model: Classifier, rows: np.ndarray) -> Tensor:
         outputs = self.outputs(model, self.splits["train"], rows)
@@ -190,16 +188,20 @@ class Tuner:
             return model(*(part.to(self.device) for part in examples.batch(rows))).float()
 
     @torch.inference_mode()
-    def score(self, model: Classifier, split: str) -> dict[str, float | None] | None:
-        examples = self.splits[split]
-        predictions = np.empty(len(examples.ids))
-        for rows in examples.by_length(64):
-            outputs = self.outputs(model, examples, rows).cpu()
-            predictions[rows] = outputs.argmax(-1) if self.task.classes else outputs.squeeze(-1)
-        if not np.isfinite(predictions).all():
-            return None
-        scores = {name: METRICS[name](predictions, examples.labels) for name in self.task.metrics}
-        return {**scores, DISTINCT: len(np.unique(predictions))}
+    def scores(self, model: Classifier) -> dict[str, dict[str, float | None]]:
+        scores = {name: {} for name in (*self.task.metrics, DISTINCT)}
+        for split in self.task.scored:
+            examples = self.splits[split]
+            predictions = np.empty(len(examples.ids))
+            for rows in examples.by_length(64):
+                outputs = self.outputs(model, examples, rows).cpu()
+                predictions[rows] = outputs.argmax(-1) if self.task.classes else outputs.squeeze(-1)
+            finite = np.isfinite(predictions).all()
+            for name in self.task.metrics:
+                score = METRICS[name](predictions, examples.labels) if finite else None
+                scores[name][split] = score
+            scores[DISTINCT][split] = len(np.unique(predictions))
+        return scores
 
 
 # ---- cache ---------------------------------------------------------------------------------------
@@ -229,115 +231,31 @@ def read_result(file: Path) -> dict | None:
     return json.loads(text) if whole else None
 
 
-# ---- grid ----------------------------------------------------------------------------------------
+def fine_tune(model: Model, task: Task, recipe: Recipe, seeds: int) -> list[dict]:
+    """Return {scores, cut} of each seed: from the cache, or trained now and kept at once.
 
-
-@dataclass(frozen=True)
-class Cell:
-    """One point of the grid; `scores` has for each seed {split: {metric: score}}, or None where the
-    loss became NaN or inf.
+    On a CPU every core trains a model of its own: batches are too small to share among cores, and
+    the result does not depend on their number.
     """
+    key = {"model": model.hash, "task": task.hash, "recipe": asdict(recipe)}
+    files = [cache_file(**key, seed=seed) for seed in range(seeds)]
+    results = [read_result(file) for file in files]
+    missing = [seed for seed in range(seeds) if results[seed] is None]
+    if not missing:
+        return results
+    print(f"fine-tuning {model.name} on {task.name}, {len(missing)} seeds", flush=True)
+    tuner = Tuner(model.encoder, model.tokenizer, task, recipe)
 
-    lr: float
-    epochs: int
-    scores: list[dict | None]
+    def train_one(seed: int) -> None:
+        results[seed] = {"scores": tuner.train(seed), "cut": tuner.cut}
+        write_result(files[seed], results[seed])
 
-    def values(self, metric: str, splits: Iterable[str]) -> list[float | None]:
-        """Return for each seed the metric's mean over the splits; None where one is undefined."""
-        values = []
-        for scores in self.scores:
-            parts = [scores[split][metric] for split in splits] if scores else [None]
-            values.append(None if None in parts else statistics.fmean(parts))
-        return values
-
-
-class Grid:
-    """Learning rates x epochs x seeds for one model on one task, through the cache: a killed grid
-    goes on, and a second call computes what is new.
-
-    results   {(lr, epochs, seed): {scores, cut}}, those of the cache at first
-    """
-
-    def __init__(
-        self,
-        model: Model,
-        task: Task,
-        recipe: Recipe,
-        lrs: Sequence[float],
-        epochs: Sequence[int],
-        seeds: int,
-    ):
-        self.model, self.task, self.recipe, self.seeds = model, task, recipe, seeds
-        self.points = list(dict.fromkeys(itertools.product(lrs, epochs)))  # each once
-        self.files = {}
-        for seed, (lr, epoch_count) in itertools.product(range(seeds), self.points):
-            self.files[lr, epoch_count, seed] = cache_file(
-                model=model.hash,
-                task=task.hash,
-                recipe=asdict(recipe),
-                lr=lr,
-                epochs=epoch_count,
-                seed=seed,
-            )
-        found = {point: read_result(file) for point, file in self.files.items()}
-        self.results = {point: result for point, result in found.items() if result}
-
-    def missing(self) -> list[tuple[float, int, int]]:
-        return [point for point in self.files if point not in self.results]
-
-    def steps(self) -> int:
-        """Return the optimizer steps of all that is missing."""
-        batches = math.ceil(len(self.task.train.texts) / self.recipe.batch_size)
-        return sum(epochs * batches for _, epochs, _ in self.missing())
-
-    def compute(self, after_step: Callable[[], object] = lambda: None) -> None:
-        """Train what is missing and keep each result at once.
-
-        On a CPU every core trains a model of its own: batches are too small to share among cores,
-        and the result does not depend on their number. Ctrl-C stops all of them after the step in
-        progress.
-        """
-        tuner = Tuner(self.model.encoder, self.model.tokenizer, self.task, self.recipe)
-        threads, stop = torch.get_num_threads(), threading.Event()
-
-        def check_and_count() -> None:
-            if stop.is_set():
-                raise KeyboardInterrupt
-            after_step()
-
-        def train_one(point: tuple[float, int, int]) -> None:
-            result = {"scores": tuner.train(*point, check_and_count), "cut": tuner.cut}
-            write_result(self.files[point], result)
-            self.results[point] = result
-
-        workers = threads if self.recipe.device == "cpu" else 1
-        with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            try:
-                list(pool.map(train_one, self.missing()))
-            finally:
-                stop.set()
-        torch.set_num_threads(threads)
-
-    def cells(self) -> list[Cell]:
-        cells = []
-        for point in self.points:
-            scores = [self.results[*point, seed]["scores"] for seed in range(self.seeds)]
-            cells.append(Cell(*point, scores))
-        return cells
-
-    def cut(self) -> int:
-        """Return how many of the task's inputs were too long and were cut."""
-        return self.results[*self.points[0], 0]["cut"]
-
-    def best(self) -> Cell:
-        """Return the cell with the highest mean over its seeds; the first of equals.
-
-        A cell whose loss diverged or whose score is undefined is best only where all are so.
-        """
-        splits = [CHOOSE] if self.task.chosen_on else self.task.scored
-
-        def merit(cell: Cell) -> float:
-            values = cell.values(self.task.metrics[0], splits)
-            return -math.inf if None in values else statistics.fmean(values)
-
-        return max(self.cells(), key=merit)
+    threads = torch.get_num_threads()
+    workers = threads if recipe.device == "cpu" else 1
+    with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        try:
+            list(pool.map(train_one, missing))
+        finally:
+            tuner.stop.set()
+    torch.set_num_threads(threads)
+    return results

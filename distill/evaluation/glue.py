@@ -9,16 +9,16 @@ Labels of the test splits of GLUE are not public: its validation splits are scor
 1804.07461 and 1809.05053.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from distill.evaluation.tasks import (
     DOUBTFUL,
     Split,
     Task,
-    drop_unlabelled,
-    make_rows,
+    labelled,
     make_split,
+    numbered,
     read_split,
 )
 from minitransformer.files import UserError, first_line
@@ -31,9 +31,8 @@ ENTAILED = ("entailment", "not_entailment")
 
 @dataclass(frozen=True)
 class Form:
-    """How a task is written on the hub: its columns of text, pair (where it has pairs) and label,
-    its classes in the order of their numbers, its metrics, first the one that enters the GLUE
-    average.
+    """How a task is written on the hub: the columns of text, pair (where it has pairs) and label;
+    the classes in the order of their numbers; the metrics, of which the first is its GLUE score.
     """
 
     columns: tuple[str, ...]
@@ -65,43 +64,38 @@ def glue_task(name: str, data_dir: str | None = None) -> Task:
     splits = {}
     for key, split in {"train": "train", **names}.items():
         splits[key] = read(folder, (GLUE_HUB, name, split), form, notes)
-    return Task(name, splits.pop("train"), splits, form.classes, form.metrics, notes=tuple(notes))
+    return Task(name, splits.pop("train"), splits, form.classes, form.metrics, tuple(notes))
 
 
-def xnli_task(data_dir: str | None = None, languages: list[str] | None = None) -> Task:
-    """Return XNLI, zero-shot: learn from English, choose on its validation split, test elsewhere.
-
-    languages   those to test (default: all fifteen; of a folder those that it has)
-    """
-    folder, notes, chosen = data_dir and Path(data_dir, "xnli"), [], languages or LANGUAGES
-    if folder and not languages:
-        chosen = [language for language in LANGUAGES if (folder / language).is_dir()]
-        if len(chosen) < len(LANGUAGES):
-            notes.append(f"xnli: {folder} has {len(chosen)} of 15 languages: {', '.join(chosen)}")
-
-    def split(language: str, name: str) -> Split:
-        return read(folder and folder / language, (XNLI_HUB, language, name), XNLI, notes)
-
-    train, validation = split("en", "train"), split("en", "validation")
-    scored = {language: split(language, "test") for language in chosen}
-    return Task("xnli", train, scored, NLI, XNLI.metrics, validation, tuple(notes))
+def xnli_task(data_dir: str | None = None) -> Task:
+    """Return XNLI, zero-shot: learn from English, test in all languages or those of the folder."""
+    folder, notes, languages = data_dir and Path(data_dir, "xnli"), [], LANGUAGES
+    if folder:
+        languages = [language for language in LANGUAGES if (folder / language).is_dir()]
+        if len(languages) < len(LANGUAGES):
+            notes.append(f"xnli: {folder} has {len(languages)} of 15 languages")
+    splits = {}
+    for language, split in (("en", "train"), *((language, "test") for language in languages)):
+        place = (XNLI_HUB, language, split)
+        name = "train" if split == "train" else language
+        splits[name] = read(folder and folder / language, place, XNLI, notes)
+    return Task("xnli", splits.pop("train"), splits, NLI, XNLI.metrics, tuple(notes))
 
 
 def read(folder: Path | None, place: tuple[str, str, str], form: Form, notes: list[str]) -> Split:
     """Return a split, from a folder or else from its place (dataset, configuration, split) on the
     hub. The hub's class numbers and the classes' names, in capitals or not, are one.
     """
+    what = " ".join(place[1:])
     if folder:
-        rows = read_split(folder, place[2], form.columns)
+        split = read_split(folder, place[2], form.columns)
     else:
-        rows = make_rows(" ".join(place), read_hub(*place), form.columns)
+        split = make_split(read_hub(*place), form.columns)
     numbers = {}
     for number, name in enumerate(form.classes):
         numbers |= {str(number): number, name: number}
-    if form.classes:
-        rows = [row._replace(label=row.label.lower()) for row in rows]
-    rows = drop_unlabelled(rows, " ".join(place[1:]), notes, DOUBTFUL)
-    return make_split(rows, numbers)
+    split = replace(split, labels=[label.lower() for label in split.labels])
+    return numbered(labelled(split, what, notes, DOUBTFUL), numbers, what)
 
 
 def read_hub(dataset: str, config: str, split: str) -> list[dict]:

@@ -50,7 +50,7 @@ def movies() -> Task:
     for by_label, size in zip(halves.values(), SIZES["movies"], strict=True):
         rows = [chosen(by_label[label], size // 2) for label in ("fresh", "rotten")]
         splits.append(chosen([*rows[0], *rows[1]], size))
-    return named_task("movies", *splits, lrs=(2e-4,), epochs=(2,))
+    return named_task("movies", *splits, lr=2e-4, epochs=2)
 
 
 def topics() -> Task:
@@ -64,7 +64,7 @@ def topics() -> Task:
     train, dev = splits
     train = list(dict.fromkeys(train).keys() - set(dev))
     splits = [chosen(rows, size) for rows, size in zip((train, dev), SIZES["topics"], strict=True)]
-    return named_task("topics", *splits, lrs=(5e-4,), epochs=(2,))
+    return named_task("topics", *splits, lr=5e-4, epochs=2)
 
 
 def claims() -> Task:
@@ -75,7 +75,7 @@ def claims() -> Task:
         page = passage.split(":")[0]
         halves["train" if scrambled(page) < "8" else "dev"].append((passage, claim, label))
     splits = [chosen(half, n) for half, n in zip(halves.values(), SIZES["claims"], strict=True)]
-    return named_task("claims", *splits, lrs=(2e-4,), epochs=(2,))
+    return named_task("claims", *splits, lr=2e-4, epochs=2)
 
 
 def reviews() -> Task:
@@ -93,9 +93,7 @@ def reviews() -> Task:
     splits = {}
     for name, numbers in taken.items():
         splits[name] = [aligned[name.split()[0]][number][1:] for number in numbers]
-    return named_task(
-        "reviews", splits.pop("en train"), splits, aligned=True, lrs=(2e-4,), epochs=(2,)
-    )
+    return named_task("reviews", splits.pop("en train"), splits, aligned=True, lr=2e-4, epochs=2)
 
 
 def bigbench() -> Path:

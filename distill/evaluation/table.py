@@ -1,13 +1,13 @@
 """Results as records, as one table, as Markdown, and in words.
 
-A record says {model, task, metric, mean, sd, seeds, values}, `values` being one score a seed; where
-a score is undefined (None), also why. Records of a task also have its `examples` and `chance`, the
-score of the best constant answer. The table has a model a column and three blocks of rows: what a
-model is, fine-tuned, as it is.
+A record says {model, task, metric, mean, sd, seeds, values}, `values` being one score a seed; those
+of a task also have the number of `examples`, and `chance`, the score of the best constant answer.
+The table has a model a column and three blocks of rows: what a model is; fine-tuned; as it is.
 
     recovered   (student - baseline) / (teacher - baseline)
 """
 
+import itertools
 import math
 import statistics
 from collections.abc import Callable
@@ -15,8 +15,7 @@ from collections.abc import Callable
 import numpy as np
 
 from distill.evaluation.columns import Model
-from distill.evaluation.finetune import DISTINCT, Grid
-from distill.evaluation.glue import GLUE
+from distill.evaluation.finetune import DISTINCT
 from distill.evaluation.metrics import chance
 from distill.evaluation.tasks import Task
 
@@ -38,67 +37,29 @@ def record(model: str, task: str, metric: str, values: list[float | None], **mor
     }
 
 
-def scored_splits(task: Task, metric: str) -> dict[str, list[str]]:
-    """Return {name of the metric: splits}: the mean of all and, where there are several, each."""
-    splits = {metric: list(task.scored)}
-    if len(task.scored) > 1:
-        splits |= {f"{metric} {split}": [split] for split in task.scored}
-    return splits
-
-
-def about(task: Task, metric: str, splits: list[str]) -> dict:
-    """Return the examples of these splits and the score of a constant answer."""
-    labels = [task.scored[split].labels for split in splits]
-    by_chance = statistics.fmean(chance(metric, part) for part in labels)
-    return {"examples": sum(map(len, labels)), "chance": by_chance}
-
-
-def tuned_records(grids: dict[tuple[str, str], Grid]) -> list[dict]:
-    """Return the scores of the best cells {(model, task): grid}; where all of GLUE was done, its
-    average over one number a task.
+def task_records(model: str, task: Task, seeds: list[dict[str, dict]]) -> list[dict]:
+    """Return the records of scores {metric: {split: score}}, a dict for each seed: of each metric
+    its mean over the splits and, where there are several, that of each split.
     """
-    records, headlines = [], {}
-    for (model, task_name), grid in grids.items():
-        task, best = grid.task, grid.best()
-        for metric in task.metrics:
-            for name, splits in scored_splits(task, metric).items():
-                values = best.values(metric, splits)
-                row = record(model, task_name, name, values, **about(task, metric, splits))
-                row |= {"lr": best.lr, "epochs": best.epochs}
-                row["one_answer"] = best.values(DISTINCT, splits).count(1)  # for so many seeds
-                if None in best.scores:
-                    row["undefined"] = "the loss diverged; give a lower --lrs"
-                elif None in values:
-                    row["undefined"] = "a correlation with constant predictions"
-                records.append(row)
-                headlines.setdefault(model, {}).setdefault(task_name, row)
-    for model, rows in headlines.items():
-        if GLUE.keys() <= rows.keys():
-            parts = [rows[name] for name in GLUE]
-            seeds = zip(*(part["values"] for part in parts), strict=True)
-            values = [None if None in seed else statistics.fmean(seed) for seed in seeds]
-            numbers = {
-                "examples": sum(part["examples"] for part in parts),
-                "chance": statistics.fmean(part["chance"] for part in parts),
-            }
-            records.append(record(model, "glue", "average", values, **numbers))
-    return records
-
-
-def as_is_records(model: str, task: Task, scores: dict[str, dict]) -> list[dict]:
-    """Return the records of `scores`, as `as_is.probe_scores` returns them."""
     records = []
-    for metric, by_split in scores.items():
-        names = {metric: list(by_split)}
-        if len(by_split) > 1:
-            names |= {f"{metric} {split}": [split] for split in by_split}
-        for name, splits in names.items():
-            parts = [by_split[split] for split in splits]
-            value = None if None in parts else statistics.fmean(parts)
-            more = {"examples": sum(len(task.scored[split].labels) for split in splits)}
-            if metric.startswith("probe "):
-                more = about(task, metric.removeprefix("probe "), splits)
-            records.append(record(model, task.name, name, [value], **more))
+    distinct = [min(scores.get(DISTINCT, {"": 2}).values()) for scores in seeds]
+    for metric in [name for name in seeds[0] if name != DISTINCT]:
+        splits = list(seeds[0][metric])
+        names = {metric: splits}
+        if len(splits) > 1:
+            names |= {f"{metric} {split}": [split] for split in splits}
+        for name, chosen in names.items():
+            values = []
+            for scores in seeds:
+                parts = [scores[metric][split] for split in chosen]
+                values.append(None if None in parts else statistics.fmean(parts))
+            labels = [task.scored[split].labels for split in chosen]
+            row = record(model, task.name, name, values, examples=sum(map(len, labels)))
+            base = metric.removeprefix("probe ")
+            if base in task.metrics:
+                row["chance"] = statistics.fmean(chance(base, part) for part in labels)
+            row["collapsed"] = distinct.count(1)  # in so many seeds all answers are the same
+            records.append(row)
     return records
 
 
@@ -130,31 +91,30 @@ def share(student: dict, teacher: dict, base: dict) -> str | None:
 
 
 def closing_lines(
-    models: dict[str, Model], records: list[dict], headlines: dict[str, str], labels: dict[str, str]
+    models: dict[str, Model], tasks: list[Task], records: list[dict], labels: dict[str, str]
 ) -> list[str]:
-    """Say of each headline how each student stands to its baseline and its teacher.
-
-    headlines   {(task, metric): how it is called}
-    """
+    """Say of each task's headlines how each student stands to its baseline and its teacher."""
     by_key = {(r["model"], r["task"], r["metric"]): r for r in records}
-    runs = [model for model in models.values() if model.baseline]
     lines = []
-    for (task, metric), title in headlines.items():
-        for run in runs:
-            sides = (run.baseline, run, run.teacher)
-            base, student, teacher = (by_key[side.name, task, metric] for side in sides)
-            base_name, name, teacher_name = (labels[side.name] for side in sides)
+    for task in tasks:
+        headlines = task.metrics[0], f"probe {task.metrics[0]}", "retrieval accuracy"
+        for metric, run in itertools.product(headlines, models.values()):
+            if not run.baseline or (run.name, task.name, metric) not in by_key:
+                continue
+            sides = run.baseline.name, run.name, run.teacher.name
+            base, student, teacher = (by_key[name, task.name, metric] for name in sides)
+            below, name, above = (labels[side] for side in sides)
             way = share(student, teacher, base)
             if None in (base["mean"], student["mean"]):
-                said = "cannot be compared"
+                said = f"{name} cannot be compared"
             elif student["mean"] < base["mean"]:
-                said = f"is below {base_name}, which needs no training"
+                said = f"{name} is below {below}, which needs no training"
             elif way is None:
-                said = f"is not below {base_name}; the teacher is not clearly above either"
+                said = f"{name} is not below {below}, but {above} is not clearly above that either"
             else:
-                said = f"recovered {way} of the way from {base_name} to {teacher_name}"
+                said = f"{name} recovered {way} of the way from {below} to {above}"
             scores = f"baseline {score(base)}, student {score(student)}, teacher {score(teacher)}"
-            lines.append(f"{title}: {name} {said} ({scores})")
+            lines.append(f"{task.name} {metric}: {said} ({scores})")
     return lines
 
 
@@ -223,12 +183,12 @@ def table(
 def score(record: dict) -> str:
     """Return mean ± deviation, marked where all predictions were the same."""
     if record["mean"] is None:
-        return "diverged" if "diverged" in record.get("undefined", "") else "undefined"
+        return "undefined"
     text = f"{record['mean']:.3f}"
     if record["sd"] is not None:
         text += f" ± {record['sd']:.3f}"
-    if record.get("one_answer"):
-        text += f", collapsed to one class in {record['one_answer']} of {record['seeds']} seeds"
+    if record.get("collapsed"):
+        text += f", collapsed to one class in {record['collapsed']} of {record['seeds']} seeds"
     return text
 
 

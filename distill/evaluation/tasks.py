@@ -11,15 +11,14 @@ import hashlib
 import json
 import math
 import re
-from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from distill.data.sources import read_file
 from minitransformer.files import UserError, first_line
 
-CLASS_METRICS, NUMBER_METRICS = ("accuracy", "macro-f1", "matthews"), ("pearson", "spearman")
+CLASS_METRICS, NUMBER_METRICS = ("accuracy", "macro-f1"), ("pearson", "spearman")
 SUFFIXES = (".parquet", ".jsonl", ".ndjson", ".json", ".csv", ".tsv")
 SEPARATORS = "a .csv is separated by commas, a .tsv by tabs"
 # no label: what pandas reads as "not a number", what people write, PyTorch's ignore_index
@@ -30,21 +29,20 @@ FREQUENT = 0.05  # the share of train and of dev from which a doubtful label is 
 
 @dataclass(frozen=True)
 class Split:
-    """M examples: texts (and text_pairs), labels that are class numbers, or any in a regression."""
+    """M examples: texts (and text_pairs), labels: class numbers or, in a regression, numbers."""
 
     texts: list[str]
     text_pairs: list[str] | None
-    labels: list[int] | list[float]
+    labels: list
 
 
 @dataclass(frozen=True)
 class Task:
     """`classes` names the class numbers; () makes it a regression. Each of `metrics` is measured on
-    each split in `scored`. The headline is the first metric, its mean over those splits; it also
-    decides which cell of a fine-tuning grid is best, unless `chosen_on` is there to decide that
-    (XNLI: English). A note is for the user: what was left out of a file. `aligned`: equal rows of
-    the scored splits are translations of each other, the first split's are the originals. The last
-    three are the fine-tuning where the command line says nothing else.
+    each split in `scored`; the headline is the first metric, its mean over those splits. A note is
+    for the user: what was left out of a file. `aligned`: equal rows of the scored splits are
+    translations of each other, the first split has the originals. The last three are the
+    fine-tuning where the command line says nothing else.
     """
 
     name: str
@@ -52,19 +50,16 @@ class Task:
     scored: dict[str, Split]
     classes: tuple[str, ...]
     metrics: tuple[str, ...]
-    chosen_on: Split | None = None
     notes: tuple[str, ...] = ()
     aligned: bool = False
-    lrs: tuple[float, ...] = (3e-5, 1e-4, 3e-4)
-    epochs: tuple[int, ...] = (3,)
+    lr: float = 1e-4
+    epochs: int = 3
     batch_size: int = 16
 
     @functools.cached_property
     def hash(self) -> str:
         """sha256 of all that a score depends on."""
-        splits = [["train", self.train], ["chosen_on", self.chosen_on]]
-        splits += [[f"scored {name}", split] for name, split in self.scored.items()]
-        rows = [[name, split and vars(split)] for name, split in splits]
+        rows = {name: vars(split) for name, split in {"train": self.train, **self.scored}.items()}
         content = json.dumps([self.name, self.classes, self.metrics, rows])
         return hashlib.sha256(content.encode()).hexdigest()
 
@@ -81,15 +76,6 @@ class Task:
 # ---- files ---------------------------------------------------------------------------------------
 
 
-class Row(NamedTuple):
-    """An example as it was read; `place` is "FILE, row 3", the label "" where there is none."""
-
-    place: str
-    text: str
-    pair: str | None
-    label: str
-
-
 def find_split(folder: Path, name: str) -> list[Path]:
     """Return the file of a split, or its shards (`train-00000-of-00002.parquet`)."""
     found = sorted(path for path in folder.glob("*") if path.suffix.lower() in SUFFIXES)
@@ -102,18 +88,19 @@ def find_split(folder: Path, name: str) -> list[Path]:
     return files
 
 
-def read_split(folder: Path, name: str, columns: tuple[str, ...]) -> list[Row]:
-    """Return the rows of a split; `columns` name the text, the pair if there is one, the label."""
-    rows = []
+def read_split(folder: Path, name: str, columns: tuple[str, ...]) -> Split:
+    """Return a split, its labels as their names; `columns`: text, pair if there is one, label."""
+    parts = []
     for file in find_split(folder, name):
         try:
-            records = read_records(file, columns)
-            if not records:
-                raise UserError("no rows in it")
-            rows += make_rows(str(file), records, columns)
+            parts.append(make_split(read_records(file, columns), columns))
         except Exception as error:  # whatever pandas and pyarrow raise says what is wrong
             raise UserError(f"{file}: {first_line(error)}") from None
-    return rows
+    texts, pairs, labels = (
+        [value for part in parts for value in column or []]
+        for column in zip(*(vars(part).values() for part in parts), strict=True)
+    )
+    return Split(texts, pairs or None, labels)
 
 
 def read_records(file: Path, columns: tuple[str, ...]) -> list[dict]:
@@ -157,25 +144,24 @@ def check_columns(names: list[str], columns: tuple[str, ...]) -> None:
             raise UserError(f"{count or 'no'} columns {column!r}; {there}")
 
 
-def make_rows(file: str, records: list[dict], columns: tuple[str, ...]) -> list[Row]:
-    """Return the rows of these records, in which no text is missing."""
-    names = dict.fromkeys(name for record in records for name in record)
-    check_columns(list(names), columns)
-    texts = [column for column in columns[:-1] if column in names]
-    rows = []
-    for number, record in enumerate(records, 1):
-        cells = [record.get(column) for column in texts]
-        for column, value in zip(texts, cells, strict=True):
+def make_split(records: list[dict], columns: tuple[str, ...]) -> Split:
+    """Return the split of these records, in which no text is missing."""
+    if not records:
+        raise UserError("no rows in it")
+    names = list(dict.fromkeys(name for record in records for name in record))
+    check_columns(names, columns)
+    cells = {name: [record.get(name) for record in records] for name in columns if name in names}
+    *texts, labels = cells
+    for column in texts:
+        for number, value in enumerate(cells[column], 1):
             if not isinstance(value, str):
                 kind = "nothing" if value is None else type(value).__name__
                 raise UserError(f"row {number}: column {column!r} holds {kind}, not text")
-        try:
-            label = label_name(record.get(columns[-1]))
-        except UserError as error:
-            raise UserError(f"row {number}: {error}") from None
-        text, pair = (*cells, None)[:2]
-        rows.append(Row(f"{file}, row {number}", text, pair, label))
-    return rows
+    return Split(
+        cells[texts[0]],
+        cells[texts[1]] if len(texts) > 1 else None,
+        [label_name(label) for label in cells[labels]],
+    )
 
 
 # ---- labels --------------------------------------------------------------------------------------
@@ -205,28 +191,26 @@ def number(name: str) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def drop_unlabelled(rows: list[Row], what: str, notes: list[str], missing: set[str]) -> list[Row]:
+def labelled(split: Split, what: str, notes: list[str], missing: set[str]) -> Split:
     """Return the rows that have a label; a note counts the others."""
-    labelled = [row for row in rows if row.label not in {"", *missing}]
-    if not labelled:
-        raise UserError(f"{what}: none of its {len(rows)} rows has a label")
-    if len(labelled) < len(rows):
-        left_out = f"{len(rows) - len(labelled)} of {len(rows)} rows have no label"
-        notes.append(f"{what}: {left_out}, they are left out")
-    return labelled
+    rows = [n for n, label in enumerate(split.labels) if label not in {"", *missing}]
+    total = len(split.labels)
+    if not rows:
+        raise UserError(f"{what}: none of its {total} rows has a label")
+    if len(rows) < total:
+        notes.append(f"{what}: {total - len(rows)} of {total} rows have no label and are left out")
+    columns = [column and [column[n] for n in rows] for column in vars(split).values()]
+    return Split(*columns)
 
 
-def make_split(rows: list[Row], numbers: dict[str, int]) -> Split:
-    """`numbers` has the class number of each label; {} in a regression."""
-    labels = []
-    for row in rows:
-        label = numbers.get(row.label) if numbers else number(row.label)
-        if label is None:
-            known = f"one of the classes {', '.join(numbers):.200}" if numbers else "a number"
-            raise UserError(f"{row.place}: label {row.label!r:.40} is not {known}")
-        labels.append(label)
-    pairs = None if rows[0].pair is None else [row.pair for row in rows]
-    return Split([row.text for row in rows], pairs, labels)
+def numbered(split: Split, numbers: dict[str, int], what: str) -> Split:
+    """Replace the names of labels by `numbers` or, where that is {}, by what they spell."""
+    labels = [numbers.get(name) if numbers else number(name) for name in split.labels]
+    if None in labels:
+        name = split.labels[labels.index(None)]
+        known = f"one of the classes {', '.join(numbers):.200}" if numbers else "a number"
+        raise UserError(f"{what}: label {name!r:.40} is not {known}")
+    return replace(split, labels=labels)
 
 
 # ---- your own task -------------------------------------------------------------------------------
@@ -238,31 +222,30 @@ def folder_task(folder: str | Path) -> Task:
     """
     folder, notes = Path(folder), []
     columns = ("text", "text_pair", "label")
-    tables = {split: read_split(folder, split, columns) for split in ("train", "dev")}
-    if len({row.pair is None for rows in tables.values() for row in rows}) > 1:
-        raise UserError(f"{folder}: only some of its files have a column 'text_pair'")
+    splits = {name: read_split(folder, name, columns) for name in ("train", "dev")}
+    if len({split.text_pairs is None for split in splits.values()}) > 1:
+        raise UserError(f"{folder}: only one of train and dev has a column 'text_pair'")
     name = folder.resolve().name
-    values = [number(row.label) for row in tables["train"] if row.label]
+    values = [number(label) for label in splits["train"].labels if label]
     numeric = None not in values and any(value % 1 for value in values)
-    missing = set() if numeric else doubtful_labels(tables)
-    for split, rows in tables.items():
-        tables[split] = drop_unlabelled(rows, f"{name} {split}", notes, missing)
+    missing = set() if numeric else doubtful_labels(splits)
+    for key, split in splits.items():
+        splits[key] = labelled(split, f"{name} {key}", notes, missing)
     numbers, metrics = {}, NUMBER_METRICS
     if not numeric:
-        labels = {row.label for row in tables["train"]}
+        labels = set(splits["train"].labels)
         if len(labels) < 2:
             raise UserError(f"{folder}: every label of train is {labels.pop()!r}: nothing to learn")
-        ordered = sorted(labels, key=lambda label: (number(label) is None, number(label), label))
+        ordered = sorted(labels, key=lambda name: (number(name) is None, number(name) or 0, name))
         numbers, metrics = {label: n for n, label in enumerate(ordered)}, CLASS_METRICS
-    splits = {split: make_split(rows, numbers) for split, rows in tables.items()}
-    classes, dev = tuple(numbers), {"dev": splits["dev"]}
-    return Task(name, splits["train"], dev, classes, metrics, notes=tuple(notes))
+    train, dev = (numbered(split, numbers, f"{folder} {key}") for key, split in splits.items())
+    return Task(name, train, {"dev": dev}, tuple(numbers), metrics, tuple(notes))
 
 
-def doubtful_labels(tables: dict[str, list[Row]]) -> set[str]:
+def doubtful_labels(splits: dict[str, Split]) -> set[str]:
     """Return those of DOUBTFUL that stand for no label: rare in train or in dev."""
-    shares = []
-    for rows in tables.values():
-        counts = Counter(row.label for row in rows)
-        shares.append({label: counts[label] / len(rows) for label in DOUBTFUL})
-    return {label for label in DOUBTFUL if min(share[label] for share in shares) < FREQUENT}
+    shares = {
+        label: [split.labels.count(label) / len(split.labels) for split in splits.values()]
+        for label in DOUBTFUL
+    }
+    return {label for label, by_split in shares.items() if min(by_split) < FREQUENT}
