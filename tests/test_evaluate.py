@@ -76,7 +76,7 @@ def test_held_out_losses_are_those_of_the_logs(here, run):
 def test_the_whole_of_it(here, run, capsys, monkeypatch):
     """A run as deep as another has the same baseline; a narrower one has its untrained start."""
     monkeypatch.setattr(figures, "draw", DRAW)
-    results = run("mha", "./od", "direct-minilm", *QUICK, "--out", "~/results")
+    results = run("mha", "./od", "direct-minilm", *QUICK, "--out", "results")
     out, teacher = here / "results", str(here / "teacher")
     names = ["mha", "od", "direct-minilm"]
     files = {path.name for path in out.iterdir()}
@@ -244,6 +244,15 @@ def test_what_people_bring(here, run, tmp_path, capsys):
     assert "of the letters of odd train are unknown to the tokenizer of teacher" in printed
 
 
+def test_a_tilde_is_the_home_folder(monkeypatch):
+    monkeypatch.setenv("HOME", "/here")
+    paths = {"--teacher": "t", "--tasks": "mine", "--data-dir": "glue", "--out": "out"}
+    flags = [word for name, value in paths.items() for word in (name, f"~/{value}")]
+    config = evaluate.parse_config(["~/run", *flags])
+    assert (config.runs, config.tasks) == (["/here/run"], ["/here/mine"])
+    assert (config.teacher, config.data_dir, config.out) == ("/here/t", "/here/glue", "/here/out")
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
@@ -258,6 +267,7 @@ def test_what_is_wrong_is_one_line_before_any_work(flags, message, here, monkeyp
     monkeypatch.setattr(evaluate, "load_columns", None)
     with pytest.raises(UserError, match=message):
         evaluate.main(["teacher", "--threads", "1", *flags])
-    monkeypatch.setenv("WORLD_SIZE", "2")
+    for name, value in (("RANK", "0"), ("WORLD_SIZE", "2")):
+        monkeypatch.setenv(name, value)
     with pytest.raises(UserError, match="works in one process"):
         evaluate.main(["teacher"])

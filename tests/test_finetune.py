@@ -9,12 +9,21 @@ import pytest
 import torch
 from conftest import MODEL_TYPES, WORDS, tiny_config, tiny_encoder, tiny_tokenizer
 
-from distill.evaluation import finetune
 from distill.evaluation.columns import Model
-from distill.evaluation.finetune import DISTINCT, Cell, Classifier, Examples, Grid, Recipe, Tuner
+from distill.evaluation.finetune import (
+    DISTINCT,
+    Classifier,
+    Examples,
+    Recipe,
+    Tuner,
+    cache_file,
+    fine_tune,
+    read_result,
+    write_result,
+)
 from distill.evaluation.tasks import Split, Task
 
-RECIPE = Recipe(batch_size=8)
+RECIPE = Recipe(lr=1e-3, epochs=1, batch_size=8)
 
 
 def make_task(size=64, pairs=False, numbers=False, seed=0, **changes):
@@ -38,15 +47,14 @@ def make_model(model_type="bert", seed=0):
     return encoder, tiny_tokenizer(model_type)
 
 
-def grid(model, task, lrs=(1e-3,), epochs=(1,), seeds=2, recipe=RECIPE):
-    return Grid(Model("m", *model), task, recipe, lrs, epochs, seeds)
-
-
 pytestmark = pytest.mark.usefixtures("folder")  # results are kept in the cache there
 
 
 def train(task, lr=1e-3, epochs=1, seed=0, recipe=RECIPE, model="bert"):
-    return Tuner(*make_model(model), task, recipe).train(lr, epochs, seed)
+    """{metric: score} on dev."""
+    recipe = replace(recipe, lr=lr, epochs=epochs)
+    scores = Tuner(*make_model(model), task, recipe).train(seed)
+    return {metric: by_split["dev"] for metric, by_split in scores.items()}
 
 
 @pytest.mark.slow
@@ -55,7 +63,7 @@ def train(task, lr=1e-3, epochs=1, seed=0, recipe=RECIPE, model="bert"):
 )
 def test_it_learns_classes(model_type, precision):
     recipe, task = replace(RECIPE, precision=precision), make_task(200, precision == "fp32")
-    scores = train(task, 3e-3, 4, recipe=recipe, model=model_type)["dev"]
+    scores = train(task, 3e-3, 4, recipe=recipe, model=model_type)
     assert scores["accuracy"] >= 0.8  # guessing: 0.55
     assert scores[DISTINCT] == 2
 
@@ -65,22 +73,22 @@ def test_it_learns_numbers_of_any_size():
     task = make_task(200, numbers=True)
     large = Split(task.train.texts, None, [1000 * n + 70_000 for n in task.train.labels])
     for split in (task.train, large):  # labels are scaled, so their unit is irrelevant
-        assert train(replace(task, train=split), 3e-3, 4)["dev"]["pearson"] >= 0.9
+        assert train(replace(task, train=split), 3e-3, 4)["pearson"] >= 0.9
 
 
 def test_equal_labels_are_no_crash_and_answers_of_one_kind_are_counted():
     numbers, classes = make_task(20, numbers=True), make_task(20)
     same = Split(numbers.train.texts, None, [2.5] * 20)
-    assert np.isfinite(train(replace(numbers, train=same))["dev"]["pearson"])
+    assert np.isfinite(train(replace(numbers, train=same))["pearson"])
     same = Split(classes.train.texts, None, [1] * 20)
-    assert train(replace(classes, train=same), 1e-2, 3)["dev"][DISTINCT] == 1
+    assert train(replace(classes, train=same), 1e-2, 3)[DISTINCT] == 1
 
 
 def test_all_layers_and_the_words_read_are_trained():
     """A student of MHA has a last block that never learned; fine-tuning must reach it."""
     encoder, tokenizer = make_model()
     before = copy.deepcopy(encoder.state_dict())
-    Tuner(encoder, tokenizer, make_task(), RECIPE).train(1e-2, 1, 0)
+    Tuner(encoder, tokenizer, make_task(), replace(RECIPE, lr=1e-2)).train(0)
     assert all(torch.equal(before[name], value) for name, value in encoder.state_dict().items())
     encoder.requires_grad_(False)  # as train.py leaves what its method does not reach
     tuner = Tuner(encoder, tokenizer, make_task(8), RECIPE)
@@ -138,91 +146,70 @@ def test_inputs_are_cut_to_what_fits_and_counted():
         assert set(np.concatenate(examples.types)) == expected
 
 
-def test_a_killed_grid_goes_on_and_nothing_is_computed_twice(tmp_path, monkeypatch):
-    model, task, steps = make_model(), make_task(16), []
-    whole = grid(model, task, lrs=(1e-3, 1e-2))
-    whole.compute()
-    scores = whole.cells()
+def test_killed_results_are_kept_and_nothing_is_computed_twice(monkeypatch):
+    model, task, trained = Model("m", *make_model()), make_task(16), []
+    train = Tuner.train
 
-    def killed():
-        steps.append(1)
-        if len(steps) == 3:  # in the middle of the second fine-tuning
+    def killed(tuner, seed):
+        if trained:  # the second fine-tuning
             raise KeyboardInterrupt
+        trained.append(seed)
+        return train(tuner, seed)
 
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "killed"))
-    part = grid(model, task, lrs=(1e-3, 1e-2))
-    assert part.steps() == 4 * 2
+    monkeypatch.setattr(Tuner, "train", killed)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     with pytest.raises(KeyboardInterrupt):
-        part.compute(killed)
-    assert part.missing() == [(1e-2, 1, 0), (1e-3, 1, 1), (1e-2, 1, 1)]
-    part.compute()
-    assert part.cells() == scores
-
+        fine_tune(model, task, RECIPE, 3)
+    monkeypatch.setattr(
+        Tuner, "train", lambda tuner, seed: trained.append(seed) or train(tuner, seed)
+    )
+    results = fine_tune(model, task, RECIPE, 3)
+    assert trained == [0, 1, 2]
     monkeypatch.setattr(Tuner, "train", None)  # whoever calls it fails
-    again = grid(make_model(), make_task(16), lrs=(1e-2, 1e-3, 1e-2))
-    again.compute()
-    assert again.cells() == scores[::-1]  # the order of the points is irrelevant
-    assert (again.missing(), again.steps(), again.cut()) == ([], 0, 0)
+    assert fine_tune(Model("m", *make_model()), make_task(16), RECIPE, 3) == results
 
 
-def test_whatever_a_score_depends_on_has_another_file():
+def test_a_result_that_was_changed_or_cut_off_is_computed_again(folder):
+    file, result = cache_file(what="this"), {"scores": {"accuracy": {"dev": 0.8125}}, "cut": 0}
+    write_result(file, result)
+    whole = file.read_bytes()
+    assert read_result(file) == result
+    for place in range(len(whole)):
+        file.write_bytes(whole[:place])
+        assert read_result(file) is None
+        file.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        assert read_result(file) is None
+    file.write_bytes(b"\xff")
+    assert read_result(file) is None
+
+
+def test_whatever_a_score_depends_on_has_another_file(monkeypatch):
     model, task = make_model(), make_task(16)
+    monkeypatch.setattr(Tuner, "train", lambda *_: {})
+    cache = cache_file(any="thing").parent
 
-    def file(model=model, task=task, recipe=RECIPE, point=(1e-3, 1, 0)):
-        return grid(model, task, recipe=recipe).file(*point)
+    def files(model=model, task=task, recipe=RECIPE, seeds=1):
+        before = set(cache.iterdir())
+        fine_tune(Model("m", *model), task, recipe, seeds)
+        return len(set(cache.iterdir()) - before)
 
     heads = copy.deepcopy(model[0])
     heads.config = tiny_config(num_attention_heads=2)  # the same weights, read otherwise
-    files = [
-        file(),
-        file(model=make_model(seed=1)),
-        file(model=(heads, model[1])),
-        file(model=(model[0], tiny_tokenizer("roberta"))),
-        file(task=make_task(16, seed=5)),
-        file(task=replace(task, metrics=("matthews",))),
-        *(file(point=point) for point in ((2e-3, 1, 0), (1e-3, 2, 0), (1e-3, 1, 1))),
+    changes = [
+        {},
+        {"model": make_model(seed=1)},
+        {"model": (heads, model[1])},
+        {"model": (model[0], tiny_tokenizer("roberta"))},
+        {"task": make_task(16, seed=5)},
+        {"task": replace(task, metrics=("f1",))},
+        {"seeds": 2},
     ]
-    for name in asdict(RECIPE):
-        files.append(file(recipe=replace(RECIPE, **{name: "another"})))
-    assert len(set(files)) == len(files)
-    assert file() == file(model=make_model(), task=make_task(16))
+    for name, value in asdict(RECIPE).items():
+        other = {str: "cpu:0" if name == "device" else "bf16", int: 9, float: 0.5}[type(value)]
+        changes.append({"recipe": replace(RECIPE, **{name: other})})
+    assert [files(**change) for change in changes] == [1] * len(changes)
+    assert files(model=make_model(), task=make_task(16)) == 0
 
 
-def grid_with(monkeypatch, scores, **changes):
-    """A grid whose cells have these scores: {lr: [{split: score} for each seed]}."""
-    made = grid(make_model(), make_task(8, **changes), lrs=list(scores))
-    cells = []
-    for lr, seeds in scores.items():
-        rows = [seed and {split: {"accuracy": v} for split, v in seed.items()} for seed in seeds]
-        cells.append(Cell(lr, 1, rows))
-    monkeypatch.setattr(made, "cells", lambda: cells)
-    return made
-
-
-def test_best_is_the_mean_over_seeds_and_splits(monkeypatch):
-    dev = make_task(8).scored["dev"]
-    scores = {
-        1.0: [{"m": 0.9, "mm": 0.1}, {"m": 0.5, "mm": 0.5}],
-        2.0: [{"m": 0.5, "mm": 0.6}, {"m": 0.5, "mm": 0.5}],
-        3.0: [{"m": 1.0, "mm": 1.0}, None],  # a seed that diverged
-        4.0: [{"m": 1.0, "mm": 1.0}, {"m": 1.0, "mm": None}],  # an undefined score
-        5.0: [{"m": 0.5, "mm": 0.6}, {"m": 0.5, "mm": 0.5}],  # the first of equals is taken
-    }
-    best = grid_with(monkeypatch, scores, scored={"m": dev, "mm": dev}).best()
-    assert best.lr == 2.0
-    assert best.values("accuracy", ["m", "mm"]) == pytest.approx([0.55, 0.5])
-
-
-def test_xnli_chooses_on_english_which_is_scored_but_never_trained_on(monkeypatch):
-    chosen = finetune.CHOOSE
-    scores = {1.0: [{"sw": 0.9, chosen: 0.1}], 2.0: [{"sw": 0.2, chosen: 0.3}]}
-    task = make_task(16)
-    changes = {"scored": {"sw": task.scored["dev"]}, "chosen_on": make_task(30, seed=9).train}
-    assert grid_with(monkeypatch, scores, **changes).best().lr == 2.0
-    assert set(train(replace(task, **changes))) == {"sw", chosen}
-
-
-def test_a_rate_that_diverges_is_kept_and_never_the_best():
-    both = grid(make_model(), make_task(16), lrs=(1e30, 1e-3), epochs=(2,), seeds=1)
-    both.compute()
-    assert (both.cells()[0].scores, both.missing(), both.best().lr) == ([None], [], 1e-3)
+def test_a_rate_that_diverges_has_no_score():
+    assert train(make_task(16), lr=1e30, epochs=2) == {"accuracy": None}

@@ -131,12 +131,12 @@ def short_names(names: list[str]) -> dict[str, str]:
     return {name: name for name in names}
 
 
-def quantity(number: float) -> str:
-    """Return 21.3 M, 1.5 k or 12: never 0.0 M."""
-    for size, letter in ((1e6, " M"), (1e3, " k")):
-        if number >= size:
-            return f"{number / size:.1f}{letter}"
-    return f"{number:.0f}"
+def quantity(number: float, unit: str = "") -> str:
+    """Return 21.3 M, 1.5 k or 12: never 0.0 M or 1000.0 k."""
+    for size, letter in ((1e6, "M"), (1e3, "k")):
+        if number > 0.9995 * size:
+            return f"{number / size:.1f} {letter}{unit}"
+    return f"{number:.0f} {unit}".strip()
 
 
 def table(
@@ -158,7 +158,7 @@ def table(
     lines.append(["layers x width", *(f"{m['layers']} x {m['hidden']}" for m in facts)])
     add("parameters", quantity, "parameters")
     add("without embeddings", quantity, "parameters_without_embeddings")
-    add("size, float32", lambda count: f"{quantity(count)}B", "bytes")
+    add("size, float32", lambda count: quantity(count, "B"), "bytes")
     add("FLOPs a token", quantity, "flops_per_token")
     for shape in facts[0]["latency_ms"]:
         times = [model["latency_ms"][shape] for model in facts]

@@ -97,7 +97,7 @@ def read_split(folder: Path, name: str, columns: tuple[str, ...]) -> Split:
         except Exception as error:  # whatever pandas and pyarrow raise says what is wrong
             raise UserError(f"{file}: {first_line(error)}") from None
     texts, pairs, labels = (
-        [value for part in parts for value in column or []]
+        [value for part in column for value in part or []]
         for column in zip(*(vars(part).values() for part in parts), strict=True)
     )
     return Split(texts, pairs or None, labels)
