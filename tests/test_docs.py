@@ -1,6 +1,5 @@
 """`docs`: the prose of docstrings, read once."""
 
-
 from distill.data import docs
 
 MODULE = '''

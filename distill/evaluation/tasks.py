@@ -15,7 +15,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from distill.data.sources import read_file
 from minitransformer.files import UserError, first_line
 
 CLASS_METRICS, NUMBER_METRICS = ("accuracy", "macro-f1"), ("pearson", "spearman")
@@ -116,7 +115,7 @@ def read_records(file: Path, columns: tuple[str, ...]) -> list[dict]:
         wanted = [name for name in names if name in columns]
         return pyarrow.parquet.read_table(file, columns=wanted).to_pylist()
     if suffix not in (".csv", ".tsv"):
-        return [record for _, record in read_file(str(file), columns[0])]
+        return read_json_records(file.read_text("utf-8-sig"))
     # a .csv quotes as spreadsheets do; the quotes of a .tsv are plain letters, as in GLUE's
     form = {"sep": "\t", "quoting": 3} if suffix == ".tsv" else {}
     form |= {"header": None, "dtype": str, "keep_default_na": False, "encoding": "utf-8-sig"}
@@ -133,6 +132,22 @@ def read_records(file: Path, columns: tuple[str, ...]) -> list[dict]:
         if row[-1] != row[-1]:
             raise UserError(f"row {number} has fewer cells than the header, {len(names)}")
     return [dict(zip(names, row, strict=True)) for row in rows]
+
+
+def read_json_records(text: str) -> list[dict]:
+    """Return the objects of one array, or of one a line."""
+    if text.startswith("version https://git-lfs."):
+        raise UserError("a Git LFS pointer: run git lfs pull")
+    records = json.loads(text) if text.lstrip().startswith("[") else []
+    for number, line in enumerate(() if records else text.split("\n"), 1):
+        try:  # a byte order mark stands where files were joined
+            records += [json.loads(line.lstrip("\ufeff"))] if line.strip() else []
+        except ValueError:
+            raise UserError(f"line {number}: not JSON; expected one object a line") from None
+    for number, record in enumerate(records, 1):
+        if not isinstance(record, dict):
+            raise UserError(f"row {number}: {type(record).__name__}, not an object")
+    return records
 
 
 def check_columns(names: list[str], columns: tuple[str, ...]) -> None:
