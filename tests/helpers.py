@@ -3,7 +3,6 @@
 import itertools
 import json
 import random
-import signal
 import socket
 import subprocess
 import sys
@@ -31,12 +30,6 @@ def make_inputs(folder: Path, **sizes) -> list[str]:
     return ["--teacher", f"{folder}/teacher", "--data", f"web={folder}/text.txt", *SMALL]
 
 
-def no_signal_ignored() -> None:
-    """A shell ignores Ctrl-C in its background jobs, nohup ignores SIGHUP; children inherit it."""
-    for number in (signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, signal.SIG_DFL)
-
-
 def start(folder: Path, *flags, processes=None, script=ROOT / "train.py") -> subprocess.Popen:
     """Start train.py in `folder`: one process, or `processes` of them under torchrun."""
     command = [sys.executable]
@@ -49,7 +42,6 @@ def start(folder: Path, *flags, processes=None, script=ROOT / "train.py") -> sub
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=no_signal_ignored,
     )
 
 

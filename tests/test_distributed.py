@@ -29,11 +29,14 @@ METHOD_FLAGS = {"hs": ["--student-hidden", "16"], "direct-minilm": ["--student-h
 FORKED = """
 import json, os, sys
 sys.path[:0] = [{root!r}, {root!r} + "/tests"]
+import torch._dynamo  # or the first optimizer imports it, in every rank
+from conftest import without_figures
 from helpers import free_port, spoil
 from pytest import MonkeyPatch
 import train
 from distill.training import cli
 
+without_figures(MonkeyPatch())
 for run in map(json.loads, sys.argv[1:]):
     port, ranks = str(free_port()), []
     for rank in range(2):

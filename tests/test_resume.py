@@ -1,26 +1,23 @@
 """Interrupted anywhere and resumed, a run ends with the very weights of the unbroken one.
 
-Most tests stop train.main in this process, by an exception that none of its code catches; the slow
-ones use processes and real signals. `KILLS=100 pytest -k real_kills` kills for longer.
+A kill is an exception that none of the program's code catches; real SIGKILLs and real signals are
+in test_distributed.py.
 """
 
 import json
 import os
-import random
 import signal
 import threading
-import time
 
 import pytest
 from conftest import Killed
-from helpers import differences, kill, make_inputs, records, spoil, start, steps_of, wait_for
+from helpers import differences, make_inputs, records, spoil
 
 import train
 from distill import METHODS
 from distill.training.run import Run, resumed_settings
 from minitransformer.files import UserError
 
-KILLS = int(os.environ.get("KILLS", "2"))
 OFTEN = "--steps 12 --save-every 3 --eval-every 4".split()
 NARROW = ["--student-hidden", "16"]  # so that hs and direct-minilm have maps to learn
 METHOD_FLAGS = {"mha": ["--plain"], "hs": NARROW, "direct-minilm": NARROW, "od": []}
@@ -113,25 +110,6 @@ def test_killed_three_times_each_method_ends_as_if_nothing_had_happened(
     assert (new / "projections.safetensors").exists() == (method in ("hs", "direct-minilm"))
     starts = [r["start"] for r in records(new) if "start" in r]
     assert starts[0] == starts[1]
-
-
-@pytest.mark.slow
-def test_real_kills_in_real_processes(home, flags, new):
-    flags = [*flags, "--accumulate", "16", "--save-every", "1", "--steps", str(6 * KILLS)]
-    chance, whole = random.Random(0), home / "not-killed"
-    for number in range(KILLS):
-        process = start(home, *(["--resume"] if number else flags), "--out", new)
-        before = steps_of(new)
-        if number % 2:
-            assert wait_for(process, lambda n=before: steps_of(new) != n)  # cut, or grown
-            time.sleep(chance.uniform(0, 0.05))
-        else:
-            assert wait_for(process, lambda n=before: steps_of(new) >= n + 2)
-            assert wait_for(process, (new / "checkpoint-unfinished.tmp").exists)
-        assert kill(process) == -signal.SIGKILL
-    main("--out", new, "--resume")
-    main(*flags, "--out", whole)
-    assert differences(new, whole) == []
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1"])
