@@ -54,7 +54,7 @@ from distill.evaluation.tasks import Task, folder_task
 from distill.training import cli
 from distill.training.device import autocast, choose_device, choose_precision, provenance
 from distill.training.processes import world
-from minitransformer.files import UserError, atomic
+from minitransformer.files import UserError, atomic, printable
 
 KNOWN = (*NAMED, "glue", *GLUE, "xnli")
 TUNING = ("lr", "epochs", "batch_size")  # a task says them, the command line may differ
@@ -112,7 +112,7 @@ def load_tasks(names: list[str], data_dir: str | None) -> list[Task]:
         if task.name in tasks:
             raise UserError(f"--tasks {name}: there is another task called {task.name}; rename one")
         tasks[task.name] = task
-        print("\n".join([str(task), *(f"note: {note}" for note in task.notes)]), flush=True)
+        show(str(task), *(f"note: {note}" for note in task.notes))
     return list(tasks.values())
 
 
@@ -128,7 +128,7 @@ def warn_of_unknown_letters(models: dict[str, Model], tasks: list[Task]) -> None
                 share = unknown_share(model.tokenizer, split.texts[:SENTENCES])
                 if share >= UNKNOWN:
                     what = f"{share:.0%} of the letters of {task.name} {name} are unknown to"
-                    print(f"warning: {what} the tokenizer of {model.name}")
+                    show(f"warning: {what} the tokenizer of {model.name}")
 
 
 def fine_tuned(
@@ -167,6 +167,11 @@ def as_they_are(models: dict[str, Model], tasks: list[Task], **where) -> list[di
     return records
 
 
+def show(*lines: str) -> None:
+    """Print lines; names and labels come from files, and a terminal must not obey them."""
+    print(*map(printable, lines), sep="\n", flush=True)
+
+
 # ---- all of it -----------------------------------------------------------------------------------
 
 
@@ -192,7 +197,7 @@ def main(argv: list[str] | None = None) -> int:
         model.encoder.to(device)
     measured_by = provenance()
     where = f"{device}, {precision} (latencies float32), {measured_by['machine']}"
-    print(f"evaluating {', '.join(models)} on {where}", flush=True)
+    show(f"evaluating {', '.join(models)} on {where}")
     warn_of_unknown_letters(models, tasks)
 
     # ---- held-out text
@@ -233,9 +238,9 @@ def main(argv: list[str] | None = None) -> int:
             with atomic(out / name) as unfinished:
                 unfinished.write_text(content, "utf-8")
         figures.draw(out, models, labels)
-    print("", markdown(lines), "", *notes, "", *closing, sep="\n")
+    show("", *markdown(lines).split("\n"), "", *notes, "", *closing)
     if out:
-        print(f"written to {out}")
+        show(f"written to {out}")
     return 0
 
 

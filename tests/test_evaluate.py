@@ -244,6 +244,11 @@ def test_what_people_bring(here, run, tmp_path, capsys):
     assert "of the letters of odd train are unknown to the tokenizer of teacher" in printed
 
 
+def test_a_terminal_does_not_obey_names_and_labels(capsys):
+    evaluate.show("the class \x1b[31mred", "é ± …")
+    assert capsys.readouterr().out == "the class \\x1b[31mred\né ± …\n"
+
+
 def test_a_tilde_is_the_home_folder(monkeypatch):
     monkeypatch.setenv("HOME", "/here")
     paths = {"--teacher": "t", "--tasks": "mine", "--data-dir": "glue", "--out": "out"}

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from distill.student import build_start
 from distill.training.run import Run
-from minitransformer.files import UserError
+from minitransformer.files import UserError, printable
 from minitransformer.model import Encoder
 from minitransformer.pretrained import load_pretrained, model_hash
 from minitransformer.tokenizer import Tokenizer
@@ -90,7 +90,7 @@ def check_teacher(run: Model, log: list[dict]) -> None:
     if not run.reads_like_teacher:
         raise UserError(f"{name} and its teacher {teacher.name} have different tokenizers")
     if log[0]["teacher"] and log[0]["teacher"]["hash"] != teacher.hash:
-        print(f"note: {name} learned from another teacher than {teacher.name}")
+        print(printable(f"note: {name} learned from another teacher than {teacher.name}"))
 
 
 def cut_teacher(run: Model, models: dict[str, Model]) -> Model | None:
@@ -128,5 +128,5 @@ def untrained_start(run: Model, log: list[dict]) -> Model | None:
             return start
     except UserError as error:
         problem = str(error)
-    print(f"note: no column for the untrained start of {run.name}: {problem}")
+    print(printable(f"note: no column for the untrained start of {run.name}: {problem}"))
     return None

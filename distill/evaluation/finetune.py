@@ -32,7 +32,7 @@ from distill.evaluation.tasks import Split, Task
 from distill.training.device import autocast
 from distill.training.setup import learning_rate, make_optimizer, set_learning_rate
 from minitransformer.config import EncoderConfig
-from minitransformer.files import atomic, cache_folder
+from minitransformer.files import atomic, cache_folder, printable
 from minitransformer.model import Encoder
 from minitransformer.tokenizer import Tokenizer
 
@@ -243,7 +243,8 @@ def fine_tune(model: Model, task: Task, recipe: Recipe, seeds: int) -> list[dict
     missing = [seed for seed in range(seeds) if results[seed] is None]
     if not missing:
         return results
-    print(f"fine-tuning {model.name} on {task.name}, {len(missing)} seeds", flush=True)
+    what = f"fine-tuning {model.name} on {task.name}, {len(missing)} seeds"
+    print(printable(what), flush=True)
     tuner = Tuner(model.encoder, model.tokenizer, task, recipe)
 
     def train_one(seed: int) -> None:
