@@ -64,6 +64,9 @@ def at(factors, positions):
     return factors[0][positions], *factors[1:]
 
 
+X, Y, MASK = *sides(), lengths_mask([6, 4, 1], 6)
+
+
 @pytest.mark.parametrize("page", [mha, direct_minilm, hs, od, mlm], ids=lambda page: page.__name__)
 def test_worked_example_of_the_page(page):
     result = doctest.testmod(page)
@@ -110,79 +113,62 @@ def test_equals_the_library(lengths):
 
 def test_rotations():
     """A learned map can undo a rotation; DirectMiniLM's maps only one within a head."""
-    (x, y), mask = sides(), lengths_mask([6, 2, 3], 6)
-    turn, within, across = (torch.linalg.qr(states(n, n, seed=3)).Q for n in (6, 4, 12))
-    value = hs_loss(x, y, mask, W)[0].item()
-    assert hs_loss(x, y @ turn, mask, W @ turn)[0].item() == pytest.approx(value, rel=1e-12)
-    value = direct_loss(x, y, mask, HEAD_MAPS)[0].item()
-    turned = x @ torch.block_diag(*[within] * R)
-    undone = direct_loss(turned, y, mask, within.T @ HEAD_MAPS)[0].item()
+    turn, within = (torch.linalg.qr(states(n, n, seed=3)).Q for n in (6, 4))
+    value = hs_loss(X, Y, MASK, W)[0].item()
+    assert hs_loss(X, Y @ turn, MASK, W @ turn)[0].item() == pytest.approx(value, rel=1e-12)
+    value = direct_loss(X, Y, MASK, HEAD_MAPS)[0].item()
+    turned = X @ torch.block_diag(*[within] * R)
+    undone = direct_loss(turned, Y, MASK, within.T @ HEAD_MAPS)[0].item()
     assert undone == pytest.approx(value, rel=1e-12)
-    assert abs(direct_loss(x @ across, y, mask, HEAD_MAPS)[0] - value) > 0.01 * value
 
 
 @ALL
-def test_gradient_is_the_derivative(loss):
+def test_gradient_is_the_derivative_and_the_teacher_gets_none(loss):
     (student, teacher), mask = sides(), lengths_mask([0, 6, 3], 6)
-    student.requires_grad_()
-    assert torch.autograd.gradcheck(lambda x: loss(x, teacher, mask)[0], student)
+    student.requires_grad_(), teacher.requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: 3 * loss(x, teacher, mask)[0], student)
+    loss(student, teacher, mask)[0].backward()
+    assert teacher.grad is None
 
 
 @pytest.mark.parametrize(("loss", "weight"), [(hs_loss, W), (direct_loss, HEAD_MAPS)])
 def test_gradient_of_the_maps_is_the_derivative(loss, weight):
-    (student, teacher), mask = sides(), lengths_mask([6, 4, 1], 6)
     weight = weight.clone().requires_grad_()
-    assert torch.autograd.gradcheck(lambda w: loss(student, teacher, mask, w)[0], weight)
+    assert torch.autograd.gradcheck(lambda w: loss(X, Y, MASK, w)[0], weight)
 
 
 @ALL
 def test_padding_is_irrelevant_wherever_it_stands(loss):
-    (student, teacher), mask = sides(), lengths_mask([4, 6, 2], 6)
-    value, gradient, _ = value_and_gradient(loss, student, teacher, mask)
+    value, gradient, _ = value_and_gradient(loss, X, Y, MASK)
     noise = 1e3 * states(3, 6, D_S, seed=9)
-    noisy = [torch.where(mask[..., None], x, noise[..., : x.shape[-1]]) for x in (student, teacher)]
-    noisy_value, noisy_gradient, _ = value_and_gradient(loss, *noisy, mask)
+    noisy = [torch.where(MASK[..., None], x, noise[..., : x.shape[-1]]) for x in (X, Y)]
+    noisy_value, noisy_gradient, _ = value_and_gradient(loss, *noisy, MASK)
     assert noisy_value == pytest.approx(value, rel=1e-12)
     assert torch.allclose(noisy_gradient, gradient, atol=1e-13)
-    assert not gradient[~mask].any()
-    # On the left
-    left, _ = loss(student.flip(1), teacher.flip(1), lengths_mask([4, 6, 2], 6, left=True))
+    assert not gradient[~MASK].any()
+    left, _ = loss(*(x.flip(1) for x in (X, Y, MASK)))
     assert left.item() == pytest.approx(value, rel=1e-12)
 
 
 @pytest.mark.parametrize("loss", [SEQUENCES["hs_loss"], SEQUENCES["direct_loss"]])
 def test_huge_states_and_infinite_padding(loss):
-    (x, y), mask = sides(torch.float32), lengths_mask([3, 2, 6], 6)
-    assert loss(1e15 * x, y, mask)[0].isfinite()
-    infinite = torch.where(mask[..., None], y, float("inf"))
-    assert loss(x, infinite, mask)[0] == loss(x, y, mask)[0]
+    assert loss(1e15 * X.float(), Y.float(), MASK)[0].isfinite()
+    assert loss(X, Y.where(MASK[..., None], torch.inf), MASK)[0] == loss(X, Y, MASK)[0]
 
 
 @ALL
 def test_bfloat16_states_are_compared_in_float32(loss):
-    (student, teacher), mask = sides(torch.bfloat16), lengths_mask([6, 4, 1], 6)
-    expected, slope, _ = value_and_gradient(loss, student.float(), teacher.float(), mask)
+    student, teacher = sides(torch.bfloat16)
+    expected, slope, _ = value_and_gradient(loss, student.float(), teacher.float(), MASK)
     with torch.autocast("cpu", torch.bfloat16):
-        total, count = loss(student, teacher, mask)
-        value, gradient, _ = value_and_gradient(loss, student, teacher, mask)
+        total, count = loss(student, teacher, MASK)
+        value, gradient, _ = value_and_gradient(loss, student, teacher, MASK)
     assert total.dtype == count.dtype == torch.float32
     assert value == pytest.approx(expected, rel=0.02)  # exact but for the product of hs_loss
     assert gradient.dtype == torch.bfloat16
     assert (gradient - slope).norm() <= 0.02 * slope.norm()
 
 
-@ALL
-def test_only_the_student_learns_and_upstream_scales(loss):
-    (student, teacher), mask = sides(), lengths_mask([6, 4, 1], 6)
-    _, slope, _ = value_and_gradient(loss, student, teacher, mask)
-    student.requires_grad_()
-    teacher.requires_grad_()
-    (3 * loss(student, teacher, mask)[0]).backward()
-    assert torch.allclose(student.grad, 3 * slope)
-    assert teacher.grad is None
-
-
-X, Y, MASK = *sides(), lengths_mask([6, 4, 1], 6)
 TOKENS = [
     ((X, Y[:, :5], MASK), r"are \(3, 6, 12\), \(3, 5, 6\) and \(3, 6\)"),
     ((X, Y, MASK[:, :5]), r"\(3, 6, 6\) and \(3, 5\)"),
@@ -212,12 +198,16 @@ def test_mistakes_name_both_numbers(loss, inputs, says):
         loss(*inputs)
 
 
+def chunks(monkeypatch, positions, rows, words):
+    """Let the lean forms take that many positions, rows and words at a time."""
+    monkeypatch.setattr(vocabulary, "CHUNK", positions * V)
+    monkeypatch.setitem(vocabulary.ROWS, "cpu", rows * V)
+    monkeypatch.setitem(vocabulary.WORDS, "cpu", words)
+
+
 @pytest.fixture
 def small_chunks(monkeypatch):
-    """The lean forms take 7 positions, 3 rows and 4 words at a time."""
-    monkeypatch.setattr(vocabulary, "CHUNK", 7 * V)
-    monkeypatch.setitem(vocabulary.ROWS, "cpu", 3 * V)
-    monkeypatch.setitem(vocabulary.WORDS, "cpu", 4)
+    chunks(monkeypatch, 7, 3, 4)
 
 
 @OF_WORDS
@@ -229,15 +219,12 @@ def test_gradient_of_words_is_the_derivative(loss, small_chunks):
 
 @OF_WORDS
 def test_order_shift_and_other_positions(loss, small_chunks):
-    student, teacher = factors(4, 0), factors(5, 5)
-    total, count = loss(student, teacher, slice(0, M))
-    order = torch.arange(M).flip(0)
-    swapped, _ = loss(at(student, order), at(teacher, order), order)
-    assert swapped.item() == pytest.approx(total.item(), rel=1e-12)
-    x, weight, bias = student
+    (x, weight, bias), teacher, order = factors(4, 0), factors(5, 5), torch.arange(M).flip(0)
+    total, count = loss((x, weight, bias), teacher, slice(0, M))
+    swapped, _ = loss((x[order], weight, bias), at(teacher, order), order)
     shifted, _ = loss((x, weight, bias + 5), teacher, slice(0, M))
-    assert shifted.item() == pytest.approx(total.item(), rel=1e-12)
-    differs, _ = loss(student, at(teacher, order), order)
+    assert [swapped.item(), shifted.item()] == pytest.approx([total.item()] * 2, rel=1e-12)
+    differs, _ = loss((x, weight, bias), at(teacher, order), order)
     assert abs(differs - total) > 0.01 * total
     assert count == M
 
@@ -245,19 +232,17 @@ def test_order_shift_and_other_positions(loss, small_chunks):
 @OF_WORDS
 def test_huge_logits_and_no_positions(loss):
     (x, weight, bias), teacher = factors(4, 0, torch.float32), factors(5, 5, torch.float32)
-    assert loss((1e4 * x, weight, bias), teacher, slice(0, M))[0].isfinite()
+    assert loss((1e7 * x, weight, bias), teacher, slice(0, M))[0].isfinite()
     nothing = x[:0].requires_grad_()
     loss((nothing, weight, bias), at(teacher, slice(0, 0)), slice(0, 0))[0].backward()
     assert nothing.grad.shape == (0, 4)
 
 
 @pytest.mark.parametrize("plain", ["od_loss", "mlm_loss"])
-@pytest.mark.parametrize(("positions", "rows", "words"), [(1, 1, V), (7, 3, 4), (100, 9, 2)])
-def test_lean_equals_plain(plain, positions, rows, words, monkeypatch):
+@pytest.mark.parametrize("sizes", [(1, 1, V), (7, 3, 4), (100, 9, 2)])
+def test_lean_equals_plain(plain, sizes, monkeypatch):
     """Value, count and gradients, also of word embeddings that the features are made of, too."""
-    monkeypatch.setattr(vocabulary, "CHUNK", positions * V)
-    monkeypatch.setitem(vocabulary.ROWS, "cpu", rows * V)
-    monkeypatch.setitem(vocabulary.WORDS, "cpu", words)
+    chunks(monkeypatch, *sizes)
     for dtype, tolerance in ((torch.float64, 1e-12), (torch.float32, 2e-6)):
         results = []
         for name in (f"lean_{plain}", plain):
@@ -280,9 +265,3 @@ def test_lean_form_holds_no_logits_of_all_positions(small_chunks):
     student, teacher = [x.requires_grad_() for x in factors(3, 0)], factors(5, 5)
     largest = largest_tensor(lambda: lean_od_loss(student, teacher)[0].backward())
     assert largest == 2 * 7 * V < M * V  # one buffer for seven positions of both models
-
-
-def test_od_is_finite_at_a_small_temperature():
-    student, teacher = factors(4, 0, torch.float32), factors(4, 5, torch.float32)
-    assert od_loss(logits(student), logits(teacher), 1e-3)[0].isfinite()
-    assert lean_od_loss(student, teacher, 1e-3)[0].isfinite()
