@@ -6,7 +6,7 @@ from conftest import same, save_tiny, tiny_config, tiny_encoder, tokens
 
 from distill import METHODS, build_method
 from distill.method import Batch
-from distill.student import build_start, is_folder, student_config
+from distill.student import build_start, is_folder, sizes
 from distill.training.setup import freeze_unreached, load_models
 from minitransformer import UserError
 from train import TrainConfig
@@ -49,13 +49,17 @@ def layers_found(student, teacher):
     ],
 )
 def test_layers_that_each_start_copies(teacher, init, method, expected):
-    settings = {"init": init, "method": method, "teacher_layer": 5}
+    settings = {"init": init, "method": method, "teacher_layer": None if method == "hs" else 5}
     made = start(teacher, student_layers=len(expected), **settings)
     assert layers_found(made.student, teacher) == expected
     assert made.layers == ([] if None in expected else expected)
     word = made.student.embeddings.word.weight
     assert torch.equal(word, teacher.embeddings.word.weight) == (init != "random")
     assert (made.student.mlm_head is None) == (method not in ("od", "mlm"))
+    if method == "od":
+        assert same(made.student.mlm_head, teacher.mlm_head)
+    other = start(teacher, student_layers=len(expected), seed=1, **settings).student
+    assert same(made.student, other) == (init not in ("random", "embeddings"))
 
 
 @pytest.mark.parametrize(
@@ -72,11 +76,10 @@ def test_layers_that_each_start_copies(teacher, init, method, expected):
     ],
 )
 def test_a_start_that_is_its_own_target_is_warned_of(teacher, method, init, layers, warned):
-    settings = {"method": method, "init": init, "student_layers": layers}
-    made = start(teacher, teacher_layer=5, **settings)
+    m = {"mha": 5, "hs": 6}.get(method)
+    made = start(teacher, method=method, init=init, student_layers=layers, teacher_layer=m)
     assert bool(made.warnings) == warned
-    below = {"mha": 4, "hs": 5}.get(method)
-    assert all(f"--student-layers {below} or fewer" in line for line in made.warnings)
+    assert all(f"--student-layers {m - 1} or fewer" in line for line in made.warnings)
 
 
 @pytest.mark.parametrize("model_type", ["bert", "roberta"])
@@ -115,22 +118,11 @@ def test_a_start_can_be_rebuilt_bit_for_bit_from_the_log(tmp_path, method, init)
     assert record["start"]["layers"] == layers
 
 
-def test_a_start_is_a_function_of_the_seed(teacher):
-    students = [start(teacher, init="random", seed=seed).student for seed in (3, 3, 4)]
-    assert same(*students[:2])
-    assert not same(*students[1:])
-
-
-def test_mlm_head_is_the_teachers_where_the_widths_agree(teacher):
-    settings = {"init": "embeddings", "method": "od"}
-    assert same(start(teacher, **settings).student.mlm_head, teacher.mlm_head)
-    assert not start(teacher, student_hidden=12, **settings).student.mlm_head.bias.any()
-
-
 @torch.no_grad()
 def test_narrow_embeddings_keep_the_principal_directions(teacher):
     """No other 12 directions keep more of the word table; the singular values say how much."""
-    student = start(teacher, init="embeddings", student_hidden=12).student
+    student = start(teacher, init="embeddings", method="od", student_hidden=12).student
+    assert not student.mlm_head.bias.any()  # not the teacher's
     word = teacher.embeddings.word.weight.double()
     kept = student.embeddings.word.weight.double().square().sum()
     best = torch.linalg.svdvals(word)[:12].square().sum()
@@ -147,19 +139,16 @@ def test_narrow_embeddings_keep_the_principal_directions(teacher):
 @pytest.mark.parametrize(
     ("given", "expected", "init"),
     [
-        ({}, (3, 24, 4, 96), "uniform"),
-        ({"student_hidden": 18}, (3, 18, 3, 72), "embeddings"),  # 4 does not divide 18
-        ({"student_layers": 7}, (7, 24, 4, 96), "embeddings"),
-        ({"student_ffn": 40}, (3, 24, 4, 40), "embeddings"),
+        ({}, [3, 24, 4, 90], "uniform"),  # the teacher's FFN, not 4 x the width
+        ({"student_hidden": 18}, [3, 18, 3, 72], "embeddings"),  # 4 does not divide 18
+        ({"student_layers": 7}, [7, 24, 4, 90], "embeddings"),
+        ({"student_ffn": 40}, [3, 24, 4, 40], "embeddings"),
     ],
 )
-def test_default_sizes(teacher, given, expected, init):
-    made = student_config(teacher.config, given)
-    sizes = (made.num_hidden_layers, made.hidden_size, made.num_attention_heads)
-    assert (*sizes, made.intermediate_size) == expected
-    assert start(teacher, **given).init == init
-    slim = student_config(config(intermediate_size=40), {})  # the teacher's FFN, not 4 x the width
-    assert slim.intermediate_size == 40
+def test_default_sizes(given, expected, init):
+    made = start(tiny_encoder(config(intermediate_size=90)), **given)
+    assert [*sizes(made.student.config).values()] == expected
+    assert made.init == init
 
 
 @pytest.mark.parametrize(
@@ -188,9 +177,9 @@ def test_what_names_a_folder():
 def test_freeze_finds_what_the_method_never_reaches(teacher):
     student = start(teacher, method="od").student
     method = build_method("mha", student.config, teacher.config)
-    names = freeze_unreached(student, method, teacher, Batch(*tokens(student.config, (8, 8))))
-    frozen = {n.rpartition(".")[0] for n, p in student.named_parameters() if not p.requires_grad}
+    frozen = freeze_unreached(student, method, teacher, Batch(*tokens(student.config, (8, 8))))
+    assert frozen == [n for n, p in student.named_parameters() if not p.requires_grad]
     last = {f"blocks.2.{n}" for n in ("output", "attention_norm", "expand", "contract", "ffn_norm")}
-    assert frozen == last | {"mlm_head", "mlm_head.dense", "mlm_head.norm"}
-    assert {name.rpartition(".")[0] for name in names} == frozen
+    head = {"mlm_head", "mlm_head.dense", "mlm_head.norm"}
+    assert {name.rpartition(".")[0] for name in frozen} == last | head
     assert all(p.grad is None for p in student.parameters())
