@@ -6,6 +6,7 @@ another activation, relative positions, a decoder.
 """
 
 import math
+import re
 from collections.abc import Iterable
 from dataclasses import MISSING, dataclass, fields
 
@@ -45,10 +46,8 @@ class EncoderConfig:
 
     def __post_init__(self):
         if self.model_type not in [*MODEL_TYPES]:
-            raise UserError(
-                f"model_type {self.model_type!r:.80} is not supported; these are:"
-                f" {', '.join(MODEL_TYPES)}"
-            )
+            supported = ", ".join(MODEL_TYPES)
+            raise UserError(f"model_type {self.model_type!r:.80} is not supported; use {supported}")
         for field in fields(self):
             value, least = getattr(self, field.name), 0 if field.name == "pad_token_id" else 1
             # type() and not isinstance(): True is an int. NaN fails the comparisons.
@@ -65,11 +64,9 @@ class EncoderConfig:
                 f"{heads} attention heads do not divide the width {width};"
                 f" these do: {', '.join(map(str, divisors(width)))}"
             )
-        if self.pad_token_id >= self.vocab_size:
-            raise UserError(
-                f"config: pad_token_id {self.pad_token_id} is outside the vocabulary of"
-                f" {self.vocab_size}"
-            )
+        pad, words = self.pad_token_id, self.vocab_size
+        if pad >= words:
+            raise UserError(f"config: pad_token_id {pad} is outside the vocabulary of {words}")
 
     @property
     def max_tokens(self) -> int:
@@ -92,10 +89,8 @@ class EncoderConfig:
         for name in ("is_decoder", "add_cross_attention", "is_encoder_decoder"):
             if values.get(name):
                 raise UserError(f"{name} is set: a decoder; only encoders are supported")
-        given = {}
-        for field in fields(cls):
-            if values.get(field.name) not in (None, ""):
-                given[field.name] = values[field.name]
+        names = [field.name for field in fields(cls) if values.get(field.name) not in (None, "")]
+        given = {name: values[name] for name in names}
         if "model_type" not in given:
             given["model_type"] = infer_model_type(values, tensor_names)
         needed = [field.name for field in fields(cls) if field.default is MISSING]
@@ -120,11 +115,7 @@ class EncoderConfig:
 def infer_model_type(values: dict, tensor_names: Iterable[str]) -> str:
     """Return the model type that tensor names or the class name show, as TinyBERT's file needs."""
     architecture = str(values.get("architectures")).strip("[]'")
-    named = [
-        model_type
-        for model_type, stem in MODEL_TYPES.items()
-        if architecture.startswith((f"{stem}Model", f"{stem}For"))
-    ]
+    named = [t for t, stem in MODEL_TYPES.items() if re.match(f"{stem}(Model|For)", architecture)]
     parts = {part for name in tensor_names for part in name.split(".")}
     if {"roberta", "lm_head"} & parts:
         return named[0] if named and named != ["bert"] else "roberta"

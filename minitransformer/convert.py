@@ -2,9 +2,8 @@
 
     blocks.0.query.weight   <->   bert.encoder.layer.0.attention.self.query.weight
 
-Import is strict: a tensor of the encoder that is missing, unexpected, or of the wrong shape or kind
-is an error before anything is copied, so no weight stays random. Heads of tasks are dropped and
-named.
+A tensor of the encoder that is missing, unexpected, or of another shape or kind is an error, so no
+weight stays random. Heads of tasks are dropped and named.
 """
 
 import re

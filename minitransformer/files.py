@@ -52,7 +52,7 @@ def atomic(path: Path) -> Iterator[Path]:
     """
     stem = f"{path.name}.{platform.node()}"
     for left in path.parent.glob(f"{glob.escape(stem)}.*.tmp"):
-        if not runs(left.name.removeprefix(f"{stem}.").removesuffix(".tmp")):
+        if not runs(left.suffixes[-2][1:]):
             left.unlink(missing_ok=True)
     temporary = path.with_name(f"{stem}.{os.getpid()}.tmp")
     try:
@@ -65,10 +65,9 @@ def atomic(path: Path) -> Iterator[Path]:
 
 def runs(process: str) -> bool:
     """Return whether a process with this number runs on this machine, or may run."""
-    if os.name == "nt" or not process.isdecimal():
-        return True  # to ask on Windows would end it
     try:
-        os.kill(int(process), 0)
+        if os.name == "posix":  # elsewhere, this would end it
+            os.kill(int(process), 0)
     except ProcessLookupError:
         return False
     except OSError:

@@ -15,9 +15,8 @@ A suffix says whose: D_s is the student's, D_t the teacher's. Layers are numbere
 0 is the output of the embeddings. `mask` is (B, N) bool, True = real token.
 
 Source: BERT (arXiv 1810.04805, section 3), a Transformer encoder (1706.03762, section 3) with norms
-after the residuals. Its numbers are those of transformers' models/bert/modeling_bert.py and
-models/roberta/modeling_roberta.py; tests/test_parity.py holds them equal. There is no dropout:
-distillation uses none.
+after the residuals. tests/test_parity.py holds its numbers equal to those of transformers' BERT and
+RoBERTa. There is no dropout: distillation uses none.
 """
 
 from typing import NamedTuple
@@ -161,7 +160,16 @@ class Encoder(nn.Module):
         Errors   UserError: more tokens than positions; a layer that does not exist.
         """
         last, what = stop or (len(self.blocks), "hidden")
-        self._check(input_ids, last, what)
+        first = {"hidden": 0, "qkv": 1}[what]
+        if not first <= last <= len(self.blocks):
+            raise UserError(
+                f"layer {last} does not exist: the encoder has layers {first} to {len(self.blocks)}"
+            )
+        if input_ids.shape[1] > self.config.max_tokens:
+            raise UserError(
+                f"{input_ids.shape[1]} tokens in a sequence, but the encoder has positions for"
+                f" {self.config.max_tokens}"
+            )
         mask = None if attention_mask is None else readable(attention_mask)  # (B, 1, 1, N)
         x = self.embeddings(input_ids, token_type_ids)  # (B, N, D)
         hidden, queries, keys, values = [x], [], [], []
@@ -180,19 +188,6 @@ class Encoder(nn.Module):
             if keep != "all" and number < last:
                 queries[-1] = keys[-1] = values[-1] = None
         return EncoderOutput(tuple(hidden), tuple(queries), tuple(keys), tuple(values))
-
-    def _check(self, input_ids, last, what):
-        """Refuse a stop and a length that this encoder does not have."""
-        first = {"hidden": 0, "qkv": 1}[what]
-        if not first <= last <= len(self.blocks):
-            raise UserError(
-                f"layer {last} does not exist: the encoder has layers {first} to {len(self.blocks)}"
-            )
-        if input_ids.shape[1] > self.config.max_tokens:
-            raise UserError(
-                f"{input_ids.shape[1]} tokens in a sequence, but the encoder has positions for"
-                f" {self.config.max_tokens}"
-            )
 
     def mlm_features(self, hidden):
         """(..., D) last hidden states -> (..., D), which the decoder multiplies by words."""

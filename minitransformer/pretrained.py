@@ -22,26 +22,18 @@ from safetensors.torch import load_file, save_file
 from minitransformer.config import MODEL_TYPES, EncoderConfig
 from minitransformer.convert import from_hugging_face, to_hugging_face
 from minitransformer.default_teacher import DEFAULT_TEACHER, default_teacher_folder
-from minitransformer.files import (
-    UserError,
-    check_regular,
-    first_line,
-    flush,
-    printable,
-    read_json,
-)
+from minitransformer.files import UserError, check_regular, first_line, flush, printable, read_json
 from minitransformer.model import Encoder
 from minitransformer.tokenizer import Tokenizer
 from minitransformer.tokenizer_files import FILES as TOKENIZER_FILES
 from minitransformer.tokenizer_files import load_tokenizer
 
-CONFIGS = ("config.json", "bert_config.json")
-# Patterns of weight files and of the indexes of their shards.
+# Patterns of the files of a model; the last four of SETTINGS are those of sentence-transformers.
+SETTINGS = ("config.json", "bert_config.json", *TOKENIZER_FILES, "modules.json")
+SETTINGS += ("*_Pooling/config.json", "sentence_bert_config.json")
+SETTINGS += ("config_sentence_transformers.json",)
 SAFETENSORS = ("model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors")
 PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_model-*-of-*.bin")
-# What sentence-transformers reads beside a model
-SENTENCES = ("modules.json", "*_Pooling/config.json")
-SENTENCES += ("sentence_bert_config.json", "config_sentence_transformers.json")
 
 # ---- reading -------------------------------------------------------------------------------------
 
@@ -49,16 +41,13 @@ SENTENCES += ("sentence_bert_config.json", "config_sentence_transformers.json")
 def load_pretrained(name_or_folder, revision: str | None = None) -> tuple[Encoder, Tokenizer]:
     """Return (Encoder in float32 and eval mode, Tokenizer) of a folder, a hub id, or "minilm".
 
-    What was dropped or assumed on the way is printed in one line.
-
-    revision   branch, tag or commit of a hub id
-    Errors     UserError, one line, for whatever is wrong with the name or the files
+    What was dropped or assumed on the way is printed in one line. `revision` is a branch, tag or
+    commit of a hub id. UserError: whatever is wrong with the name or the files.
     """
     folder = find_folder(str(name_or_folder), revision)
     try:
-        old = folder / "bert_config.json"
-        exists = not (folder / "config.json").exists() and old.exists()
-        values, tensors = read_json(old if exists else folder / "config.json"), read_weights(folder)
+        old = read_json(folder / "bert_config.json", {})  # the first BERT's name
+        values, tensors = read_json(folder / "config.json", old or None), read_weights(folder)
         config = EncoderConfig.from_dict(values, tensors)
         encoder, notes = from_hugging_face(tensors, config)
         check_finite(encoder)
@@ -95,7 +84,7 @@ def find_folder(name: str, revision: str | None = None) -> Path:
 def download(name: str, revision: str | None) -> Path:
     """Return the hub's snapshot of a model's files; pickles only where there is nothing else."""
     try:
-        for patterns in ([*CONFIGS, *TOKENIZER_FILES, *SENTENCES, *SAFETENSORS], PICKLES):
+        for patterns in ((*SETTINGS, *SAFETENSORS), PICKLES):
             patterns = [*patterns, *(f"0_*/{pattern}" for pattern in patterns)]
             folder = Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
             if any(folder.rglob("model*.safetensors")):
@@ -105,9 +94,8 @@ def download(name: str, revision: str | None) -> Path:
         reason = first_line(error)
         if isinstance(error, LocalEntryNotFoundError):
             reason = "the hub cannot be reached, and its cache on this machine has no copy"
-        raise UserError(
-            f"{name!r} is not a local folder and could not be downloaded: {reason}"
-        ) from error
+        says = f"{name!r} is not a local folder and could not be downloaded: {reason}"
+        raise UserError(says) from error
 
 
 def read_weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -140,9 +128,8 @@ def read_weight_file(path: Path) -> dict[str, torch.Tensor]:
     except (OSError, SafetensorError) as error:
         raise UserError(f"cannot read {path.name}: {first_line(error)}") from error
     except Exception as error:  # whatever the bytes are; torch would explain how to run code in it
-        raise UserError(
-            f"cannot read {path.name}: it is damaged, or holds more than tensors"
-        ) from error
+        says = f"cannot read {path.name}: it is damaged, or holds more than tensors"
+        raise UserError(says) from error
 
 
 def check_finite(encoder: Encoder) -> None:
@@ -178,11 +165,9 @@ def read_pooling(folder: Path, notes: list[str]) -> str:
 def save_pretrained(folder, encoder: Encoder, tokenizer: Tokenizer) -> None:
     """Write a folder that transformers and sentence-transformers open as it is.
 
-    All files are written to export.tmp inside it, flushed to disk and then renamed, config.json
-    last: a folder without it is not a model to any program, so an export cut short is never taken
-    for a whole one. Model files of another export in this folder are removed, other files stay.
-    Equal weights give equal files.
-    Errors   UserError: the folder cannot be written
+    All files are written to export.tmp inside it, then renamed, config.json last: a folder without
+    it is not a model to any program, so an export cut short is never taken for a whole one. Model
+    files of another export are removed, other files stay. Equal weights give equal files.
     """
     folder = Path(folder)
     beside = folder / "export.tmp"
@@ -194,9 +179,8 @@ def save_pretrained(folder, encoder: Encoder, tokenizer: Tokenizer) -> None:
         written = [path for path in beside.rglob("*") if path.is_file()]
         for path in written:
             flush(path)
-        # What another export left, also one by transformers, would be read first or mixed in;
-        # its config.json goes first, so that what is left of it is never opened.
-        for pattern in (*CONFIGS, *TOKENIZER_FILES, *SENTENCES, *SAFETENSORS, *PICKLES):
+        # What another export left would be read first or mixed in; its config.json goes first.
+        for pattern in (*SETTINGS, *SAFETENSORS, *PICKLES):
             for path in folder.glob(pattern):
                 path.unlink()
         (folder / "1_Pooling").mkdir(exist_ok=True)

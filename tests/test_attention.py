@@ -1,12 +1,11 @@
-"""Attention: its three forms against each other, by hand, under masks, in bfloat16."""
+"""Attention: its forms against each other, by hand, under masks, in bfloat16."""
 
 import pytest
 import torch
-from conftest import largest_tensor, states, tiny_encoder, tokens
+from conftest import states, tiny_encoder, tokens
 
 from minitransformer import attention as forms
-from minitransformer import blocked_attention as blocks
-from minitransformer.attention import blocked_attention, explicit_attention, fused_attention
+from minitransformer.attention import attention, blocked_attention, explicit_attention
 
 
 def heads(B=2, A=4, N=9, d=8, dtype=torch.float64):
@@ -34,51 +33,33 @@ def test_by_hand():
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("block", [1, 3 * 81, 2**21], ids="{} numbers a block".format)
 def test_the_forms_are_equal_in_value_and_gradient(masked, block, monkeypatch):
-    monkeypatch.setattr(blocks, "BLOCK", block)  # 1, 3 or all 8 heads at a time
+    monkeypatch.setattr(forms, "BLOCK", block)  # 1, 3 or all 8 heads at a time
     parts = heads()
     mask = torch.rand(2, 1, 1, 9, generator=torch.Generator().manual_seed(1)) < 0.6
     mask = mask if masked else None
     expected = value_and_gradients(explicit_attention, parts, mask)
-    for form in (fused_attention, blocked_attention):
+    for form in (attention, blocked_attention):  # in float64, attention is the fused kernel
         for ours, theirs in zip(value_and_gradients(form, parts, mask), expected, strict=True):
             torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-13)
 
 
-def test_bfloat16_is_as_exact_in_blocks_as_written_out():
-    """Against float64, of the same bfloat16 numbers: value and the three gradients."""
-    rounded = heads(2, 4, 64, 32, torch.bfloat16)
-    exact = [part.detach().double().requires_grad_() for part in rounded]
-    truth = value_and_gradients(explicit_attention, exact)
-    errors = {}
-    for form in (explicit_attention, blocked_attention):
-        results = value_and_gradients(form, rounded)
-        assert results[0].dtype == torch.bfloat16
-        errors[form] = [
-            ((ours.double() - true).norm() / true.norm()).item()
-            for ours, true in zip(results, truth, strict=True)
-        ]
-    for ours, plain in zip(errors[blocked_attention], errors[explicit_attention], strict=True):
-        assert 0 < ours < min(0.01, 1.1 * plain)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_blocks_serve_bfloat16_on_a_cpu_alone_and_hold_no_map_of_all_heads(dtype, monkeypatch):
+    monkeypatch.setattr(forms, "BLOCK", 2 * 9**2)
+    sizes, original = [], forms.maps_in_blocks
+
+    def watched(*parts):
+        for part, maps in original(*parts):
+            sizes.append(tuple(maps.shape))
+            yield part, maps
+
+    monkeypatch.setattr(forms, "maps_in_blocks", watched)
+    value_and_gradients(attention, heads(dtype=dtype))
+    value_and_gradients(attention, [part.to("meta") for part in heads(dtype=dtype)])
+    assert sizes == ([] if dtype == torch.float32 else [(2, 9, 9)] * 8)  # 4 forward, 4 backward
 
 
-def test_blocked_attention_holds_no_map_of_all_heads(monkeypatch):
-    monkeypatch.setattr(blocks, "BLOCK", 2 * 64**2)
-    parts = heads(2, 4, 64, 8)
-    largest = largest_tensor(lambda: blocked_attention(*parts).sum().backward())
-    assert largest == 2 * 64**2  # two heads' maps, of eight
-
-
-def test_each_place_gets_its_form(monkeypatch):
-    used = []
-    for form in (fused_attention, blocked_attention):
-        monkeypatch.setattr(forms, form.__name__, lambda *_, form=form: used.append(form))
-    for dtype in (torch.float32, torch.bfloat16, torch.float64):
-        forms.attention(*heads(dtype=dtype))
-    forms.attention(*(part.to("meta") for part in heads(dtype=torch.bfloat16)))
-    assert used == [fused_attention, blocked_attention, fused_attention, fused_attention]
-
-
-@pytest.mark.parametrize("form", [explicit_attention, fused_attention, blocked_attention])
+@pytest.mark.parametrize("form", [explicit_attention, attention, blocked_attention])
 def test_a_sequence_of_nothing_but_padding_is_finite_and_changes_no_other(form):
     encoder = tiny_encoder()
     encoder.attention = form

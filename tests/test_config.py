@@ -65,7 +65,7 @@ def test_a_missing_model_type_is_inferred(names, architecture, expected):
 
 
 REFUSED = [  # change of a good config: what the one line must say
-    ({"model_type": "gpt2"}, "'gpt2' is not supported; these are: bert, roberta, xlm-roberta, cam"),
+    ({"model_type": "gpt2"}, "'gpt2' is not supported; use bert, roberta, xlm-roberta, cam"),
     ({"model_type": ["bert"]}, r"model_type \['bert'\]"),
     ({"model_type": None, "pad_token_id": 1}, 'add "model_type": one of bert, roberta, xlm-rob'),
     ({"hidden_act": "gelu_new"}, "hidden_act 'gelu_new' is not supported; only 'gelu'"),
