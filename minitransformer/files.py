@@ -114,8 +114,8 @@ def obstacle(folder: Path) -> Path | None:
 def cache_folder() -> Path:
     """Return (and make) $XDG_CACHE_HOME/minitransformer: downloads, token files, cached results."""
     try:
-        cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-        folder = Path(cache).expanduser() / "minitransformer"
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+        folder = cache / "minitransformer"
         folder.mkdir(parents=True, exist_ok=True)
     except (OSError, RuntimeError) as error:  # RuntimeError: no home folder
         reason = first_line(error)

@@ -1,0 +1,57 @@
+"""Files that are whole or absent, what killed programs leave, the cache folder, escapes."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+from checkpoints import refusal
+
+from minitransformer import UserError
+from minitransformer.files import atomic, cache_folder, printable
+
+DIES = """
+import os, sys, pathlib
+from minitransformer.files import atomic
+with atomic(pathlib.Path(sys.argv[1])) as path:
+    path.write_text("half")
+    os._exit(9)
+"""
+
+
+def test_what_a_killed_program_left_is_swept_by_the_next_and_nothing_else(tmp_path):
+    target = tmp_path / "a[1].json"
+    subprocess.run([sys.executable, "-c", DIES, target], check=False)
+    [left] = tmp_path.iterdir()
+    of_another = left.with_name(left.name.replace("a[1]", "b"))
+    running = left.with_name(f"{left.name.split('.tmp')[0].rpartition('.')[0]}.{os.getppid()}.tmp")
+    for path in (of_another, running):
+        path.write_text("half")
+    with atomic(target) as temporary:
+        temporary.write_text("whole")
+    assert target.read_text() == "whole"
+    assert {*tmp_path.iterdir()} == {target, of_another, running}
+
+
+def test_a_block_that_fails_leaves_the_old_file(tmp_path):
+    target = tmp_path / "a"
+    target.write_text("old")
+    with pytest.raises(ZeroDivisionError), atomic(target) as temporary:
+        temporary.write_text("new")
+        raise ZeroDivisionError
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["old"]
+
+
+@pytest.mark.parametrize("cache", [None, "~nobody-of-this-name", "/dev/null/x"])
+def test_without_a_folder_for_the_cache_one_line_says_what_to_set(cache, monkeypatch):
+    def homeless(_):
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr("pathlib.Path.expanduser", homeless)
+    monkeypatch.setenv("XDG_CACHE_HOME", cache or "")
+    refusal(cache_folder, says="cannot make the cache folder: .*; set XDG_CACHE_HOME")
+
+
+def test_control_characters_are_escaped_in_errors():
+    assert printable("é 中 \x1b[2J\r\n\t\x9b\udc80") == r"é 中 \x1b[2J\r\n\t\x9b\udc80"
+    assert str(UserError("a\x07\nb")) == r"a\x07\nb"
