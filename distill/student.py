@@ -3,8 +3,8 @@
     random       every weight is drawn anew, N(0, initializer_range)
     embeddings   the teacher's embeddings (their principal directions where the student is
                  narrower) and random layers
-    uniform      the teacher's embeddings and evenly spaced layers      12 -> 6, mha:  2 .. 10 11
-                                                                        12 -> 6, hs:   2 .. 10 12
+    uniform      the teacher's embeddings and evenly spaced layers,     12 -> 6, mha:  1 3 5 7 9 11
+                 the first one among them                               12 -> 6, hs:   1 3 5 8 10 12
     first        the teacher's embeddings and its first layers          12 -> 6:       1 .. 6
     last         the teacher's embeddings and the last layers that      12 -> 6, mha:  6 .. 11
                  the method reads                                       12 -> 6, hs:   7 .. 12
@@ -16,14 +16,12 @@ MHA and DirectMiniLM read only Q, K and V of layer m: the rest of the student's 
 learns, so it must come from layer m as well. Copying takes equal width, heads and FFN width.
 """
 
-import math
 import re
 from dataclasses import dataclass, field, replace
 
 import torch
 
 from distill import build_method, method_class
-from distill.hs import evenly_spaced
 from distill.method import Method
 from minitransformer.config import EncoderConfig, divisors
 from minitransformer.files import UserError
@@ -174,11 +172,8 @@ def copied_layers(init: str, student: EncoderConfig, teacher: EncoderConfig, top
     if init in NAMED and L_s > L_t:
         raise UserError(f"--init {init}: {L_s} student layers, but the teacher has only {L_t}")
     top = max(top or L_t, L_s)  # a student deeper than the method reads needs layers above that
-    if init == "uniform" and top == L_t:
-        return evenly_spaced(L_s, L_t)  # as the layer map: what a layer learns, it starts from
     if init == "uniform":
-        # rounded up: 2, 4, 5 of 5 gives a lower loss than 2, 3, 5 (docs/defaults.md)
-        return [math.ceil(i * top / L_s) for i in range(1, L_s + 1)]
+        return spread(L_s, top)
     if init == "first":
         return list(range(1, L_s + 1))
     if init == "last":
@@ -187,6 +182,18 @@ def copied_layers(init: str, student: EncoderConfig, teacher: EncoderConfig, top
     if len(layers) != L_s or not all(1 <= layer <= L_t for layer in layers):
         raise UserError(f"--init {init}: list {L_s} layers, one a student layer, from 1 to {L_t}")
     return layers
+
+
+def spread(layers: int, top: int) -> list[int]:
+    """Return so many layers, evenly spaced from 1 to `top`, rounded half up.
+
+    6 up to 12: 1, 3, 5, 8, 10, 12, as in DistilBERT. The first layer stays, since no other one
+    was trained to read the embeddings.
+    """
+    if layers == 1:
+        return [top]
+    gaps = layers - 1  # in whole numbers: floor(x + 1/2) of x = i (top - 1) / gaps
+    return [1 + (2 * i * (top - 1) + gaps) // (2 * gaps) for i in range(layers)]
 
 
 def _block(config: EncoderConfig) -> tuple[int, int, int]:

@@ -36,9 +36,9 @@ def layers_found(student, teacher):
 @pytest.mark.parametrize(
     ("init", "method", "expected"),
     [
-        ("uniform", "hs", [2, 4, 6]),
-        ("uniform", "hs", [2, 3, 5, 6]),  # 1.5 3 4.5 6, rounded half up
-        ("uniform", "mha", [2, 4, 5]),  # 1.67 3.33 5, rounded up
+        ("uniform", "hs", [1, 4, 6]),  # 1 3.5 6, halves up
+        ("uniform", "hs", [1, 3, 4, 6]),  # 1 2.67 4.33 6
+        ("uniform", "mha", [1, 3, 5]),
         ("uniform", "mha", [1, 2, 3, 4, 5, 6]),  # deeper than the method reads
         ("first", "mha", [1, 2, 3]),
         ("last", "direct-minilm", [3, 4, 5]),
