@@ -21,23 +21,31 @@ def texts_of(lengths, first=10):
     return [" ".join(map(str, range(s, s + n))) for s, n in zip(starts, lengths, strict=False)]
 
 
-def write_rows(file, texts):
-    file.write_text("\n".join(json.dumps({"text": text}) for text in texts))
-    return f"{file.stem}={file}"
+def write(name, texts):
+    with open(f"{name}.jsonl", "w") as file:
+        file.writelines(json.dumps({"text": text}) + "\n" for text in texts)
+    return f"{name}={name}.jsonl"
 
 
-def text(*specs, seed=3, **settings):
-    return Text(list(specs), CountingTokenizer(), 10, seed=seed, **settings)
+def corpora(*specs, seed=3, **settings):
+    return Text(list(specs), CountingTokenizer(), 10, seed=seed, **settings).corpora
 
 
 def words(rows):
     return set(np.unique(rows).tolist()) - {CountingTokenizer.sep_id}
 
 
-def one_pass(rows, number=0):
-    """The rows of a pass of a Corpus."""
-    draws = range(number * rows.rows, (number + 1) * rows.rows)
-    return [tuple(rows.row(draw)) for draw in draws]
+def drawn(rows, count, start=0):
+    return [tuple(rows.row(draw)) for draw in range(start, start + count)]
+
+
+@pytest.fixture
+def written(monkeypatch):
+    """Return a list that grows by the name of each corpus that is tokenised."""
+    names, whole = [], corpus.write_tokens
+    record = lambda source, *rest: names.append(source.name) or whole(source, *rest)  # noqa: E731
+    monkeypatch.setattr(corpus, "write_tokens", record)
+    return names
 
 
 @pytest.mark.parametrize(
@@ -45,67 +53,64 @@ def one_pass(rows, number=0):
 )
 def test_every_row_that_is_not_held_out_is_read_once_in_a_pass(folder, lengths):
     texts = texts_of(lengths)
-    (rows,) = text(write_rows(folder / "t.jsonl", texts)).corpora
-    held = words(rows.held)
-    passes = [one_pass(rows, number) for number in range(3)]
+    (rows,) = corpora(write("t", texts))
+    passes = [drawn(rows, rows.rows, number * rows.rows) for number in range(3)]
     assert all(sorted(read) == sorted(passes[0]) for read in passes)
     assert passes[0] != passes[1] != passes[2]
-    train = words(passes[0])
-    assert train
+    held, train = words(rows.held), words(passes[0])
     assert held
+    assert train
     assert not held & train
     assert len(held | train) > sum(lengths) - 2 * 8
-    if len(texts) == 2500:  # a fiftieth
+    if len(texts) == 2500:  # a fiftieth, in whole documents
         assert len(held) == pytest.approx(2500 * 20 / 50, rel=0.3)
-        whole = [len({int(word) in held for word in text.split()}) == 1 for text in texts]
-        assert whole.count(False) <= 1  # where the last row ends
+        parts = [len({int(word) in held for word in text.split()}) for text in texts]
+        assert parts.count(2) <= 1  # where the last row ends
 
 
 def test_equal_documents_are_on_one_side_in_every_corpus(folder):
     """Also a file and a sample of it in another form, order and spacing."""
     texts = texts_of([20] * 2000) * 2
     random.Random(0).shuffle(texts)
-    sample = [line.replace(" ", "  ") for line in texts[::3]]
-    specs = [write_rows(folder / "all.jsonl", texts), f"sample={folder}/s.txt"]
-    (folder / "s.txt").write_text("\n\n".join(sample))
-    both = text(*specs).corpora
-    held, train = (
-        set.union(*map(words, parts))
-        for parts in zip(*((c.held, c.train) for c in both), strict=True)
-    )
+    specs = [write("all", texts), f"sample={folder}/s.txt"]
+    (folder / "s.txt").write_text("\n\n".join(text.replace(" ", " \n") for text in texts[::3]))
+    both = corpora(*specs)
+    held = set.union(*(words(rows.held) for rows in both))
     assert len(held) > 500
-    assert not held & train
-    assert words(text(specs[0], seed=4).corpora[0].held) == words(both[0].held)
+    assert not held & set.union(*(words(rows.train) for rows in both))
+    assert words(corpora(specs[0], seed=4)[0].held) == words(both[0].held)
 
 
-def test_of_little_text_more_is_held_out_and_of_too_little_none(folder):
+def test_of_little_text_more_is_held_out(folder):
     for count in (3, 10, 30):
-        rows = text(write_rows(folder / f"t{count}.jsonl", texts_of([100] * count))).corpora[0]
-        assert len(rows.held) >= 10
-        assert rows.rows >= 10
-    for texts, message in (
+        (rows,) = corpora(write(f"t{count}", texts_of([100] * count)))
+        assert min(len(rows.held), rows.rows) >= 10
+
+
+@pytest.mark.parametrize(
+    ("texts", "message"),
+    [
         ([], "the text is empty; give other text, or the column that holds it as t=PATH:COLUMN"),
         (["- -"] * 12, "the text is empty; skipped: 12 without tokens; give other text"),
-        ([*range(11, 14)], "3 documents are too few to train on sequences of 10 and hold one out"),
+        (["11", "12", "13"], "3 documents are too few to train on sequences of 10 and hold one"),
         (["11 12 13 14 15 16 17"] * 200, "1,600 tokens in 200 documents are too few"),
-        (["4 " * 90] * 20 + ["44 55 66"] * 20, "93.8% of the letters are unknown .*60,000"),
-    ):
-        (folder / "t.txt").write_text("\n".join(map(str, texts)))
-        with pytest.raises(UserError, match=message):
-            text(f"t={folder}/t.txt")
+        (["4 " * 90] * 20 + ["44 55 66"] * 20, "t: 93.8% of the letters are unknown"),
+    ],
+)
+def test_text_that_nothing_can_be_learned_from(folder, texts, message):
+    with pytest.raises(UserError, match=f"^--data t: .*{message}|^--data {message}"):
+        corpora(write("t", texts))
 
 
 def test_what_was_read_is_printed_also_from_the_cache(folder, capsys):
     rows = [*texts_of([50] * 100, first=1000), "4 " * 4000, None, "", "- -", None]
-    spec = write_rows(folder / "t.jsonl", rows)
     for _ in range(2):
-        (logged,) = text(spec).describe()
+        (read,) = corpora(write("t", rows))
         *_, line, warning = capsys.readouterr().out.splitlines()
         assert line.startswith("corpus t: 101 documents, 9,101 tokens, ")
-        assert " held out, 16.7% of the letters unknown to the tokenizer; skipped: 1 emp" in line
-        assert line.endswith(", 2 null, 1 without tokens")
+        assert line.endswith(" held out; skipped: 1 empty, 2 null, 1 without tokens")
         assert warning.startswith("warning: corpus t: 16.7% of the letters are unknown to the")
-    assert logged["skipped"] == {"empty": 1, "null": 2, "without tokens": 1}
+    assert read.describe()["skipped"] == {"empty": 1, "null": 2, "without tokens": 1}
 
 
 @pytest.mark.parametrize("model_type", MODEL_TYPES)
@@ -126,74 +131,57 @@ def test_the_unknown_share_is_that_of_letters(model_type):
 
 @pytest.mark.parametrize(("vocab_size", "dtype"), [(65536, np.uint16), (65537, np.uint32)])
 def test_every_id_of_the_vocabulary_is_stored_right(folder, vocab_size, dtype):
-    spec = write_rows(folder / "t.jsonl", texts_of([20] * 50, first=vocab_size - 1000))
+    spec = write("t", texts_of([20] * 50, first=vocab_size - 1000))
     (rows,) = Text([spec], CountingTokenizer(vocab_size), 10).corpora
     assert rows.train.dtype == rows.held.dtype == dtype
     assert max(words(rows.train) | words(rows.held)) >= vocab_size - 5
 
 
-# ---- what is kept on disk ----
-
-
-@pytest.fixture
-def written(monkeypatch):
-    """Return a list that grows by the name of each corpus that is tokenised."""
-    names, whole = [], corpus.write_tokens
-    record = lambda source, *rest: names.append(source.name) or whole(source, *rest)  # noqa: E731
-    monkeypatch.setattr(corpus, "write_tokens", record)
-    return names
-
-
 def test_tokens_are_made_once_and_anew_when_text_or_tokenizer_change(folder, written):
-    spec = write_rows(folder / "c.jsonl", texts_of([20] * 200))
-    first, again = text(spec), text(spec)
-    assert first.describe() == again.describe()
+    spec, other = write("c", texts_of([20] * 200)), CountingTokenizer()
+    assert corpora(spec)[0].describe() == corpora(spec)[0].describe()
     assert written == ["c"]
-    other = CountingTokenizer()
     other.hash = "other"
     Text([spec], other, 10)
-    write_rows(folder / "c.jsonl", texts_of([20] * 201))
-    assert text(spec).describe()[0]["documents"] == 201
+    assert corpora(write("c", texts_of([20] * 201)))[0].facts["documents"] == 201
     assert len(written) == 3
 
 
 @pytest.mark.parametrize("end", ["train", "held", "json"])
 def test_damaged_tokens_are_made_anew(folder, written, end):
-    spec = write_rows(folder / "c.jsonl", texts_of([20] * 200))
-    expected = text(spec).describe()
+    spec = write("c", texts_of([20] * 200))
+    expected = corpora(spec)[0].describe()
     (file,) = (folder / "cache").rglob(f"*.{end}")
     before = file.read_bytes()
     places = random.Random(0).sample(range(len(before)), 20)
     flipped = [before[:p] + bytes([before[p] ^ 1]) + before[p + 1 :] for p in places]
     for content in (*flipped, before[:-1], before + b"12", b"", None):
         file.unlink() if content is None else file.write_bytes(content)
-        assert text(spec).describe() == expected
+        assert corpora(spec)[0].describe() == expected
         assert file.read_bytes() == before
     assert len(written) == 1 + 24
 
 
 def test_a_killed_process_leaves_nothing_that_is_believed_or_stays(folder, monkeypatch):
-    spec = write_rows(folder / "c.jsonl", texts_of([20] * 200))
+    spec = write("c", texts_of([20] * 200))
     with monkeypatch.context() as patch:
         patch.setattr(corpus, "is_held_out", lambda *a: 1 / 0)
         patch.setattr("os.getpid", lambda: 0)
         patch.setattr("pathlib.Path.unlink", lambda self, missing_ok: None)  # killed: not tidied up
         with pytest.raises(ZeroDivisionError):
-            text(spec)
+            corpora(spec)
     assert len(list((folder / "cache").rglob("*.0.tmp"))) == 2
-    assert text(spec).describe()[0]["documents"] == 200
+    assert corpora(spec)[0].facts["documents"] == 200
     assert not list((folder / "cache").rglob("*.tmp"))
 
 
-def test_of_several_processes_one_tokenises_and_the_others_say_that_they_wait(
-    folder, written, monkeypatch, capsys
-):
+def test_one_process_tokenises_and_others_say_that_they_wait(folder, written, monkeypatch, capsys):
     """Threads with a lock each behave as processes do."""
-    spec, whole = write_rows(folder / "c.jsonl", texts_of([20] * 200)), corpus.encode
+    spec, whole = write("c", texts_of([20] * 200)), corpus.encode
     monkeypatch.setattr(corpus, "WAIT", 0.1)
     monkeypatch.setattr(corpus, "encode", lambda *a: time.sleep(0.5) or whole(*a))
     with ThreadPoolExecutor(3) as threads:
-        list(threads.map(lambda _: text(spec), range(3)))
+        list(threads.map(corpora, [spec] * 3))
     assert written == ["c"]
     assert capsys.readouterr().out.count("waiting for another process, which tokenises c") == 2
 
@@ -203,25 +191,22 @@ def test_a_hub_dataset_is_read_as_far_as_the_run_needs_it(folder, written, monke
     for name, size in (("BLOCK", 16), ("HELD_OUT", 4), ("AT_ONCE", 4)):
         monkeypatch.setattr(corpus, name, size)
     (folder / "data").mkdir()
-    write_rows(folder / "data" / "a.jsonl", texts_of([20] * 2000))
+    write("data/a", texts_of([20] * 2000))
 
     def dataset(sequences=0, seed=3):
-        return text(f"s=hub:{folder}/data", sequences=sequences, seed=seed).corpora[0]
+        return corpora(f"s=hub:{folder}/data", sequences=sequences, seed=seed)[0]
 
-    short = dataset()
-    rows = [tuple(short.row(draw)) for draw in range(short.rows)]
+    short, longer = dataset(), dataset(1000)
     assert short.facts["documents"] < 500
-    longer = dataset(1000)
     assert 1000 <= longer.rows < 2000
     assert dataset(900).facts == longer.facts
     assert written == ["s", "s"]
     whole = dataset(10_000)  # more than there is: several passes
-    assert sorted(one_pass(whole)) == sorted(one_pass(whole, 1))
+    assert sorted(drawn(whole, whole.rows)) == sorted(drawn(whole, whole.rows, whole.rows))
     assert len(words(whole.train)) > 0.95 * 40_000
-    for other in (longer, whole):
-        assert [tuple(other.row(draw)) for draw in range(short.rows)] == rows
-        assert np.array_equal(other.held, short.held)
-        assert other.hash == short.hash
     other = dataset(seed=4)
-    assert [tuple(other.row(draw)) for draw in range(short.rows)] != rows
-    assert np.array_equal(other.held, short.held)
+    assert drawn(other, short.rows) != drawn(short, short.rows)
+    for more in (longer, whole, other):
+        assert more is other or drawn(more, short.rows) == drawn(short, short.rows)
+        assert np.array_equal(more.held, short.held)
+        assert more.hash == short.hash

@@ -1,4 +1,4 @@
-"""`docs`: the prose of docstrings, read once."""
+"""`docs`: the prose of docstrings."""
 
 from distill.data import docs
 
@@ -21,19 +21,18 @@ class A:
 
 
 def test_docs_are_the_prose_of_docstrings(tmp_path, monkeypatch):
-    sources = {
-        "one": MODULE,
-        "two": '"""The same paragraph stands here and in another module with many words."""',
-        "three": '"""print this is Python two with a docstring\n',
-    }
-    modules = []
-    for name, source in sources.items():
+    same = '"""The same paragraph stands here and in another module with many words."""'
+    for name, source in (("a", MODULE), ("b", same), ("c", '"""print this is Python two\n')):
         (tmp_path / f"{name}.py").write_text(source)
-        modules.append((name, docs._docstrings(tmp_path / f"{name}.py")))
-    monkeypatch.setattr(docs, "_all_docstrings", lambda: modules)
-    text = (
+    (tmp_path / "tests").mkdir()
+    (tmp_path / "tests" / "d.py").write_text('"""The words of tests are not read, however many."""')
+    monkeypatch.setattr(docs, "topics", {"x": "A topic of the reference has eight words or more."})
+    monkeypatch.setattr(docs, "PACKAGES", [])
+    monkeypatch.setattr("sysconfig.get_path", lambda name: tmp_path)
+    topic, text = docs.docs_texts()
+    assert topic == "A topic of the reference has eight words or more."
+    assert text == (
         "This is a paragraph of the module with more than eight words in it.\n"
         "The same paragraph stands here and in another module with many words.\n"
         "A class has words, too, and they are read like those of modules."
     )
-    assert docs.docs_documents() == [("one", text)]

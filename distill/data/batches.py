@@ -54,7 +54,7 @@ class Text:
             if any(len(corpus.held) for corpus in self.corpora):
                 break
         for corpus in self.corpora:
-            corpus.report(tokenizer)
+            corpus.report()
             if corpus.rows == 0 or not any(len(corpus.held) for corpus in self.corpora):
                 tokens, documents = sum(corpus.facts["tokens"]), corpus.facts["documents"]
                 raise UserError(

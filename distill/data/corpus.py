@@ -74,33 +74,27 @@ class Corpus:
         logged = {name: self.facts[name] for name in ("documents", "unknown_share", "skipped")}
         return {"name": self.name, "tokens": self.tokens, "hash": self.hash, **logged}
 
-    def report(self, tokenizer: Tokenizer) -> None:
+    def report(self) -> None:
         """Print what was read; warn of or refuse text that the tokenizer does not know."""
         share, (train, held) = self.facts["unknown_share"], self.facts["tokens"]
         print(
             f"corpus {self.name}: {self.facts['documents']:,} documents, {train + held:,} tokens,"
-            f" {held:,} of them held out, {share:.1%} of the letters unknown to the tokenizer"
-            f"{reasons(self.facts['skipped'])}",
+            f" {held:,} of them held out{reasons(self.facts['skipped'])}",
             flush=True,
         )
         problem = (
-            f"{share:.1%} of the letters are unknown to the teacher's tokenizer (a vocabulary of"
-            f" {tokenizer.vocab_size:,}); give a teacher that knows this script, or other text"
+            f"{self.name}: {share:.1%} of the letters are unknown to the teacher's tokenizer;"
+            " give a teacher that knows this script, or other text"
         )
         if share > 0.9:
-            raise UserError(f"--data {self.name}: {problem}")
+            raise UserError(f"--data {problem}")
         if share > 0.1:
-            print(f"warning: corpus {self.name}: {problem}", flush=True)
+            print(f"warning: corpus {problem}", flush=True)
 
 
 def reasons(skipped: dict[str, int]) -> str:
     parts = [f"{count:,} {reason}" for reason, count in sorted(skipped.items())]
     return "; skipped: " + ", ".join(parts) if parts else ""
-
-
-# --------------------------------------------------------------------------------------------------
-# Token files
-# --------------------------------------------------------------------------------------------------
 
 
 def tokenise(

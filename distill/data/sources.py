@@ -26,7 +26,7 @@ from typing import BinaryIO
 import fsspec
 import xxhash
 
-from distill.data.docs import docs_documents, docs_identity
+from distill.data.docs import docs_identity, docs_texts
 from minitransformer.files import UserError, first_line
 
 LONGEST_DOCUMENT = 10_000  # characters; a longer text is cut into several documents
@@ -106,7 +106,7 @@ def readable(name: str, files: list[str]) -> tuple[str, ...]:
         if file_format(file) is None:
             known = f"{', '.join(READERS)}, nor compressed as {', '.join(COMPRESSIONS)}"
             raise UserError(f"--data {name}: {file} is none of {known}")
-        if "://" not in file and not os.path.isfile(file):
+        if "://" not in file and not os.path.isfile(file):  # a pipe would wait for ever
             raise UserError(f"--data {name}: {file} is not a file, or a link to one that is gone")
     return tuple(files)
 
@@ -140,7 +140,7 @@ def documents(source: Source, skipped: Counter) -> Iterator[str]:
     Rows without text are counted in `skipped` by reason.
     """
     if not source.files:
-        for _, text in docs_documents():
+        for text in docs_texts():
             yield from cut(text)
     for file in source.files:
         try:
@@ -163,29 +163,23 @@ def cut(text: str) -> list[str]:
     return [text[start : start + LONGEST_DOCUMENT] for start in starts]
 
 
-# --------------------------------------------------------------------------------------------------
-# Files. A reader takes an open file and the column that is wanted, and yields (place, value).
-# --------------------------------------------------------------------------------------------------
+# A reader takes an open file and the column that is wanted, and yields (place, value).
 
 
 def read_file(file: str, column: str) -> Iterator[tuple[str, object]]:
+    import pyarrow  # here, because it takes half a second that `docs` need not pay
+
     reader, compression = file_format(file)
     with fsspec.open(file, "rb") as stream:
         if stream.read(24) == b"version https://git-lfs.":
             raise UserError("a Git LFS pointer: run git lfs pull")
         stream.seek(0)
-        yield from reader(decompressed(stream, compression), column)
-
-
-def decompressed(stream: BinaryIO, compression: str | None) -> BinaryIO:
-    import pyarrow  # here, because it takes half a second that `docs` need not pay
-
-    if compression == "xz":
-        return lzma.open(stream)
-    if compression:
-        stream = pyarrow.PythonFile(stream, mode="r")
-        return io.BufferedReader(pyarrow.CompressedInputStream(stream, compression))
-    return stream
+        if compression == "xz":
+            stream = lzma.LZMAFile(stream)  # noqa: SIM115 - closed with the file below it
+        elif compression:
+            packed = pyarrow.PythonFile(stream, mode="r")
+            stream = io.BufferedReader(pyarrow.CompressedInputStream(packed, compression))
+        yield from reader(stream, column)
 
 
 def read_txt(file: BinaryIO, column: str) -> Iterator[tuple[str, str]]:
@@ -213,21 +207,19 @@ def read_json(file: BinaryIO, column: str) -> Iterator[tuple[str, object]]:
             line += more[1]
         if len(line) >= LONGEST_LINE:
             raise UserError(f"{place}: more than {LONGEST_LINE:,} characters; split it")
-        if not line.strip():
-            continue
         try:
-            value = json.loads(line)
+            value = json.loads(line) if line.strip() else []
         except (ValueError, RecursionError):  # not JSON, or a number of thousands of digits
             raise UserError(f"{place}: not JSON; expected one object a line") from None
         for row in value if isinstance(value, list) else [value]:
             if not isinstance(row, dict):
                 raise UserError(f"{place}: {type(row).__name__}, not an object with {column!r}")
-            names.update(row)
+            names |= dict.fromkeys(row)
             count += 1
-            if count == 100:  # a wrong column is refused before the whole text is read
+            if count == 100:  # a wrong column is refused before all is read
                 require(column, list(names))
             yield place, row.get(column)
-    if count:
+    if names:
         require(column, list(names))
 
 
