@@ -121,15 +121,13 @@ def tokenise(
 
 @contextmanager
 def locked(stem: Path, name: str) -> Iterator[None]:
-    """Hold the lock on STEM.*, and remove what a killed process left unfinished there."""
+    """Hold the lock on STEM.*; where another process holds it, say so and wait."""
     try:
         lock = FileLock(f"{stem}.lock").acquire(timeout=WAIT)
     except Timeout:
         print(f"waiting for another process, which tokenises {name} …", flush=True)
         lock = FileLock(f"{stem}.lock").acquire()
     with lock:
-        for unfinished in stem.parent.glob(f"{stem.name}.*.tmp"):
-            unfinished.unlink()
         yield
 
 
