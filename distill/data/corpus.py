@@ -10,13 +10,12 @@ corpus alike, so that no held-out text is trained on.
 import json
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import xxhash
-from filelock import FileLock, Timeout
+from filelock import AcquireReturnProxy, FileLock, Timeout
 from tqdm import tqdm
 
 from distill.data.sources import Source, documents, identity
@@ -119,16 +118,14 @@ def tokenise(
     return found
 
 
-@contextmanager
-def locked(stem: Path, name: str) -> Iterator[None]:
-    """Hold the lock on STEM.*; where another process holds it, say so and wait."""
+def locked(stem: Path, name: str) -> AcquireReturnProxy:
+    """Take the lock on STEM.*; where another process holds it, say so and wait."""
+    lock = FileLock(f"{stem}.lock")
     try:
-        lock = FileLock(f"{stem}.lock").acquire(timeout=WAIT)
+        return lock.acquire(timeout=WAIT)
     except Timeout:
         print(f"waiting for another process, which tokenises {name} …", flush=True)
-        lock = FileLock(f"{stem}.lock").acquire()
-    with lock:
-        yield
+        return lock.acquire()
 
 
 def holds(facts: dict, wanted: list[float]) -> bool:
