@@ -33,12 +33,7 @@ REMEDY = "a tokenizer.json that gives the model's ids would be read"
 
 
 def load_tokenizer(folder: Path, config: EncoderConfig) -> Tokenizer:
-    """Return the tokenizer of a folder, checked against the encoder that it is to feed.
-
-    Errors   UserError: no tokenizer; unreadable files, or such as are read in another way; special
-             tokens that are missing or not BERT's or RoBERTa's two; a vocabulary that does not fit
-             the encoder's
-    """
+    """Return the tokenizer of a folder; UserError: it is not read here, or fits another encoder."""
     with reading("the tokenizer"):
         tokenizer = read_tokenizer(folder, config)
         check_fit(tokenizer, folder, config)
@@ -77,8 +72,14 @@ def read_tokenizer(folder: Path, config: EncoderConfig) -> Tokenizer:
         pipeline = bert_pipeline(folder / "vocab.txt", settings, names, notes)
     elif (folder / "vocab.json").exists() and (folder / "merges.txt").exists():
         pipeline = roberta_pipeline(folder / "vocab.json", settings, names)
+    elif pieces := sorted([*folder.glob("*.model"), *folder.glob("*.spm")]):
+        raise UserError(
+            f"{pieces[0].name} alone cannot be read; {REMEDY}, and with sentencepiece and protobuf"
+            " installed, transformers writes it: XLMRobertaTokenizerFast (or the model's own"
+            " class).from_pretrained(FOLDER).save_pretrained(FOLDER)"
+        )
     else:
-        raise UserError(nothing_readable(folder))
+        raise UserError("no tokenizer.json, nor vocab.txt, nor vocab.json with merges.txt")
     pipeline.no_truncation()
     pipeline.no_padding()
     if getattr(pipeline.model, "dropout", None):
@@ -92,8 +93,7 @@ def read_tokenizer(folder: Path, config: EncoderConfig) -> Tokenizer:
     if whole.ids != [first, *row.ids, last]:
         raise UserError(
             f"the tokenizer makes {whole.ids} of the text {row.ids}, not one special token of its"
-            " vocabulary before it and one after: its tokenizer.json has another post_processor"
-            " than BERT's or RoBERTa's"
+            " vocabulary before it and one after, as BERT's and RoBERTa's post_processor do"
         )
     check_names(pipeline.get_vocab(), names, "the tokenizer")
     reads_types = "token_type_ids" in settings.get("model_input_names", ["token_type_ids"])
@@ -131,10 +131,8 @@ def add_tokens(pipeline: Pipeline, names: dict, settings: dict, others: dict) ->
             known.add(token.content)
         found = pipeline.token_to_id(token.content)
         if found != number:
-            raise UserError(
-                f"the added token {token.content!r:.40} has id {number} in one file, {found} in"
-                " another"
-            )
+            says = f"the added token {token.content!r:.40} has id {number} in one file"
+            raise UserError(f"{says}, {found} in another")
     extra = next((settings[key] for key in EXTRA if settings.get(key)), [])
     extra = map(text_of, extra.values() if isinstance(extra, dict) else extra)
     pipeline.add_special_tokens([text for text in extra if text not in known])
@@ -143,12 +141,10 @@ def add_tokens(pipeline: Pipeline, names: dict, settings: dict, others: dict) ->
 def check_fit(tokenizer: Tokenizer, folder: Path, config: EncoderConfig) -> None:
     """Refuse a vocabulary that cannot be the one that the encoder was trained with."""
     rows, vocab = config.vocab_size, tokenizer.pipeline.get_vocab()
-    if tokenizer.vocab_size > rows:
-        last = tokenizer.vocab_size - 1
-        raise UserError(
-            f"the token {tokenizer.pipeline.id_to_token(last)!r:.40} has id {last}, but the encoder"
-            f" has {rows} rows (vocab_size)"
-        )
+    last = tokenizer.vocab_size - 1
+    if last >= rows:
+        token = tokenizer.pipeline.id_to_token(last)
+        raise UserError(f"the token {token!r:.40} has id {last}, but the encoder has {rows} rows")
     for name in ("vocab.txt", "vocab.json"):
         both = (folder / "tokenizer.json").exists() and (folder / name).exists()
         other = read_vocab(folder / name) if both else {}
@@ -160,15 +156,12 @@ def check_fit(tokenizer: Tokenizer, folder: Path, config: EncoderConfig) -> None
             )
     # Rows without a token are common: padding to a multiple of 64, words kept for later.
     if len(vocab) < 0.5 * rows and rows - len(vocab) > 256:
-        raise UserError(
-            f"the tokenizer has {len(vocab)} entries, but the encoder has {rows} rows (vocab_size):"
-            " it belongs to another model"
-        )
+        says = f"the tokenizer has {len(vocab)} entries, but the encoder has {rows} rows"
+        raise UserError(f"{says}: it belongs to another model")
     if config.model_type != "bert" and tokenizer.pad_id != config.pad_token_id:
         raise UserError(
-            f"the padding token {tokenizer.names['pad_token']!r} has id {tokenizer.pad_id}, but"
-            f" pad_token_id is {config.pad_token_id} in config.json, and positions depend on it;"
-            " correct the one that is wrong"
+            f"{tokenizer.names['pad_token']!r} has id {tokenizer.pad_id}, but pad_token_id is"
+            f" {config.pad_token_id} in config.json; positions depend on it: correct the wrong one"
         )
 
 
@@ -180,10 +173,10 @@ def read_tokenizer_json(path: Path, names: dict) -> Pipeline:
     model = read_json(path).get("model", {})
     with reading(path.name):
         pipeline = Pipeline.from_file(str(path))
-    unknown = model.get("unk_token", model.get("unk_id"))  # Unigram has only an id
-    if unknown is not None:
-        number = isinstance(unknown, int)
-        names["unk_token"] = pipeline.id_to_token(unknown) if number else unknown
+    if model.get("unk_token") is not None:
+        names["unk_token"] = model["unk_token"]
+    if model.get("unk_id") is not None:  # Unigram has only an id
+        names["unk_token"] = pipeline.id_to_token(model["unk_id"])
     usual = ROBERTA_NAMES if pipeline.token_to_id("[CLS]") is None else BERT_NAMES
     for kind, name in usual.items():
         if pipeline.token_to_id(names.get(kind, "")) is None:
@@ -265,15 +258,3 @@ def check_reader(name: str, vocab: dict[str, int], settings: dict) -> None:
     else:
         return
     raise UserError(f"{name} with {reason} cannot be read; {REMEDY}")
-
-
-def nothing_readable(folder: Path) -> str:
-    """Return what to do about a folder without a tokenizer that is read here."""
-    pieces = sorted([*folder.glob("*.model"), *folder.glob("*.spm")])
-    if not pieces:
-        return "no tokenizer.json, nor vocab.txt, nor vocab.json with merges.txt"
-    return (
-        f"{pieces[0].name} alone cannot be read; {REMEDY}, and with sentencepiece and protobuf"
-        " installed, transformers writes it: XLMRobertaTokenizerFast (or the model's own"
-        " class).from_pretrained(FOLDER).save_pretrained(FOLDER)"
-    )

@@ -65,7 +65,7 @@ def xlm_r(source, name="XLMRoberta", **settings):
 
 def stored(pipeline):
     pipeline.enable_truncation(12)
-    pipeline.enable_padding(length=12)
+    pipeline.enable_padding(direction="left", length=12)
     return pipeline
 
 
