@@ -32,8 +32,7 @@ from distill.data.corpus import unknown_share
 from distill.evaluation.as_is import (
     SENTENCES,
     compare_vectors,
-    held_out_batches,
-    on_held_out_text,
+    held_out_loss_of,
     probe_scores,
     sentence_vectors,
 )
@@ -202,10 +201,11 @@ def main(argv: list[str] | None = None) -> int:
 
     # ---- held-out text
     facts = {name: {"model": name} for name in models}
-    batches = held_out_batches(models, config.data, device)
     for name, model in models.items():
-        facts[name] |= on_held_out_text(model, batches[name], autocast(device, precision))
-        if model.loss_before is not None and not config.data:
+        loss = held_out_loss_of(model, config.data, autocast(device, precision))
+        if loss is not None:
+            facts[name] |= {"method": model.settings["method"], "loss": loss}
+        if not config.data:
             facts[name]["loss_before"] = model.loss_before
 
     # ---- tasks, cost

@@ -67,9 +67,6 @@ def test_held_out_losses_are_those_of_the_logs(here, run):
         record = json.loads((here / name / "log.jsonl").read_text().splitlines()[-1])
         assert rows[name]["loss"] == pytest.approx(record["loss_after"], rel=1e-5)
         assert rows[name]["loss_before"] == pytest.approx(record["loss_before"], rel=1e-5)
-    assert rows["mlm"]["perplexity"] == pytest.approx(math.exp(rows["mlm"]["loss"]), rel=1e-5)
-    assert "perplexity" in rows[teacher]
-    assert "perplexity" not in rows["mha"]  # has no head
 
 
 @pytest.mark.slow
@@ -129,8 +126,6 @@ def test_a_copy_of_the_teacher_keeps_everything(here, run, tmp_path):
     shutil.copytree(here / "teacher", tmp_path / "copy")
     flags = (tmp_path / "copy", "--teacher", "teacher", "--data", f"web={here}/text.txt")
     results = run(*flags, *QUICK, "--out", tmp_path / "out")
-    teacher, copy = results["models"]
-    assert copy["perplexity"] == teacher["perplexity"]
     scores = {}
     for row in results["rows"]:
         scores.setdefault(row["model"], {})[row["task"], row["metric"]] = row["values"]

@@ -66,7 +66,7 @@ def test_xnli_learns_english_and_is_scored_in_the_languages_that_are_there(tmp_p
     task = xnli_task(str(write_xnli(tmp_path / "all")))
     assert task.train.texts[0] == "en train 0"
     assert list(task.scored) == list(LANGUAGES)
-    assert (task.scored["sw"].texts[0], task.classes, task.notes) == ("sw test 0", NLI, ())
+    assert (task.scored["sw"].texts[0], task.classes, task.notes) == ("sw test 0", NLI.classes, ())
     some = str(write_xnli(tmp_path / "some", ("sw", "en", "de")))
     task = xnli_task(some)
     assert list(task.scored) == ["de", "en", "sw"]

@@ -110,7 +110,7 @@ def test_table_has_a_block_for_each_purpose():
     assert found["size, float32"] == ["6.0 kB", "6.0 kB"]
     assert found["latency 1 x 128, ms (p95)"] == ["1.2 (2.5)"] * 2
     assert found["held-out loss"] == ["", "1.5000"]
-    assert "MLM perplexity" not in found  # nobody has one
+    assert "held-out loss before training" not in found  # nobody has one
     assert (quantity(999.6), quantity(1e6 - 1), quantity(12)) == ("1.0 k", "1.0 M", "12")
 
 

@@ -1,14 +1,13 @@
 """What can be said of a model as it is, without fine-tuning.
 
-On text that no run trained on
-    loss         the run's own distillation loss
-    perplexity   of the words that are masked, where there is an MLM head
+loss         a run's own distillation loss on text that it did not train on
 
-On the vectors of sentences: the last layer's output, pooled as the model's files say
-    probe        a linear classifier in closed form on frozen vectors
-    neighbours   share of sentences whose nearest other one is the one that the teacher finds
-    cosine       of a sentence's two vectors, where teacher and student are equally wide
-    retrieval    share of translations whose nearest English sentence is the original
+And on the vectors of sentences: the last layer's output, pooled as the model's files say
+
+probe        a linear classifier in closed form on frozen vectors
+neighbours   share of sentences whose nearest other one is the one that the teacher finds
+cosine       of a sentence's two vectors, where teacher and student are equally wide
+retrieval    share of translations whose nearest original is their own
 """
 
 import math
@@ -32,8 +31,6 @@ from distill.evaluation.finetune import (
 )
 from distill.evaluation.metrics import METRICS
 from distill.evaluation.tasks import Split, Task
-from distill.method import Batch, Method
-from distill.mlm import MLM
 from distill.student import method_of
 from distill.training.device import autocast
 from distill.training.validation import held_out_loss
@@ -45,61 +42,31 @@ PROBE_ROWS = 10_000  # of train, at most: GLUE's largest has 393,000
 RIDGES = (0.001, 0.01, 0.1, 1.0, 10.0, 100.0, 1000.0)
 
 
-# ---- held-out text -------------------------------------------------------------------------------
-
-
-def held_out_batches(
-    models: dict[str, Model], data: list[str] | None, device: torch.device
-) -> dict[str, list[Batch]]:
-    """Return for each model the text that its run kept from training, or that of `data`. Models
-    that no run made use the first run's text.
+def held_out_loss_of(
+    model: Model, data: list[str] | None, autocast: AbstractContextManager
+) -> float | None:
+    """Return the loss of a run's student by its own method, on the text that the run kept from
+    training or on that of `data`. None for a model that no run made, or where no word counts.
     """
-    usual = {"data": ["docs"], "seq_len": 128, "alpha": 0.3}
-    usual = next((model.settings for model in models.values() if model.settings), usual)
-    texts, batches = {}, {}
-    for model in models.values():
-        settings, tokenizer = model.settings or usual, model.tokenizer
-        names, alpha = data or settings["data"], settings["alpha"]
-        length = min(settings["seq_len"], model.encoder.config.max_tokens)
-        key = (*names, length, alpha, tokenizer.hash)
-        if key not in texts:
-            text = Text(names, tokenizer, length, alpha=alpha)
-            masked = tokenizer.mask_id is not None
-            texts[key] = [batch.to(device) for batch in text.held_out(16, masked=masked)]
-        batches[model.name] = texts[key]
-    return batches
-
-
-def on_held_out_text(model: Model, batches: list[Batch], autocast: AbstractContextManager) -> dict:
-    """Return the loss of a run's student by its own method, and the perplexity."""
-    teacher = model.teacher.encoder if model.reads_like_teacher else None
-    facts, settings = {}, model.settings
-
-    def loss(method: Method) -> float:
-        method.to(batches[0].ids.device)
-        return held_out_loss(partial(method, model.encoder), teacher, batches, autocast)
-
-    if settings and (teacher or settings["method"] == "mlm"):
-        method = method_of(settings, model.encoder.config, teacher and teacher.config)
-        method.check_models(model.encoder, teacher)
-        load_maps(method, model.name)
-        facts = {"method": settings["method"], "loss": loss(method)}
-    if model.encoder.mlm_head is not None and batches[0].masked_ids is not None:
-        mean = loss(MLM(model.encoder.config))
-        facts["perplexity"] = math.exp(mean) if mean < 700 else math.nan  # beyond float64's range
-    # a text without a word that counts has no loss
-    return {name: value for name, value in facts.items() if value == value}
-
-
-def load_maps(method: Method, run: str) -> None:
-    """Load the maps that a run learned, where its method has any."""
-    file = Path(run, "projections.safetensors")
-    if file.exists():
+    settings, device = model.settings, model.encoder.embeddings.word.weight.device
+    teacher = model.teacher and model.teacher.encoder
+    if not settings or (teacher is None and settings["method"] != "mlm"):
+        return None
+    method = method_of(settings, model.encoder.config, teacher and teacher.config)
+    method.check_models(model.encoder, teacher)
+    maps = Path(model.name, "projections.safetensors")
+    if maps.exists():  # what the run learned beside the student
         try:
-            method.load_state_dict(read_weight_file(file))
+            method.load_state_dict(read_weight_file(maps))
         except RuntimeError as error:
             reason = " ".join(str(error).split())
-            raise UserError(f"{run}: its maps do not fit this teacher: {reason}") from None
+            raise UserError(f"{model.name}: its maps do not fit this teacher: {reason}") from None
+    names, length = data or settings["data"], settings["seq_len"]
+    text = Text(names, model.tokenizer, length, alpha=settings["alpha"], seed=settings["seed"])
+    batches = [batch.to(device) for batch in text.held_out(16, masked=method.masked_text)]
+    compute = partial(method.to(device), model.encoder)
+    loss = held_out_loss(compute, teacher, batches, autocast)
+    return None if math.isnan(loss) else loss
 
 
 # ---- sentence vectors ----------------------------------------------------------------------------

@@ -16,7 +16,7 @@ LENGTH = 128  # tokens, of the latencies
 
 
 def measure_costs(models: dict[str, Model]) -> dict[str, dict]:
-    """Return parameters, bytes, arithmetic and latencies of each model.
+    """Return parameters, bytes, arithmetic and latencies of each model, without MLM heads.
 
     A baseline has the shape of its student and is not measured again.
     """
@@ -25,14 +25,18 @@ def measure_costs(models: dict[str, Model]) -> dict[str, dict]:
     length = min(LENGTH, *(encoder.config.max_tokens for encoder in encoders.values()))
     costs = {}
     for name, encoder in encoders.items():
-        total, embeddings = parameter_counts(encoder)
+        embeddings, blocks = encoder.embeddings.parameters(), list(encoder.blocks.parameters())
+        tables = sum(p.numel() for p in embeddings)  # are looked up, not multiplied with
+        rest = sum(p.numel() for p in blocks)
+        layers, width = encoder.config.num_hidden_layers, encoder.config.hidden_size
+        matrices = sum(p.numel() for p in blocks if p.dim() == 2)
         costs[name] = {
-            "layers": encoder.config.num_hidden_layers,
-            "hidden": encoder.config.hidden_size,
-            "parameters": total,
-            "parameters_without_embeddings": total - embeddings,
-            "bytes": 4 * total,  # as float32
-            "flops_per_token": flops_per_token(encoder, length),
+            "layers": layers,
+            "hidden": width,
+            "parameters": tables + rest,
+            "parameters_without_embeddings": rest,
+            "bytes": 4 * (tables + rest),  # as float32
+            "flops_per_token": 2 * matrices + 4 * length * width * layers,
             "latency_ms": {},
         }
     for batch in (1, 32):
@@ -46,20 +50,6 @@ def measure_costs(models: dict[str, Model]) -> dict[str, dict]:
     return costs
 
 
-def parameter_counts(encoder: Encoder) -> tuple[int, int]:
-    """(all, embeddings): the second are tables that are looked up, not multiplied with. The MLM
-    head is not counted: it is no part of a deployed encoder.
-    """
-    embeddings = sum(p.numel() for p in encoder.embeddings.parameters())
-    return embeddings + sum(p.numel() for p in encoder.blocks.parameters()), embeddings
-
-
-def flops_per_token(encoder: Encoder, length: int) -> int:
-    """Forward pass, one of `length` tokens; see the formula above."""
-    matrices = sum(p.numel() for p in encoder.blocks.parameters() if p.dim() == 2)
-    return 2 * matrices + 4 * length * encoder.config.hidden_size * encoder.config.num_hidden_layers
-
-
 @torch.inference_mode()
 def latencies(encoders: list[Encoder], batch: int, length: int) -> list[list[float]]:
     """Seconds of forward passes (batch, length) for each encoder, without padding.
@@ -68,6 +58,7 @@ def latencies(encoders: list[Encoder], batch: int, length: int) -> list[list[flo
     are not counted; then 5 to 30 are, as many as fit into three seconds.
     """
     device = encoders[0].embeddings.word.weight.device
+    wait = (lambda: None) if device.type == "cpu" else torch.accelerator.synchronize
     generator = torch.Generator().manual_seed(0)
     inputs = []
     for encoder in encoders:
@@ -81,15 +72,10 @@ def latencies(encoders: list[Encoder], batch: int, length: int) -> list[list[flo
         if turn >= 7 and time.perf_counter() - began > 3:
             break
         for encoder, ids, row in zip(encoders, inputs, seconds, strict=True):
-            _wait(device)
+            wait()
             start = time.perf_counter()
             encoder(ids, keep="last")
-            _wait(device)
+            wait()
             if turn >= 2:
                 row.append(time.perf_counter() - start)
     return seconds
-
-
-def _wait(device: torch.device) -> None:
-    if device.type != "cpu":
-        torch.accelerator.synchronize(device)

@@ -1,39 +1,26 @@
 """GLUE and XNLI, from the hub or from a folder (`--data-dir DIR`, one folder a task, offline).
 
-    DIR/cola/train-00000-of-00001.parquet, …    the hub's files, or .jsonl, .csv, .tsv with the
-             validation.jsonl                   hub's columns
-    DIR/xnli/fr/test.parquet                    XNLI, a folder a language; train and validation are
-                                                read of English alone
+    DIR/cola/train-00000-of-00001.parquet, …    the hub's files, or others with the hub's columns
+    DIR/xnli/fr/test.jsonl                      a folder a language; English alone has a train split
 
-Labels of the test splits of GLUE are not public: its validation splits are scored. Sources: arXiv
+Labels of GLUE's test splits are not public: its validation splits are scored. Sources: arXiv
 1804.07461 and 1809.05053.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
-from distill.evaluation.tasks import (
-    DOUBTFUL,
-    Split,
-    Task,
-    labelled,
-    make_split,
-    numbered,
-    read_split,
-)
+from distill.evaluation import tasks
+from distill.evaluation.tasks import Split, Task
 from minitransformer.files import UserError, first_line
 
 GLUE_HUB, XNLI_HUB = "nyu-mll/glue", "facebook/xnli"
 LANGUAGES = tuple("ar bg de el en es fr hi ru sw th tr ur vi zh".split())
-NLI = ("entailment", "neutral", "contradiction")
-ENTAILED = ("entailment", "not_entailment")
 
 
-@dataclass(frozen=True)
-class Form:
-    """How a task is written on the hub: the columns of text, pair (where it has pairs) and label;
-    the classes in the order of their numbers; the metrics, of which the first is its GLUE score.
-    """
+class Form(NamedTuple):
+    """Columns of text, pair (if any) and label; classes by number; metrics, GLUE's own first."""
 
     columns: tuple[str, ...]
     classes: tuple[str, ...]
@@ -41,18 +28,19 @@ class Form:
 
 
 ONE, TWO = ("sentence", "label"), ("sentence1", "sentence2", "label")
-QUESTIONS, NLI_COLUMNS = ("question1", "question2", "label"), ("premise", "hypothesis", "label")
+QUESTIONS = ("question1", "question2", "label")
+NLI = Form(("premise", "hypothesis", "label"), ("entailment", "neutral", "contradiction"))
+ENTAILED = ("entailment", "not_entailment")
 GLUE = {
     "cola": Form(ONE, ("unacceptable", "acceptable"), ("matthews", "accuracy")),
     "sst2": Form(ONE, ("negative", "positive")),
     "mrpc": Form(TWO, ("not_equivalent", "equivalent"), ("f1", "accuracy")),
     "stsb": Form(TWO, (), ("spearman", "pearson")),
     "qqp": Form(QUESTIONS, ("not_duplicate", "duplicate"), ("f1", "accuracy")),
-    "mnli": Form(NLI_COLUMNS, NLI),
+    "mnli": NLI,
     "qnli": Form(("question", "sentence", "label"), ENTAILED),
     "rte": Form(TWO, ENTAILED),
 }
-XNLI = Form(NLI_COLUMNS, NLI)
 
 
 def glue_task(name: str, data_dir: str | None = None) -> Task:
@@ -78,8 +66,8 @@ def xnli_task(data_dir: str | None = None) -> Task:
     for language, split in (("en", "train"), *((language, "test") for language in languages)):
         place = (XNLI_HUB, language, split)
         name = "train" if split == "train" else language
-        splits[name] = read(folder and folder / language, place, XNLI, notes)
-    return Task("xnli", splits.pop("train"), splits, NLI, XNLI.metrics, tuple(notes))
+        splits[name] = read(folder and folder / language, place, NLI, notes)
+    return Task("xnli", splits.pop("train"), splits, NLI.classes, NLI.metrics, tuple(notes))
 
 
 def read(folder: Path | None, place: tuple[str, str, str], form: Form, notes: list[str]) -> Split:
@@ -88,14 +76,15 @@ def read(folder: Path | None, place: tuple[str, str, str], form: Form, notes: li
     """
     what = " ".join(place[1:])
     if folder:
-        split = read_split(folder, place[2], form.columns)
+        split = tasks.read_split(folder, place[2], form.columns)
     else:
-        split = make_split(read_hub(*place), form.columns)
+        split = tasks.make_split(read_hub(*place), form.columns)
     numbers = {}
     for number, name in enumerate(form.classes):
         numbers |= {str(number): number, name: number}
     split = replace(split, labels=[label.lower() for label in split.labels])
-    return numbered(labelled(split, what, notes, DOUBTFUL), numbers, what)
+    split = tasks.labelled(split, what, notes, tasks.DOUBTFUL)
+    return tasks.numbered(split, numbers, what)
 
 
 def read_hub(dataset: str, config: str, split: str) -> list[dict]:

@@ -167,7 +167,6 @@ def table(
     add("method", str, "method")
     add("held-out loss before training", "{:.4f}".format, "loss_before")
     add("held-out loss", "{:.4f}".format, "loss")
-    add("MLM perplexity", "{:.1f}".format, "perplexity")
     for block, rows in blocks.items():
         if rows:
             lines.append([f"*{block}*", *("" for _ in names)])
