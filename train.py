@@ -15,6 +15,7 @@ signals, processes, the closing report) is in distill/training/.
 import math
 import os
 import shlex
+import signal
 import sys
 import time
 from dataclasses import asdict, dataclass, replace
@@ -38,20 +39,14 @@ from distill.training.validation import held_out_loss
 from minitransformer.files import UserError
 from minitransformer.model import Encoder
 
-# --------------------------------------------------------------------------------------------------
-# Settings: each is declared once, with its bounds; the command line is made from this class
-# --------------------------------------------------------------------------------------------------
+# ---- settings: each is declared once; the command line is made from this class -----------------
 
 # peak learning rate of each method where --lr is not given
 PEAK_LR = {"mha": 1e-3, "hs": 1e-3, "od": 6e-4, "direct-minilm": 1e-3, "mlm": 6e-4}
 DATA_HELP = (
-    "docs (default), NAME=path/or/glob[:column] or NAME=hub:dataset[:config][:split][:column];"
-    " may be given several times"
+    "docs, NAME=path/or/glob[:column] or NAME=hub:dataset[:config][:split][:column]; repeats"
 )
-INIT_HELP = (
-    "random, embeddings, uniform, first, last, layers like 2,4,6, or a student's folder;"
-    " default: uniform where width, heads and FFN match the teacher's, else embeddings"
-)
+INIT_HELP = "random, embeddings, uniform (default if sizes match), first, last, 2,4,6, or a folder"
 MOST = 2**16
 
 
@@ -117,9 +112,7 @@ def parse_config(argv: list[str] | None = None) -> TrainConfig:
     return config
 
 
-# --------------------------------------------------------------------------------------------------
-# The run
-# --------------------------------------------------------------------------------------------------
+# ---- the run -------------------------------------------------------------------------------------
 
 
 class Transfer(nn.Module):
@@ -273,7 +266,7 @@ def distil(config: TrainConfig, run: Run, signals: Signals) -> int:
     if stop and not last:
         command = f"{processes.launcher(world())} train.py --out {shlex.quote(str(run.folder))}"
         print(f"stopped after step {step}; to resume: {command} --resume")
-        return signals.status
+        return 128 + (signals.received or signal.SIGTERM)  # or another rank received one
     if rank() == 0:
         report.finish(config, run, start)
     return 0

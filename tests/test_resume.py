@@ -152,14 +152,15 @@ def test_killed_while_it_finishes(place, flags, unbroken, new, monkeypatch, caps
 
 
 def test_a_finished_run_says_so_and_is_not_touched(unbroken, capsys):
-    before = {path: path.read_bytes() for path in unbroken().iterdir()}
+    before = {path: path.read_bytes() for path in unbroken().rglob("*") if path.is_file()}
     with Run(unbroken()) as other:
         other.open("unused", resume=True)
         with pytest.raises(UserError, match="another program trains in"):
             main("--out", unbroken(), "--resume")
     main("--out", unbroken(), "--resume")
     assert "is finished: 12 steps, held-out loss" in capsys.readouterr().out
-    assert {path: path.read_bytes() for path in unbroken().iterdir()} == before
+    after = {path: path.read_bytes() for path in unbroken().rglob("*") if path.is_file()}
+    assert after == before
 
 
 @pytest.mark.slow

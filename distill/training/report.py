@@ -150,9 +150,8 @@ def plot_loss(config, steps: list[dict], evals: list[dict], file: Path) -> None:
     import matplotlib.pyplot as plt  # imported late: slow, and only needed here
 
     figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
-    for records, style, label in ((steps, "-", "training"), (evals, "o-", "held-out")):
-        numbers, losses = [r["step"] for r in records], [r["loss"] for r in records]
-        axes.plot(numbers, losses, style, linewidth=1, label=label)
+    axes.plot([r["step"] for r in steps], [r["loss"] for r in steps], label="training")
+    axes.plot([r["step"] for r in evals], [r["loss"] for r in evals], "o-", label="held-out")
     title = f"{file.parent}: {config.teacher} -> student"
     axes.set(xlabel="optimizer step", ylabel=f"{config.method} loss", title=title)
     axes.legend()

@@ -285,8 +285,3 @@ class Signals:
         """Return 1 if this process is to stop, else 0, to be summed over the ranks."""
         orphaned = self._launcher not in (None, os.getppid())
         return torch.full((), float(orphaned or self.received > 0), device=device)
-
-    @property
-    def status(self) -> int:
-        """Return the exit status; where another rank received the signal, that of SIGTERM."""
-        return 128 + (self.received or signal.SIGTERM)
