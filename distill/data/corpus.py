@@ -45,8 +45,8 @@ class Corpus:
         self.train, self.held = (f[: len(f) // body * body].reshape(-1, body) for f in files)
         self.rows = self.block = len(self.train)
         self.hash, self.tokens = self.facts["hash"], source.tokens
-        if source.hub:  # more of it may be read later: what is drawn before stays as it is
-            self.rows -= 0 if self.facts["complete"] else self.rows % BLOCK
+        if source.hub:  # the cache may hold more than this run needs; no draw depends on that
+            self.rows = min(self.rows, blocks * BLOCK)
             self.block, self.held = BLOCK, self.held[:HELD_OUT]
             self.hash = content_hash(self.train[:BLOCK]) + content_hash(self.held)
         elif not self.tokens:
