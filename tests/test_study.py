@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import save_tiny
 from filelock import FileLock
 from helpers import ROOT, make_inputs
 
@@ -179,3 +178,59 @@ def test_retrieval_reads_held_out_pages_and_counts_the_translations_that_are_nea
     monkeypatch.setattr(help_text, "sentence_vectors", vectors)
     (share,) = help_text.retrieval("run", "teacher", Path())["student"]["help retrieval de"]
     assert share == pytest.approx(1 - 2 / len(queries))
+
+
+def made_up(student, method, seed, score):
+    tasks = ("reviews",) if student.startswith("m") else ("movies", "topics")
+    pair = [score, score + 0.01]
+    scores = {f"{task} {name}": pair for task in tasks for name in ("accuracy", "accuracy de")}
+    if student.startswith("m"):
+        scores |= {f"help retrieval{part}": [score] for part in ("", " de", " tr")}
+    record = {"row": f"{student}/{method}", "student": student, "method": method, "scores": scores}
+    if seed is None:
+        return {**record, "commit": "0" * 40}
+    run = {"layers": [1, 2, 3], "text_tokens": 9e6, "curve": [[0, 2.0], [2, 0.5]], "tokens": 5e5}
+    return {**record, **FACTS, **run, "settings": SETTINGS, "seed": seed}
+
+
+def test_the_page_compares_with_the_cut_off_teacher_and_names_who_is_above_the_teacher(tmp_path):
+    models = [("teacher", None, 0.9), ("cut-off teacher", None, 0.5), ("mlm", 0, 0.95)]
+    models += [("od", 0, 0.7), ("od", 1, 0.72)]
+    students = (rows.ENGLISH, rows.MULTILINGUAL)
+    records = [json.dumps(made_up(student, *model)) for student in students for model in models]
+    (tmp_path / "r.jsonl").write_text("\n".join(records))
+    (tmp_path / "study").mkdir()
+    template = "<!-- table -->\n<!-- sections -->\n<!-- commits -->"
+    (tmp_path / "study/page.md").write_text(template)
+    main(f"report --results {tmp_path}/r.jsonl --page {tmp_path}/study.md".split())
+    page = re.sub(" +", " ", (tmp_path / "study.md").read_text())
+    # differences of 0.20 and 0.22 in two seeds: mean 0.21, standard error 0.01
+    assert "| `od from 1,2,3` | 71.5 ± 1.0 | 71.5 ± 1.0 | +21.0 ± 1.0 | 2.000 → 0.500 | 2 |" in page
+    assert "Above the teacher: `mlm from 1,2,3` on movies by 5.0, `mlm" in page
+    assert "| `od from 1,2,3` | 71.0 | 71.0 | 71 | 71 |" in page  # seen, kept out, de, tr
+    assert page.endswith("\n000000000000")
+    for picture in ("ranking", "tokens", "languages"):
+        assert (tmp_path / "study" / f"{picture}.png").stat().st_size > 1000
+
+
+FULL_SCALE = (ROOT / "docs/full_scale.md").read_text()
+COMMANDS = re.findall(r"^python -m distill.study (run .*)$", FULL_SCALE, re.MULTILINE)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", range(len(COMMANDS)))
+def test_a_full_scale_command_trains_two_steps_of_a_tiny_stand_in(number, folder):
+    """Teacher, text, tasks, width, tokens and processes are replaced; all else is as printed."""
+    make_inputs(folder, num_hidden_layers=12, max_position_embeddings=520)
+    lines = "".join(f'{{"text": "{word}", "label": "{word}"}}\n' for word in ("the", "of") * 8)
+    (folder / "task").mkdir()
+    for split in ("train", "dev"):
+        (folder / f"task/{split}.jsonl").write_text(lines)
+    command = re.sub(r"--data \S+", "", COMMANDS[number])
+    layers, method = re.search(r"--student (\d+)x", command)[1], re.search(r"/(.*?)/", command)[1]
+    command += f" --teacher teacher --data web=text.txt --tasks task --tokens {2 * 256 * 512}"
+    command += f" --student {layers}x16 --heads 2 --only own-{layers}x16/{method}/*/seed-0"
+    command += " --start embeddings --nproc 2 --results new.jsonl"
+    assert main(shlex.split(command)) == 0
+    *_, record = read_records(Path("new.jsonl"))
+    assert len(record["curve"]) == 3
