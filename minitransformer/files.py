@@ -104,13 +104,6 @@ def read_json(path: Path, default: dict | None = None) -> dict:
     return values
 
 
-def obstacle(folder: Path) -> Path | None:
-    """Return the nearest existing path at or above `folder` if nothing can be made in it."""
-    nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    usable = nearest.is_dir() and os.access(nearest, os.W_OK | os.X_OK)
-    return None if usable else nearest
-
-
 def cache_folder() -> Path:
     """Return (and make) $XDG_CACHE_HOME/minitransformer: downloads, token files, cached results."""
     try:

