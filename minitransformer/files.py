@@ -19,8 +19,9 @@ class UserError(ValueError):
 
 
 def printable(text: str) -> str:
-    """Escape control characters, which a terminal would obey, and line ends."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    """Return the text on one line, with escapes for control characters, which a terminal obeys."""
+    line = text.replace("\n", " ")
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
 
 
 def first_line(error: BaseException) -> str:

@@ -53,5 +53,5 @@ def test_without_a_folder_for_the_cache_one_line_says_what_to_set(cache, monkeyp
 
 
 def test_control_characters_are_escaped_in_errors():
-    assert printable("é 中 \x1b[2J\r\n\t\x9b\udc80") == r"é 中 \x1b[2J\r\n\t\x9b\udc80"
-    assert str(UserError("a\x07\nb")) == r"a\x07\nb"
+    assert printable("é 中 \x1b[2J\r\n\t\x9b\udc80") == r"é 中 \x1b[2J\r \t\x9b\udc80"
+    assert str(UserError("a\x07\nb")) == r"a\x07 b"

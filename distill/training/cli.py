@@ -13,7 +13,7 @@ from typing import NoReturn, get_args, get_origin
 import torch
 import torch.distributed as dist
 
-from minitransformer.files import UserError, first_line
+from minitransformer.files import UserError, first_line, printable
 
 
 class Parser(argparse.ArgumentParser):
@@ -105,12 +105,6 @@ def run(main: Callable[[], int]) -> NoReturn:
     if dist.is_initialized():  # amid an error: gloo's destructors could wait for ever
         os._exit(status)
     sys.exit(status)
-
-
-def printable(text: str) -> str:
-    """Return the text on one line, with escapes for what would act on a terminal."""
-    line = " ".join(text.split())
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
 
 
 def answer(error: BaseException) -> tuple[int, str | None]:
