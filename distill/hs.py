@@ -31,13 +31,6 @@ from minitransformer.files import UserError
 STRATEGIES = ("single", "uniform", "last", "uniform-consecutive", "uniform+last")
 
 
-def evenly_spaced(student_layers, top_layer):
-    """Return u(1), ..., u(L_s): u(i) = i * top_layer / L_s, rounded half up. 3 to 6: [2, 4, 6]."""
-    L_s = student_layers
-    # In whole numbers: floor(x + 1/2) of x = i * top / L_s is (2 i top + L_s) // (2 L_s).
-    return [(2 * i * top_layer + L_s) // (2 * L_s) for i in range(1, L_s + 1)]
-
-
 def layer_map(strategy, student_layers, teacher_layers):
     """Return which student layer i learns from which teacher layer j: [(i, j), ...].
 
@@ -60,8 +53,9 @@ def layer_map(strategy, student_layers, teacher_layers):
             f"layer map {strategy!r} needs no more student than teacher layers:"
             f" the student has {student_layers}, the teacher {teacher_layers}"
         )
-    students = range(1, student_layers + 1)
-    u = [0, *evenly_spaced(student_layers, teacher_layers)]
+    students, L_s = range(1, student_layers + 1), student_layers
+    # u(i) = i L_t / L_s, rounded half up, in whole numbers
+    u = [(2 * i * teacher_layers + L_s) // (2 * L_s) for i in range(L_s + 1)]
     uniform = [(i, u[i]) for i in students]
     last = [(i, teacher_layers - student_layers + i) for i in students]
     return {
