@@ -185,8 +185,8 @@ def copied_layers(init: str, student: EncoderConfig, teacher: EncoderConfig, top
 
 
 def spread(layers: int, top: int) -> list[int]:
-    """Return so many layers, evenly spaced from 1 to `top`, rounded half up: 6 up to 12 are 1, 3, 5,
-    8, 10, 12. The first one stays, since no other layer was trained to read the embeddings.
+    """Return so many layers, evenly spaced from 1 to `top`, rounded half up: 6 up to 12 are 1, 3,
+    5, 8, 10, 12. The first stays, since no other layer was trained to read the embeddings.
     """
     if layers == 1:
         return [top]
