@@ -101,12 +101,6 @@ def test_a05_a_cased_vocab_txt_alone(source, capsys):
     assert theirs("a", "b")["token_type_ids"] == [0, 0, 0, 1, 1]
 
 
-def test_a06_lower_case_with_accents(source):
-    keeps = {"do_lower_case": True, "strip_accents": False}
-    checkpoint(source, files={"vocab.txt": vocab_txt(), "tokenizer_config.json": keeps})
-    assert ids_of(source) == words("[CLS]", "hello", "world", "é", "[SEP]")
-
-
 def test_an_uncased_vocab_txt_with_a_sign_in_upper_case_is_not_suspected(source, capsys):
     lower = sorted({word.lower() for word in BERT_WORDS if not word.startswith("[")})
     text = vocab_txt([*BERT_WORDS[:5], *lower, "ℝ"])

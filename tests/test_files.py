@@ -36,9 +36,13 @@ def test_what_a_killed_program_left_is_swept_by_the_next_and_nothing_else(tmp_pa
 def test_a_block_that_fails_leaves_the_old_file(tmp_path):
     target = tmp_path / "a"
     target.write_text("old")
-    with pytest.raises(ZeroDivisionError), atomic(target) as temporary:
-        temporary.write_text("new")
-        raise ZeroDivisionError
+
+    def fails():
+        with atomic(target) as temporary:
+            temporary.write_text("new")
+            raise UserError("no")
+
+    refusal(fails, says="no")
     assert [path.read_text() for path in tmp_path.iterdir()] == ["old"]
 
 

@@ -95,19 +95,14 @@ def test_equal_weights_are_equal_files(tmp_path):
     assert len({(folders[0] / name).stat().st_mode for name in EXPORT}) == 1
 
 
-def test_weights_hash_sees_one_bit():
-    encoder = tiny_encoder()
-    before = weights_hash(encoder)
-    with torch.no_grad():
-        encoder.blocks[1].key.bias.view(torch.int32)[5] ^= 1
-    assert weights_hash(encoder) != before
-
-
 def test_model_hash_sees_weights_config_and_tokenizer():
     """Equal tensors with another norm's epsilon or number of heads are another model."""
     encoder = tiny_encoder()
     hashes = {model_hash(encoder, tiny_tokenizer())}
-    hashes.add(model_hash(tiny_encoder(seed=1), tiny_tokenizer()))
+    with torch.no_grad():
+        encoder.blocks[1].key.bias.view(torch.int32)[5] ^= 1  # one bit
+    hashes.add(model_hash(encoder, tiny_tokenizer()))
+    encoder = tiny_encoder()
     hashes.add(model_hash(encoder, tiny_tokenizer("roberta")))
     for change in ({"layer_norm_eps": 1e-5}, {"num_attention_heads": 2}):
         other = tiny_encoder(tiny_config(**change))
@@ -283,12 +278,6 @@ def test_terminal_escapes_in_names_and_notes_are_shown_and_not_sent(saved, capsy
 @pytest.mark.parametrize("name", ["x" * 300, "~nobody-of-this-name/x", "~/" + "y" * 300, "\0"])
 def test_a_name_that_no_folder_can_have_is_one_line(name):
     refusal(load_pretrained, name)
-
-
-def test_shards_of_any_name_that_the_index_names_are_read(saved):
-    (saved / "model.safetensors").rename(saved / "part.safetensors")
-    (saved / "model.safetensors.index.json").write_text('{"weight_map": {"x": "part.safetensors"}}')
-    assert same(load_pretrained(saved)[0], tiny_encoder())
 
 
 def test_a_hub_id_is_read_from_the_hubs_own_cache(tmp_path, monkeypatch):
