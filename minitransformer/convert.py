@@ -120,9 +120,8 @@ def from_hugging_face(
         layers = len(set(re.findall(r"encoder\.layer\.(\d+)\.", "\n".join(tensors))))
         says = f"config.json says {config.num_hidden_layers} layers, the file holds {layers}"
         problems = [says] if layers != config.num_hidden_layers else []
-        problems += [f"missing {listed(missing)}"] if missing else []
-        problems += [f"unexpected {listed(unexpected)}"] if unexpected else []
-        problems += [listed(wrong)] if wrong else []
+        for kind, names in (("missing ", missing), ("unexpected ", unexpected), ("", wrong)):
+            problems += [kind + listed(names)] if names else []
         raise UserError(f"the weights do not fit: {'; '.join(problems)}")
     encoder.load_state_dict(state, assign=True)
     return encoder, notes
