@@ -68,9 +68,9 @@ def task_records(model: str, task: Task, seeds: list[dict[str, dict]]) -> list[d
 
 def share(student: dict, teacher: dict, base: dict) -> str | None:
     """Return how far the student came on the way from `base` to the teacher, in percent with its
-    standard deviation over seeds. None where a score is undefined, or where the teacher is not
-    clearly above the base: by more than the difference's deviation over seeds and by more than the
-    largest sampling error of a share of so many examples.
+    standard deviation over seeds. None where a score is undefined, where that deviation is as large
+    as the way, or where the teacher is not clearly above the base: by more than the difference's
+    deviation over seeds and by more than the largest sampling error of a share of so many examples.
 
     The deviation is that of (part - share * way) / mean(way), the ratio's first-order term: what
     teacher and student have in common in a seed does not count twice.
@@ -84,10 +84,10 @@ def share(student: dict, teacher: dict, base: dict) -> str | None:
     if way <= max(spread, 0.5 / math.sqrt(teacher["examples"])):
         return None
     ratio = parts.mean() / way
-    text = f"{100 * ratio:.0f} %"
-    if seeds > 1:
-        text += f" ± {100 * (parts - ratio * ways).std(ddof=1) / way:.0f}"
-    return text
+    if seeds == 1:
+        return f"{100 * ratio:.0f} %"
+    deviation = (parts - ratio * ways).std(ddof=1) / way
+    return f"{100 * ratio:.0f} % ± {100 * deviation:.0f}" if deviation < 1 else None
 
 
 def closing_lines(
@@ -110,7 +110,7 @@ def closing_lines(
             elif student["mean"] < base["mean"]:
                 said = f"{name} is below {below}, which needs no training"
             elif way is None:
-                said = f"{name} is not below {below}, but {above} is not clearly above that either"
+                said = f"{name} is not below {below}; from there to {above} is within the noise"
             else:
                 said = f"{name} recovered {way} of the way from {below} to {above}"
             scores = f"baseline {score(base)}, student {score(student)}, teacher {score(teacher)}"
