@@ -59,7 +59,7 @@ EVALUATE = [
     ("{here}/unfinished", "unfinished: python train.py --out .* --resume"),
     ("{here}/teacher --tasks poetry", "--tasks poetry: "),
     ("{here}/teacher --seeds 0", "--seeds is 0"),
-    ("{here}/teacher --lrs 0", "--lrs is 0.0; it must be at least 1e-12"),
+    ("{here}/teacher --lr 0", "--lr is 0.0; it must be at least 1e-12"),
     ("{here}/unfinished --data-dir ''", "--data-dir is empty"),
 ]
 
