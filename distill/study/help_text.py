@@ -39,7 +39,6 @@ QUERIES, CANDIDATES = 200, 1_000
 
 
 PARAGRAPH = re.compile(r'<p\b[^>]*\bid="(par_id[^"]*)"[^>]*>(.*?)</p>', re.DOTALL)
-TAG = re.compile(r"<[^>]*>")
 
 
 def read_pages(root: Path) -> dict[str, str]:
@@ -48,7 +47,7 @@ def read_pages(root: Path) -> dict[str, str]:
     for file in sorted(root.rglob("*.html")):
         page = file.relative_to(root).as_posix()
         for name, content in PARAGRAPH.findall(file.read_text("utf-8")):
-            text = " ".join(html.unescape(TAG.sub("", content)).split())
+            text = " ".join(html.unescape(re.sub("<[^>]*>", "", content)).split())
             if text:
                 found.setdefault(f"{page}#{name}", text)
     return found
