@@ -90,8 +90,7 @@ def package(folder: Path, language: str) -> Path:
 
 
 def held_out(key: str) -> bool:
-    page = key.partition("#")[0]
-    return hashlib.sha256(page.encode()).digest()[0] < 51  # of 256: a fifth
+    return hashlib.sha256(key.partition("#")[0].encode()).digest()[0] < 51  # of 256: a fifth
 
 
 def training_text(folder: Path, language: str) -> Path:

@@ -21,7 +21,7 @@ from minitransformer.files import UserError
 
 KEPT = "vectors neighbours kept"
 REFERENCES = ("teacher", "teacher with MLM head", "untrained start", "cut-off teacher")
-TEMPLATE = "# Study\n\n<!-- table -->\n\n<!-- sections -->\n"
+TEMPLATE = "# Study\n\n<!-- table -->\n\n![](<!-- folder -->/ranking.png)\n\n<!-- sections -->"
 
 
 class Section:
@@ -34,7 +34,8 @@ class Section:
 
     def __init__(self, records: list[dict], student: str, tokens: float):
         self.title = f"{student}, {tokens / 1e6:g} million tokens"
-        self.command = f"python -m distill.study run --only '{student}/*/{tokens / 1e6:g}M'"
+        command = f"`python -m distill.study run --only '{student}/*/{tokens / 1e6:g}M'`"
+        self.command = "" if student.startswith("own-") else command
         shared = {r["method"]: [r] for r in records if "seed" not in r}
         self.references = [name for name in REFERENCES if name in shared]
         self.base_name = self.references[-1]
@@ -91,16 +92,15 @@ class Section:
 
     def text(self) -> str:
         first = next(iter(self.rows.values()))[0]
-        text = f"{first['text_tokens'] / 1e6:.1f} million tokens"
-        facts = f"{first['settings']['steps']:,} steps, {first['settings']['precision']}, on"
-        facts += f" {first['machine']}; the text has {text}. `{self.command}`"
+        settings, text = first["settings"], f"{first['text_tokens'] / 1e6:.1f} million tokens"
+        facts = f"{settings['steps']:,} steps, {settings['precision']}, on {first['machine']}; the"
+        facts += f" text has {text}. {self.command}"
         above = []
         for name, seeds in self.rows.items():
             gains = (self.tuned(seeds) - self.tuned(self.models["teacher"])).mean(axis=(1, 2))
             named = zip(self.tasks, gains, strict=True)
-            above += [
-                f"`{name}` on {key.split()[0]} by {gain:.1f}" for key, gain in named if gain > 0
-            ]
+            found = [f"on {key.split()[0]} by {gain:.1f}" for key, gain in named if gain > 0]
+            above += [f"`{name}` {gain}" for gain in found]
         why = [f"Above the teacher: {', '.join(above)}."] if above else []
         return "\n\n".join([f"### {self.title}", facts, self.table(), *why])
 
@@ -169,6 +169,7 @@ def write_report(results: Path, page: Path) -> int:
     commits = sorted({record["commit"][:12] for record in records})
     text = template.read_text("utf-8") if (template := folder / "page.md").exists() else TEMPLATE
     filled = {"table": main.table(), "sections": "\n\n".join(parts), "commits": ", ".join(commits)}
+    filled["folder"] = folder.name
     for name, value in filled.items():
         text = text.replace(f"<!-- {name} -->", value)
     page.write_text(text, "utf-8")
