@@ -34,7 +34,7 @@ TRAIN = [
     ("--seq-len 400", "--seq-len 400, .* 40 tokens"),
     ("--method hs --relation-heads 4", "--relation-heads is a setting of mha .*not of --method hs"),
     ("--mapping uniform", "--mapping is a setting of hs, not of --method mha"),
-    ("--init 9", "layer 9 is not one of .* 1 to 3"),
+    ("--init 9", "--init 9: list 1 layers, .* from 1 to 3"),
     ("--init=-1,2", "-1,2"),
     ("--init {here}/roberta", "the tokenizers differ"),
     ("--teacher ./nowhere", "./nowhere: no such folder"),
@@ -181,7 +181,7 @@ def full_disk():
         (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "loss.png"), 2, "No space left"),
         (full_disk(), 2, "No space left"),
         (BrokenPipeError(errno.EPIPE, "Broken pipe"), 2, "pipe"),
-        (cli.UserError("a name with \x1b[31m and\na line"), 2, r"a name with \x1b[31m and a line"),
+        (cli.UserError("a name with \x1b[31m in it"), 2, r"a name with \x1b[31m in it"),
     ],
     ids=lambda value: type(value).__name__,
 )

@@ -3,7 +3,7 @@
 import errno
 import os
 import signal
-import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -186,10 +186,7 @@ def test_a_new_folder_must_be_new_and_is_gone_unless_the_run_begins(tmp_path):
 
 def test_signals_that_nohup_ignores_stay_ignored_and_a_thread_sets_no_handlers():
     with Signals() as signals:
-        thread = threading.Thread(target=signals.listen)
-        thread.start()
-        thread.join()
-        assert not signals._before
+        ThreadPoolExecutor(1).submit(signals.listen).result()
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     with Signals() as signals:
         signals.listen()
