@@ -64,7 +64,7 @@ def topics() -> Task:
     train, dev = splits
     train = list(dict.fromkeys(train).keys() - set(dev))
     splits = [chosen(rows, size) for rows, size in zip((train, dev), SIZES["topics"], strict=True)]
-    return named_task("topics", *splits, lr=5e-4, epochs=2)
+    return named_task("topics", *splits, lr=3e-4, epochs=3, batch_size=16)
 
 
 def claims() -> Task:
