@@ -144,17 +144,7 @@ def test_retrieval_reads_held_out_pages_and_counts_the_translations_that_are_nea
     german = {key: f"Absatz {key[:-7]}" for key in english if key > "2"}
     texts = {"en-us": english, **dict.fromkeys(help_text.ASKED, german)}
     queries, candidates = help_text.retrieval_sets(texts)["de"]
-    assert sorted(int(text.split()[-1]) for text in candidates)[:9] == [
-        3,
-        7,
-        21,
-        35,
-        42,
-        43,
-        51,
-        61,
-        69,
-    ]
+    assert sorted(int(text.split()[-1]) for text in candidates)[:4] == [3, 7, 21, 35]
 
     def vectors(model, texts, device):  # a translation is its English paragraph, but for two
         angles = torch.tensor([int(text.split()[-1]) for text in texts]) / 99
