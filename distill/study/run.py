@@ -134,7 +134,7 @@ class Study:
             "student-heads": config.heads,
             "student-ffn": config.ffn,
             "init": None if row.start == "default" else row.start,
-            "eval-every": max(1, steps // 4),
+            "eval-every": min(steps, 5000),  # seldom: the held-out text is long
             "save-every": min(max(1, steps // 4), 500),
             **method,
         }
