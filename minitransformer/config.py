@@ -6,8 +6,6 @@ another activation, relative positions, a decoder.
 """
 
 import math
-import re
-from collections.abc import Iterable
 from dataclasses import MISSING, dataclass, fields
 
 from minitransformer.files import UserError
@@ -23,10 +21,9 @@ MODEL_TYPES = {
 
 @dataclass(frozen=True)
 class EncoderConfig:
-    """Sizes of an encoder, named as in Hugging Face's config.json.
+    """Sizes of an encoder, named as in Hugging Face's config.json; UserError: impossible sizes.
 
     Letters  V vocab_size, D hidden_size, L num_hidden_layers, A num_attention_heads (model.py)
-    Errors   UserError: sizes that no encoder can have; the line gives expected and actual values.
     """
 
     vocab_size: int
@@ -48,25 +45,19 @@ class EncoderConfig:
         if self.model_type not in [*MODEL_TYPES]:
             supported = ", ".join(MODEL_TYPES)
             raise UserError(f"model_type {self.model_type!r:.80} is not supported; use {supported}")
-        for field in fields(self):
-            value, least = getattr(self, field.name), 0 if field.name == "pad_token_id" else 1
-            # type() and not isinstance(): True is an int. NaN fails the comparisons.
-            if field.type is int and (type(value) is not int or value < least):
-                wanted = f"a whole number of at least {least}"
-            elif field.type is float and (type(value) not in (int, float) or not 0 <= value <= 1):
-                wanted = "a number from 0 to 1"
-            else:
-                continue
-            raise UserError(f"config: {field.name} must be {wanted}, not {value!r:.80}")
+        for field in (field for field in fields(self) if field.type is not str):
+            value = getattr(self, field.name)
+            least = 0 if field.type is float or field.name == "pad_token_id" else 1
+            fits = isinstance(value, (int, field.type)) and value >= least  # NaN fails, too
+            if not fits:
+                kind = f"{field.type.__name__} of at least {least}"
+                raise UserError(f"config: {field.name} must be {kind}, not {value!r:.80}")
         width, heads = self.hidden_size, self.num_attention_heads
         if width % heads:
-            raise UserError(
-                f"{heads} attention heads do not divide the width {width};"
-                f" these do: {', '.join(map(str, divisors(width)))}"
-            )
-        pad, words = self.pad_token_id, self.vocab_size
-        if pad >= words:
-            raise UserError(f"config: pad_token_id {pad} is outside the vocabulary of {words}")
+            says = f"{heads} attention heads do not divide the width {width}; these do: "
+            raise UserError(says + ", ".join(map(str, divisors(width))))
+        if self.pad_token_id >= self.vocab_size:
+            raise UserError(f"pad_token_id {self.pad_token_id} is outside 0..{self.vocab_size - 1}")
 
     @property
     def max_tokens(self) -> int:
@@ -76,25 +67,22 @@ class EncoderConfig:
         return self.max_position_embeddings - self.pad_token_id - 1
 
     @classmethod
-    def from_dict(cls, values: dict, tensor_names: Iterable[str] = ()) -> "EncoderConfig":
+    def from_dict(cls, values: dict) -> "EncoderConfig":
         """Return the config that a parsed config.json describes.
 
-        tensor_names  names in the weight file: they decide where config.json has no model_type
-        Errors        UserError: a model type, activation, position or decoder that is not computed
-                      here; a size that is missing or impossible.
+        UserError: what is not computed here; a size that is missing or impossible.
         """
         for name, only in (("hidden_act", "gelu"), ("position_embedding_type", "absolute")):
             if values.get(name) not in (None, only):
                 raise UserError(f"{name} {values[name]!r:.80} is not supported; only {only!r} is")
-        for name in ("is_decoder", "add_cross_attention", "is_encoder_decoder"):
-            if values.get(name):
-                raise UserError(f"{name} is set: a decoder; only encoders are supported")
+        if values.get("is_decoder"):
+            raise UserError("is_decoder is set; only encoders are supported")
         names = [field.name for field in fields(cls) if values.get(field.name) not in (None, "")]
         given = {name: values[name] for name in names}
-        if "model_type" not in given:
-            given["model_type"] = infer_model_type(values, tensor_names)
+        if not given.get("pad_token_id"):  # RoBERTa's is 1
+            given.setdefault("model_type", "bert")  # the first BERTs' files name none
         needed = [field.name for field in fields(cls) if field.default is MISSING]
-        missing = [name for name in needed if name not in given]
+        missing = [name for name in ("model_type", *needed) if name not in given]
         if missing:
             raise UserError(f"config: missing {', '.join(missing)}")
         if given["model_type"] != "bert":
@@ -110,25 +98,6 @@ class EncoderConfig:
         own = {field.name: field.type(getattr(self, field.name)) for field in fields(self)}
         fixed = {"hidden_act": "gelu", "position_embedding_type": "absolute"}
         return {**own, **fixed, "architectures": [architecture]}
-
-
-def infer_model_type(values: dict, tensor_names: Iterable[str]) -> str:
-    """Return the model type that tensor names or the class name show, as TinyBERT's file needs."""
-    architecture = str(values.get("architectures")).strip("[]'")
-    named = [t for t, stem in MODEL_TYPES.items() if re.match(f"{stem}(Model|For)", architecture)]
-    parts = {part for name in tensor_names for part in name.split(".")}
-    if {"roberta", "lm_head"} & parts:
-        return named[0] if named and named != ["bert"] else "roberta"
-    if {"bert", "cls"} & parts:
-        return "bert"
-    if named:
-        return named[0]
-    if values.get("type_vocab_size") in (2, None) and not values.get("pad_token_id"):
-        return "bert"
-    raise UserError(
-        "config.json has no model_type, and the names of the tensors do not show which it is;"
-        f' add "model_type": one of {", ".join(MODEL_TYPES)}'
-    )
 
 
 def divisors(*widths: int) -> list[int]:

@@ -3,7 +3,7 @@
     blocks.0.query.weight   <->   bert.encoder.layer.0.attention.self.query.weight
 
 A tensor of the encoder that is missing, unexpected, or of another shape or kind is an error, so no
-weight stays random. Heads of tasks are dropped and named.
+weight stays random. Heads of tasks, which read the encoder's output, are dropped and named.
 """
 
 import re
@@ -45,16 +45,12 @@ ROBERTA_HEAD = {
     "mlm_head": "lm_head",
 }
 WORDS = "embeddings.word_embeddings.weight"
-# Parts that DataParallel, torch.compile, FSDP, Lightning and sentence-transformers put into names
-WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
-WRAPPERS |= {"model", "auto_model"}
+WRAPPERS = r"\b(module|_orig_mod|_fsdp_wrapped_module)\."  # of DDP, torch.compile, FSDP
 
 
 def family(config: EncoderConfig) -> tuple[str, dict[str, str]]:
     """Return the prefix of the encoder's names, and the table of the MLM head."""
-    if config.model_type == "bert":
-        return "bert.", BERT_HEAD
-    return "roberta.", ROBERTA_HEAD
+    return ("bert.", BERT_HEAD) if config.model_type == "bert" else ("roberta.", ROBERTA_HEAD)
 
 
 def name_table(encoder: Encoder) -> dict[str, str]:
@@ -71,14 +67,10 @@ def name_table(encoder: Encoder) -> dict[str, str]:
 
 
 def to_hugging_face(encoder: Encoder) -> dict[str, Tensor]:
-    """Return all tensors of an encoder under Hugging Face's names, on the CPU.
-
-    With an MLM head the encoder's names carry the prefix, as in a saved ...ForMaskedLM; without one
-    they do not, as in a saved ...Model.
-    """
+    """Return all tensors of an encoder under Hugging Face's names, on the CPU."""
+    # A saved ...ForMaskedLM has the prefix, a saved ...Model has not.
     prefix = family(encoder.config)[0] if encoder.mlm_head is not None else ""
-    state = encoder.state_dict()
-    tensors = {}
+    state, tensors = encoder.state_dict(), {}
     for ours, theirs in name_table(encoder).items():
         name = theirs if ours.startswith("mlm_head.") else prefix + theirs
         tensors[name] = state[ours].cpu().contiguous()
@@ -88,21 +80,26 @@ def to_hugging_face(encoder: Encoder) -> dict[str, Tensor]:
 def from_hugging_face(
     tensors: dict[str, Tensor], config: EncoderConfig
 ) -> tuple[Encoder, list[str]]:
-    """Return (Encoder, notes) of Hugging Face's tensors.
+    """Return (Encoder, notes) of Hugging Face's tensors; the notes say what was dropped.
 
-    Its weights are float32 in memory of their own, whatever the file held or shared. The notes say
-    what was dropped or removed from names.
-    Errors   UserError: tensors that are missing, unexpected, twice there, of another shape or kind
+    Its weights are float32 in memory of their own, whatever the file held or shared.
     """
     head = family(config)[1]["mlm_head"]
-    found, dropped, wrong, notes = current_names(tensors, config)
-    original = untied_from(found, head)
-    if original:
-        notes.append(f"dropped the MLM head: its decoder is not tied, it differs from {original}")
-        found = {name: t for name, t in found.items() if not name.startswith(f"{head}.")}
-    has_head = any(name.startswith(f"{head}.") for name in found)
+    found, dropped, wrong = current_names(tensors, config)
+    modules = sorted({name.rpartition(".")[0] or name for name in dropped})
+    notes = [f"dropped {listed(modules)}, which no method here uses"] if modules else []
+    if any(re.search(WRAPPERS, name) for name in tensors):
+        notes.append("removed what a wrapper like _orig_mod put into the names of the tensors")
+    # Some files hold the decoder, a copy of the word embeddings, or its bias alone.
+    copies = {f"{head}.decoder.weight": WORDS, f"{head}.weight": WORDS}
+    copies[f"{head}.decoder.bias"] = f"{head}.bias"
+    for name, original in copies.items():
+        copy = found.pop(name, None)
+        if copy is not None and not torch.equal(copy, found.setdefault(original, copy)):
+            notes.append(f"dropped the MLM head: its decoder differs from {original}")
+            found = {other: t for other, t in found.items() if not other.startswith(f"{head}.")}
     with torch.device("meta"):  # no time spent on a random start that is thrown away
-        encoder = Encoder(config, mlm_head=has_head)
+        encoder = Encoder(config, mlm_head=any(name.startswith(f"{head}.") for name in found))
 
     state, missing = encoder.state_dict(), []
     for ours, name in name_table(encoder).items():
@@ -111,8 +108,6 @@ def from_hugging_face(
             missing.append(name)
         elif tensor.shape != shape:
             wrong.append(f"{name} is {list(tensor.shape)}, config.json says {list(shape)}")
-        elif not plain(tensor):
-            wrong.append(f"{name} holds {tensor.dtype}, not plain floating point")
         else:
             state[ours] = tensor.to(torch.float32, copy=True).contiguous()
     if missing or found or wrong:
@@ -128,62 +123,27 @@ def from_hugging_face(
 
 
 def current_names(tensors, config):
-    """Return (encoder and MLM head {name of today, without prefix: tensor}, dropped, wrong, notes).
-
-    Dropped are the heads of tasks, which stand beside the encoder and read its output.
-    """
+    """Return (encoder and MLM head {name of today, without prefix: tensor}, dropped, wrong)."""
     prefix, head = family(config)
     own = ("embeddings.", "encoder.", "bert.", "roberta.", head["mlm_head"] + ".")
-    found, dropped, wrong, wrappers = {}, [], [], set()
+    found, dropped, wrong = {}, [], []
     for name, tensor in tensors.items():
-        parts = name.split(".")
-        wrappers |= WRAPPERS.intersection(parts)
-        today = ".".join(part for part in parts if part not in WRAPPERS)
+        today = re.sub(WRAPPERS, "", name)
         # What else is below the prefix, such as an adapter, may take part: it stays, as unexpected.
-        if today.startswith((f"{prefix}embeddings.", f"{prefix}encoder.", f"{prefix}pooler.")):
-            today = today.removeprefix(prefix)
+        today = re.sub(rf"^{prefix}(?=(embeddings|encoder|pooler)\.)", "", today)
         today = re.sub(r"LayerNorm\.gamma$", "LayerNorm.weight", today)  # TensorFlow's names
         today = re.sub(r"LayerNorm\.beta$", "LayerNorm.bias", today)
         if today in ("embeddings.position_ids", "embeddings.token_type_ids"):
             continue  # buffers
-        if today in found:
-            wrong.append(f"{today} is there twice")
-        elif today.startswith(own):
-            found[today] = tensor
-        else:
+        if not today.startswith(own):
             dropped.append(today)
-    notes = []
-    if wrappers:
-        notes.append(f"removed {listed(sorted(wrappers))} from the names of the tensors")
-    if dropped:
-        modules = sorted({name.rpartition(".")[0] or name for name in dropped})
-        notes.append(f"dropped {listed(modules)}, which no method here uses")
-    return found, dropped, wrong, notes
-
-
-def untied_from(tensors, head) -> str | None:
-    """Take the decoder, a copy that some files hold, out; name the original that it differs from.
-
-    A bias that stands only at the decoder becomes the original.
-    """
-    bias = f"{head}.bias"
-    originals = {f"{head}.decoder.weight": WORDS, f"{head}.weight": WORDS}
-    originals[f"{head}.decoder.bias"] = bias
-    for name, original in originals.items():
-        copy = tensors.pop(name, None)
-        if copy is not None and original == bias:
-            tensors.setdefault(bias, copy)
-        if copy is None or original not in tensors:
-            continue
-        pair = copy, tensors[original]
-        if not all(map(plain, pair)) or not torch.equal(*pair):
-            return original
-    return None
-
-
-def plain(tensor: Tensor) -> bool:
-    """Return whether these are floating-point numbers; a pickle can hold integer or sparse ones."""
-    return tensor.is_floating_point() and tensor.layout == torch.strided
+        elif today in found:
+            wrong.append(f"{today} is there twice")
+        elif not tensor.is_floating_point() or tensor.layout != torch.strided:
+            wrong.append(f"{today} holds {tensor.dtype}, not plain floating point")
+        else:
+            found[today] = tensor
+    return found, dropped, wrong
 
 
 def listed(names: list[str]) -> str:

@@ -91,9 +91,7 @@ def check_regular(path: Path) -> None:
 
 def read_json(path: Path, default: dict | None = None) -> dict:
     """Return the JSON object in a file, or the default; UserError: no such file, or no object."""
-    if not path.exists():
-        if default is None:
-            raise UserError(f"no {path.name}")
+    if default is not None and not path.exists():
         return default
     check_regular(path)
     try:

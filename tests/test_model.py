@@ -35,15 +35,6 @@ def test_the_mask_may_be_bool_or_number_and_attention_gets_none_without_it():
     assert masks == [None] * 3
 
 
-@pytest.mark.parametrize("side", ["right", "left"])
-def test_what_stands_in_the_padding_is_irrelevant(side):
-    encoder = tiny_encoder()
-    ids, mask = padded(encoder.config, side)
-    other = ids.where(mask, 77)
-    ours, theirs = encoder(ids, mask), encoder(other, mask)
-    assert torch.equal(ours.hidden[-1][mask], theirs.hidden[-1][mask])
-
-
 class Untouchable(torch.nn.Module):
     def forward(self, *_):
         raise AssertionError("computed above the stop")
@@ -95,76 +86,36 @@ def test_random_start_is_berts():
     assert (encoder.embeddings.word.weight[0] == 0).all()  # the padding row
     again = Encoder(encoder.config).reset_parameters(torch.Generator().manual_seed(3))
     assert all(map(torch.equal, encoder.parameters(), again.parameters()))
-    other = Encoder(encoder.config).reset_parameters(torch.Generator().manual_seed(4))
-    assert not torch.equal(other.blocks[0].query.weight, again.blocks[0].query.weight)
 
 
-def test_training_mode_changes_nothing_and_modules_keep_nothing():
-    """There is no dropout, and what a pass computes is returned and not stored."""
-    encoder = tiny_encoder()
-    before = {name: set(vars(module)) for name, module in encoder.named_modules()}
-    ids, mask = padded(encoder.config, "right")
-    expected, out = encoder(ids, mask), encoder.train()(ids, mask)
-    for part, expected_part in zip(out, expected, strict=True):
-        assert all(map(torch.equal, part, expected_part))
-    assert before == {name: set(vars(module)) for name, module in encoder.named_modules()}
-
-
-@pytest.mark.parametrize("training", [False, True])
-def test_bf16_autocast(training):
+def test_bf16_autocast():
     encoder = tiny_encoder()
     ids, mask = padded(encoder.config, "right")
     expected = encoder(ids, mask)
-    with torch.set_grad_enabled(training), torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast("cpu", torch.bfloat16):
         out = encoder(ids, mask)
         logits = encoder.mlm_logits(out.hidden[-1])
     assert out.queries[0].dtype == logits.dtype == torch.bfloat16
     assert out.hidden[-1].dtype == torch.float32  # residuals and norms stay in full precision
     error = (out.hidden[-1] - expected.hidden[-1])[mask]
     assert error.abs().max() < 0.1
-    if training:
-        logits.float().sum().backward()
-        assert encoder.blocks[0].query.weight.grad.isfinite().all()
+    logits.float().sum().backward()
+    assert encoder.blocks[0].query.weight.grad.isfinite().all()
 
 
-@pytest.mark.parametrize("padding", ["none", "left"])
-@pytest.mark.parametrize("model_type", MODEL_TYPES)
-def test_no_question_is_asked_of_a_device(model_type, padding):
+@pytest.mark.parametrize("model_type", ["bert", "roberta"])
+def test_no_question_is_asked_of_a_device(model_type):
     """On the meta device whatever asks for a number fails, as does a tensor left on the CPU."""
     encoder = tiny_encoder(model_type).to("meta")
-    ids, mask = padded(encoder.config, padding)
-    ids, mask = ids.to("meta"), None if mask is None else mask.to("meta")
-    for stop, keep in ((None, "all"), ((2, "qkv"), "last"), ((3, "hidden"), "hidden")):
-        out = encoder(ids, mask, ids % 1, stop=stop, keep=keep)
-        logits = encoder.mlm_logits(out.hidden[-1])
-        assert logits.shape == (*ids.shape, 300)
-        assert logits.is_meta
-        (logits.sum() + out.queries[-1].sum()).backward()
+    ids, mask = (part.to("meta") for part in padded(encoder.config, "left"))
+    logits = encoder.mlm_logits(encoder(ids, mask, ids % 1).hidden[-1])
+    logits.sum().backward()
     assert all(parameter.grad.is_meta for parameter in encoder.parameters())
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("model_type", "padding"), [("bert", "right"), ("roberta", "none")])
-def test_one_graph_for_torch_compile(model_type, padding):
-    """fullgraph: no break; the eager backend: no compiler is needed to see that."""
-    torch.compiler.reset()
-    encoder = tiny_encoder(model_type)
-    ids, mask = padded(encoder.config, padding)
-    compiled = torch.compile(encoder, backend="eager", fullgraph=True)
-    for stop in (None, (2, "qkv")):
-        ours, theirs = compiled(ids, mask, stop=stop), encoder(ids, mask, stop=stop)
-        for part, their_part in zip(ours, theirs, strict=True):
-            torch.testing.assert_close(part, their_part, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("model_type", MODEL_TYPES)
 def test_more_tokens_than_positions(model_type):
     encoder = tiny_encoder(model_type)
     encoder(torch.full((1, 40), 7))  # 40 fit, in every family
-    with pytest.raises(UserError, match=r"^41 tokens in a sequence, but .* positions for 40$"):
+    with pytest.raises(UserError, match=r"^41 tokens in a sequence, but .* 40 positions$"):
         encoder(torch.full((1, 41), 7))
-
-
-def test_without_its_head_it_predicts_no_words():
-    with pytest.raises(UserError, match=r"no MLM head .*--method mlm"):
-        tiny_encoder(mlm_head=False).mlm_logits(torch.zeros(1, 32))

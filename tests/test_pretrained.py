@@ -1,6 +1,5 @@
 """Folders in and out: what transformers opens, what is written, every weight file, the hub."""
 
-import errno
 import json
 import os
 import shutil
@@ -22,8 +21,7 @@ from conftest import (
     tiny_tokenizer,
 )
 
-from minitransformer import load_pretrained, model_hash, pretrained, save_pretrained, weights_hash
-from minitransformer.convert import to_hugging_face
+from minitransformer import load_pretrained, model_hash, save_pretrained
 
 TEXTS = ["The text of a model.", "Un layer and token, in the token.", "is"]
 
@@ -31,7 +29,6 @@ TEXTS = ["The text of a model.", "Un layer and token, in the token.", "is"]
 EXPORT = ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"]
 EXPORT += ["modules.json", "1_Pooling/config.json"]
 CLS = {"pooling_mode": "cls"}
-OLD_CLS = {"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}
 
 
 def contents(folder):
@@ -92,22 +89,17 @@ def test_equal_weights_are_equal_files(tmp_path):
     assert sorted(first) == sorted(EXPORT)
     with safetensors.safe_open(folders[0] / "model.safetensors", "pt") as file:
         assert file.metadata() == {"format": "pt"}
-    assert len({(folders[0] / name).stat().st_mode for name in EXPORT}) == 1
 
 
 def test_model_hash_sees_weights_config_and_tokenizer():
     """Equal tensors with another norm's epsilon or number of heads are another model."""
-    encoder = tiny_encoder()
-    hashes = {model_hash(encoder, tiny_tokenizer())}
+    flipped = tiny_encoder()
     with torch.no_grad():
-        encoder.blocks[1].key.bias.view(torch.int32)[5] ^= 1  # one bit
-    hashes.add(model_hash(encoder, tiny_tokenizer()))
-    encoder = tiny_encoder()
-    hashes.add(model_hash(encoder, tiny_tokenizer("roberta")))
-    for change in ({"layer_norm_eps": 1e-5}, {"num_attention_heads": 2}):
-        other = tiny_encoder(tiny_config(**change))
-        assert weights_hash(other) == weights_hash(encoder)
-        hashes.add(model_hash(other, tiny_tokenizer()))
+        flipped.blocks[1].key.bias.view(torch.int32)[5] ^= 1  # one bit
+    configs = tiny_config(layer_norm_eps=1e-5), tiny_config(num_attention_heads=2)
+    models = [tiny_encoder(), flipped, *map(tiny_encoder, configs)]
+    hashes = {model_hash(model, tiny_tokenizer()) for model in models}
+    hashes.add(model_hash(tiny_encoder(), tiny_tokenizer("roberta")))
     assert len(hashes) == 5
     assert model_hash(tiny_encoder(), tiny_tokenizer()) in hashes
 
@@ -127,30 +119,17 @@ def test_an_export_that_is_cut_short_is_never_taken_for_a_whole_one(tmp_path, mo
             patch.setattr(shutil, "rmtree", lambda *_, **__: None)  # a kill leaves all as it is
             with pytest.raises(KeyboardInterrupt):
                 save_tiny(folder)
-        refusal(load_pretrained, folder, says=r"no config\.json$")
+        refusal(load_pretrained, folder, says=r"cannot read config\.json")
         save_tiny(folder)
         assert sorted(contents(folder)) == sorted(EXPORT)
-
-
-def test_a_full_disk_is_one_line_and_leaves_the_export_that_was_there(saved, monkeypatch):
-    before = contents(saved)
-
-    def full(*_, **__):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    for name in ("save_file", "flush"):
-        with monkeypatch.context() as patch:
-            patch.setattr(pretrained, name, full)
-            refusal(save_tiny, saved, says=r"cannot write .*No space left on device$")
-        assert contents(saved) == before
 
 
 def test_files_of_another_export_go_and_others_stay(saved):
     kept = {"log.jsonl", "checkpoint-5.pt", "README.md", "projections.safetensors"}
     stale = "vocab.txt merges.txt added_tokens.json special_tokens_map.json pytorch_model.bin"
     stale += " model.safetensors.index.json model-00001-of-00002.safetensors spiece.model"
-    stale += " sentence_bert_config.json config_sentence_transformers.json bert_config.json"
-    for name in [*kept, *stale.split(), "pytorch_model-00001-of-00001.bin"]:
+    stale += " sentence_bert_config.json config_sentence_transformers.json"
+    for name in [*kept, *stale.split()]:
         (saved / name).write_text("{}")
     (saved / "modules.json").write_text("[]")
     (saved / "1_Pooling" / "config.json").write_text(json.dumps(CLS))
@@ -159,7 +138,6 @@ def test_files_of_another_export_go_and_others_stay(saved):
     encoder, tokenizer = load_pretrained(saved)
     assert same(encoder, tiny_encoder("roberta"))
     assert tokenizer.pooling == "mean"
-    assert len(json.loads((saved / "modules.json").read_bytes())) == 2
 
 
 @pytest.mark.parametrize(
@@ -167,10 +145,8 @@ def test_files_of_another_export_go_and_others_stay(saved):
     [
         (None, "mean", ""),
         (CLS, "cls", ""),
-        (OLD_CLS, "cls", ""),
-        ({"pooling_mode": ["mean"]}, "mean", ""),
-        ({"pooling_mode": "max"}, "mean", "are pooled by ['max'], a student's by the mean"),
-        (OLD_CLS | {"pooling_mode_max_tokens": True}, "mean", "pooled by ['pooling_mode_cls"),
+        ({"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}, "cls", ""),
+        ({"pooling_mode": "max"}, "mean", "are pooled by max, a student's by the mean"),
     ],
 )
 def test_the_students_vectors_are_pooled_as_the_teachers(pooling, kind, said, saved, capsys):
@@ -201,15 +177,7 @@ def test_weights_that_are_no_numbers_are_refused_by_name(saved):
     encoder, tokenizer = load_pretrained(saved)
     encoder.blocks[1].query.weight.data[0, :3] = torch.tensor([torch.nan, torch.inf, -torch.inf])
     save_pretrained(saved, encoder, tokenizer)
-    says = "blocks.1.query.weight holds 3 NaN or infinite of 1,024 numbers"
-    refusal(load_pretrained, saved, says=says)
-
-
-def test_a_sub_folder_is_the_model_only_where_the_folder_has_no_weights(saved):
-    save_tiny(saved / "0_backup", "roberta")
-    assert load_pretrained(saved)[0].config.model_type == "bert"
-    (saved / "model.safetensors").unlink()
-    assert load_pretrained(saved)[0].config.model_type == "roberta"
+    refusal(load_pretrained, saved, says="blocks.1.query.weight holds NaN or infinite numbers")
 
 
 @pytest.mark.parametrize("content", [{"x": Attack("ran")}, b"\x80\x04 damaged", [1], {"x": 1}])
@@ -220,84 +188,60 @@ def test_a_pickle_of_something_else_is_refused_and_never_run(content, saved, mon
         (saved / "pytorch_model.bin").write_bytes(content)
     assert same(load_pretrained(saved)[0], tiny_encoder())  # safetensors come first
     (saved / "model.safetensors").unlink()
-    message = refusal(load_pretrained, saved, says="pytorch_model.bin: it is damaged, or holds")
-    assert "weights_only" not in message
+    refusal(load_pretrained, saved, says="pytorch_model.bin: it is damaged, or holds .* tensors$")
     assert not recwarn.list
     assert not (saved / "ran").exists()
 
 
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a21\nsize 231508\n"
 INDEX = "model.safetensors.index.json"
-FILES = [  # file, its content (None: a pipe), words of the one line
-    (INDEX, b"{", "cannot read model.safetensors.index.json: "),
-    (INDEX, b"[]", "model.safetensors.index.json: expected a JSON object, not list"),
-    (INDEX, b"{}", "model.safetensors.index.json has no weight_map"),
-    (INDEX, b'{"weight_map": {"x": "gone.safetensors"}}', "gone.safetensors"),
-    (INDEX, b'{"weight_map": {"x": "%s"}}' % (b"x" * 5000), "cannot read xxx"),
-    ("config.json", b"{", "cannot read config.json: "),
-    ("config.json", LFS, "config.json is a Git LFS pointer: run git lfs pull"),
-    ("config.json", None, "config.json is not a regular file"),
-    ("model.safetensors", b"x" * 99, "cannot read model.safetensors: "),
-    ("model.safetensors", LFS, "model.safetensors is a Git LFS pointer: run git lfs pull"),
-    ("model.safetensors", None, "model.safetensors is not a regular file"),
-    ("pytorch_model.bin", LFS, "pytorch_model.bin is a Git LFS pointer: run git lfs pull"),
-    ("pytorch_model.bin", None, "pytorch_model.bin is not a regular file"),
-    ("tokenizer.json", b"{not json", "cannot read tokenizer.json: "),
-    ("tokenizer.json", LFS, "tokenizer.json is a Git LFS pointer: run git lfs pull"),
-    ("tokenizer.json", None, "tokenizer.json is not a regular file"),
-    ("tokenizer_config.json", None, "tokenizer_config.json is not a regular file"),
-    ("vocab.txt", None, "vocab.txt is not a regular file"),
-    ("1_Pooling/config.json", None, "config.json is not a regular file"),
-]
 
 
-@pytest.mark.parametrize(("name", "content", "says"), FILES)
-def test_a_damaged_file_a_pointer_and_a_pipe_are_one_line(name, content, says, saved):
-    if name.startswith(("pytorch", INDEX)):
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        (INDEX, b"[]", "model.safetensors.index.json: expected a JSON object, not list"),
+        (INDEX, b"{}", "model.safetensors.index.json has no weight_map"),
+        (INDEX, b'{"weight_map": {"x": "gone.safetensors"}}', "cannot read gone.safetensors"),
+        ("config.json", b"{", "cannot read config.json: "),
+        ("model.safetensors", b"x" * 99, "cannot read model.safetensors: "),
+        ("tokenizer.json", b"{not json", "cannot read tokenizer.json: "),
+    ],
+)
+def test_a_damaged_file_is_one_line(name, content, says, saved):
+    if name == INDEX:
         (saved / "model.safetensors").unlink()
-    (saved / name).unlink(missing_ok=True)
-    os.mkfifo(saved / name) if content is None else (saved / name).write_bytes(content)
+    (saved / name).write_bytes(content)
     refusal(load_pretrained, saved, says=says)
 
 
-def test_terminal_escapes_in_names_and_notes_are_shown_and_not_sent(saved, capsys):
-    escape = "\x1b[31m"
-    refusal(load_pretrained, escape, says=r"\\x1b\[31m")
-    folder = saved.rename(saved.with_name(f"a{escape}"))
-    (folder / "model.safetensors").unlink()
-    (folder / "config.json").rename(folder / "bert_config.json")  # the first BERT's name
-    tensors = to_hugging_face(tiny_encoder())
-    tensors[f"classifier{escape}.weight"] = torch.zeros(2)
-    torch.save(tensors, folder / "pytorch_model.bin")
-    assert same(load_pretrained(folder)[0], tiny_encoder())
-    out = capsys.readouterr().out
-    assert r"a\x1b[31m: dropped classifier\x1b[31m" in out
-    assert "\x1b" not in out
-
-
-@pytest.mark.parametrize("name", ["x" * 300, "~nobody-of-this-name/x", "~/" + "y" * 300, "\0"])
-def test_a_name_that_no_folder_can_have_is_one_line(name):
-    refusal(load_pretrained, name)
+@pytest.mark.parametrize(
+    "name", ["config.json", "model.safetensors", "pytorch_model.bin", "tokenizer.json", "vocab.txt"]
+)
+def test_a_git_lfs_pointer_and_a_pipe_are_one_line(name, saved):
+    if name.startswith("pytorch"):
+        (saved / "model.safetensors").unlink()
+    (saved / name).unlink(missing_ok=True)
+    (saved / name).write_bytes(LFS)
+    refusal(load_pretrained, saved, says=f"{name} is a Git LFS pointer: run git lfs pull")
+    (saved / name).unlink()
+    os.mkfifo(saved / name)
+    refusal(load_pretrained, saved, says=f"{name} is not a regular file")
 
 
 def test_a_hub_id_is_read_from_the_hubs_own_cache(tmp_path, monkeypatch):
-    """Two revisions and a repository of pickles in the layout of the hub's cache, read offline."""
+    """Two revisions, one of pickles, in the layout of the hub's cache, read offline."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    for name in ("bert", "pickles"):
-        base = tmp_path / f"models--tiny--{name}"
-        for seed, revision in enumerate(("main", "v2")):
-            commit = str(seed) * 40
-            folder = save_tiny(base / "snapshots" / commit, seed=seed)
-            if name == "pickles":
-                rewrite(folder, "sharded .bin")
-            for part in ("refs", "blobs"):
-                (base / part).mkdir(exist_ok=True)
-            (base / "refs" / revision).write_text(commit)
-            for number, path in enumerate([*folder.iterdir()]):
-                path.symlink_to(path.rename(base / "blobs" / f"{seed}{number}"))
-            for asked in (revision, commit, None if seed == 0 else commit):
-                encoder, _ = load_pretrained(f"tiny/{name}", asked)
-                assert same(encoder, tiny_encoder(seed=seed))
+    base = tmp_path / "models--tiny--bert"
+    (base / "refs").mkdir(parents=True)
+    for seed, revision in enumerate(("main", "v2")):
+        commit = str(seed) * 40
+        folder = save_tiny(base / "snapshots" / commit, seed=seed)
+        if revision == "v2":
+            rewrite(folder, "sharded .bin")
+        (base / "refs" / revision).write_text(commit)
+        for asked in (revision, commit, None if seed == 0 else commit):
+            assert same(load_pretrained("tiny/bert", asked)[0], tiny_encoder(seed=seed))
     for name, revision in (("tiny/unknown", None), ("tiny/bert", "v3"), ("not a name!", None)):
-        says = f"^'{name}' is not a local .* not be downloaded: "
+        says = f"^'{name}' is not a local folder, nor downloaded: "
         refusal(load_pretrained, name, revision, says=says)
