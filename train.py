@@ -7,9 +7,8 @@
     python train.py --out runs/bert --resume                   resume where it stopped
     torchrun --nproc-per-node 8 train.py ...                   the same on eight GPUs (or processes)
 
-Read it top to bottom: settings; device, models, text, optimizer, run folder; the loop. The loss is
-in distill/mha.py, hs.py, od.py, direct_minilm.py, mlm.py; what surrounds the loop (checkpoints,
-signals, processes, the closing report) is in distill/training/.
+Read it top to bottom: settings; device, models, text, optimizer, run folder; the loop. The losses
+are in distill/*.py; checkpoints, signals, processes and the closing report in distill/training/.
 """
 
 import math
@@ -39,20 +38,16 @@ from distill.training.validation import held_out_loss
 from minitransformer.files import UserError
 from minitransformer.model import Encoder
 
-# ---- settings: each is declared once; the command line is made from this class -----------------
-
 # peak learning rate of each method where --lr is not given
 PEAK_LR = {"mha": 1e-3, "hs": 1e-3, "od": 6e-4, "direct-minilm": 1e-3, "mlm": 6e-4}
-DATA_HELP = (
-    "docs, NAME=path/or/glob[:column] or NAME=hub:dataset[:config][:split][:column]; repeats"
-)
+DATA_HELP = "docs, NAME=path/glob[:column] or NAME=hub:dataset[:config][:split][:column]; repeats"
 INIT_HELP = "random, embeddings, uniform (default if sizes match), first, last, 2,4,6, or a folder"
 MOST = 2**16
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """None: the default depends on other settings; the log's start record has its value."""
+    """Settings, each declared once. None: the default depends on others; the log has its value."""
 
     teacher: str = setting("minilm", "minilm, a folder, or a hub id")
     method: str = setting("mha", "what to transfer", choices=tuple(METHODS))
@@ -77,9 +72,7 @@ class TrainConfig:
     warmup: float = setting(0.1, "share of the steps before the peak", least=0, most=1)
     weight_decay: float = setting(0.01, "AdamW's, on matrices of layers and maps", least=0)
     clip: float = setting(1.0, "largest norm of the gradient; 0: no limit", least=0)
-    precision: str = setting(
-        "auto", "auto: bf16 if the hardware has it", choices=("auto", "fp32", "bf16")
-    )
+    precision: str = setting("auto", "auto: bf16 if native", choices=("auto", "fp32", "bf16"))
     device: str = setting("auto", "cpu, cuda, cuda:1 or mps; auto: cuda where there is one")
     threads: int = setting(0, "CPU threads; 0: PyTorch's choice", least=0, most=1024)
     compile: bool = setting(False, "torch.compile teacher and student")
@@ -105,14 +98,9 @@ def parse_config(argv: list[str] | None = None) -> TrainConfig:
     for name in given:
         owners = [method for method, kind in METHODS.items() if name in kind.settings]
         if owners and config.method not in owners:
-            raise UserError(
-                f"{cli.flag(name)} is a setting of {' and '.join(owners)}, not of --method"
-                f" {config.method}; leave it out"
-            )
+            whose = f"{' and '.join(owners)}, not of --method {config.method}"
+            raise UserError(f"{cli.flag(name)} is a setting of {whose}; leave it out")
     return config
-
-
-# ---- the run -------------------------------------------------------------------------------------
 
 
 class Transfer(nn.Module):
@@ -130,8 +118,8 @@ def main(argv: list[str] | None = None) -> int:
     config = parse_config(argv)
     if rank() > 0:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - only rank 0 prints
-    with Run(config.out, writes=rank() == 0) as run, Signals() as signals:
-        run.open(f"runs/{config.method}", config.resume)
+    run = Run(config.out, writes=rank() == 0)
+    with run.open(f"runs/{config.method}", config.resume), Signals() as signals:
         if config.resume and is_finished(run):
             return 0
         status = distil(config, run, signals)
@@ -160,8 +148,7 @@ def distil(config: TrainConfig, run: Run, signals: Signals) -> int:
         sequences = run.records()[0]["sequences"]  # so that the text is that of the beginning
     options = {"alpha": config.alpha, "seed": config.seed, "sequences": sequences}
     text = Text(config.data, start.tokenizer, config.seq_len, **options)
-    held_out = text.held_out(config.batch_size, masked=method.masked_text)
-    held_out = [batch.to(device) for batch in held_out]
+    held_out = [b.to(device) for b in text.held_out(config.batch_size, masked=method.masked_text)]
     for model in (teacher, student, method):
         if model is not None:
             model.to(device)
@@ -232,11 +219,11 @@ def distil(config: TrainConfig, run: Run, signals: Signals) -> int:
         totals, counts = [], []  # of each micro-batch: sum of the loss, and what it counts
         micro_batches = [batch.to(device) for batch in next(batches)]  # ids and mask (B, N)
         for turn, batch in enumerate(micro_batches, 1):
-            with processes.average_gradients(wrapped, now=turn == len(micro_batches)):
-                with products:
-                    # the method runs teacher and student, as far up as it reads them
-                    total, count = wrapped(teacher, batch)
-                total.backward()  # of the sum: gradients of micro-batches add up
+            # DistributedDataParallel averages gradients over the ranks only when this is set
+            wrapped.require_backward_grad_sync = turn == len(micro_batches)
+            with products:  # the method runs teacher and student, as far up as it reads them
+                total, count = wrapped(teacher, batch)
+            total.backward()  # of the sum: gradients of micro-batches add up
             totals.append(total)
             counts.append(count)
 
@@ -275,10 +262,7 @@ def distil(config: TrainConfig, run: Run, signals: Signals) -> int:
 def check_finite(step: int, what: str, value: float) -> None:
     """End the run before it saves what it can no longer learn from; the same on all ranks."""
     if not math.isfinite(value):
-        raise UserError(
-            f"the {what} of step {step} is not finite, or has no token to count; lower --lr and"
-            " --resume from the checkpoint before"
-        )
+        raise UserError(f"the {what} of step {step} is not finite; lower --lr and --resume")
 
 
 if __name__ == "__main__":

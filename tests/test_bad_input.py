@@ -146,7 +146,7 @@ def test_a_run_folder_that_is_gone_is_one_line(move, here, tmp_path, monkeypatch
         ({"preexec_fn": lambda: os.close(1)}, 0, "", ["run"]),
         ({"env": {"RANK": "1", "WORLD_SIZE": ""}}, 0, "", ["run"]),
         ({"env": {"WORLD_SIZE": "2"}}, 0, "", ["run"]),
-        ({"env": {"RANK": "0", "WORLD_SIZE": "2"}}, 2, "the 2 processes cannot connect", []),
+        ({"env": {"RANK": "0", "WORLD_SIZE": "2"}}, 2, "use torchrun, or unset RANK", []),
         ({"env": {"PYTHONIOENCODING": "latin2"}}, 0, "", ["run"]),
     ],
 )

@@ -16,8 +16,7 @@ from minitransformer.files import UserError
 
 @pytest.fixture
 def run(tmp_path):
-    with Run(tmp_path / "run") as run:
-        run.open("unused")
+    with Run(tmp_path / "run").open("unused") as run:
         run.log("start", settings={}, teacher=None, start={}, text=[])
         yield run
 
@@ -41,12 +40,11 @@ def test_the_two_newest_checkpoints_are_kept_and_only_rank_0_writes(run):
     assert (back["step"], back["log_length"]) == (20, run.log_file.stat().st_size)
     assert torch.equal(back["student"]["w"], state(20)["student"]["w"])
     before = {path: path.read_bytes() for path in run.folder.iterdir()}
-    other = Run(run.folder, writes=False)
-    other.open("unused")
-    other.log("step", step=1)
-    other.save(21, state(21))
-    other.cut_log(0)
-    other.remove_checkpoints()
+    with Run(run.folder, writes=False).open("unused") as other:
+        other.log("step", step=1)
+        other.save(21, state(21))
+        other.cut_log(0)
+        other.remove_checkpoints()
     assert {path: path.read_bytes() for path in run.folder.iterdir()} == before
     assert saved(run) == [15, 20]
     (run.folder / "checkpoint-unfinished.tmp").touch()
@@ -144,10 +142,6 @@ def test_the_log_is_cut_back_to_the_checkpoint(run):
     for cut, events in ((length, ["start", "step"]), (None, ["start"])):
         run.cut_log(cut)
         assert [r["event"] for r in run.records()] == events
-    size = run.log_file.stat().st_size
-    with pytest.raises(UserError, match=rf"has {size} bytes, but .* when it had {length}"):
-        run.cut_log(length)  # not padded with NULs
-    assert run.log_file.stat().st_size == size
 
 
 LOGS = [None, b'{"event": "start"', b'{"event": "start", "settings": {}}\n', b"3\n", b"\xff\n"]
@@ -164,22 +158,18 @@ def test_a_log_that_no_run_wrote(tmp_path, content):
 def test_a_new_folder_must_be_new_and_is_gone_unless_the_run_begins(tmp_path):
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "file").touch()
-    with Run(tmp_path / "taken") as run, pytest.raises(UserError, match="exists"):
-        run.open("unused")
-    for name in ("taken/file", "n" * 300):
-        with Run(tmp_path / name) as run, pytest.raises(OSError, match="Errno"):
-            run.open("unused")
+    with pytest.raises(UserError, match="exists"), Run(tmp_path / "taken").open("unused"):
+        pass
     (tmp_path / "killed").mkdir()
     (tmp_path / "killed" / ".lock").touch()  # of a program killed before its first step
-    with Run(tmp_path / "killed") as run:
-        run.open("unused")
-        with Run(tmp_path / "killed") as second, pytest.raises(UserError, match="another program"):
-            second.open("unused")
+    with Run(tmp_path / "killed").open("unused") as run:
+        second = Run(run.folder).open("unused")
+        with pytest.raises(UserError, match="another program"), second:
+            pass
         assert names(run.folder) == [".lock"]  # the refused one leaves it alone
-        (run.folder / "log.jsonl").write_text("half a start rec")
+        run.log_file.write_text("half a start rec")
     (tmp_path / "mha-1").mkdir()
-    with Run(None) as run:
-        run.open(f"{tmp_path}/mha")
+    with Run(None).open(f"{tmp_path}/mha") as run:
         assert run.folder == tmp_path / "mha-2"
     assert names(tmp_path) == ["mha-1", "taken"]
 

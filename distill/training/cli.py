@@ -25,10 +25,8 @@ class Parser(argparse.ArgumentParser):
     def parse_args(self, args: list[str] | None = None) -> argparse.Namespace:
         words = sys.argv[1:] if args is None else args
         for name, value in itertools.pairwise(["", *words]):
-            if value == "":
-                raise UserError(f"{name} is empty (an unset variable?); give it a value")
-            if any("\ud800" <= c <= "\udfff" for c in value):  # bytes in another encoding
-                raise UserError(f"{name} {value} is not UTF-8; give another name")
+            if not value or any("\ud800" <= c <= "\udfff" for c in value):  # bytes of no text
+                raise UserError(f"{name} {value!r} is empty or not UTF-8; give another value")
         return super().parse_args(words)
 
     def error(self, message: str) -> NoReturn:
@@ -68,28 +66,21 @@ def flag(name: str) -> str:
 def check_bounds(config) -> None:
     """Refuse a setting outside the bounds declared beside it."""
     for f in fields(config):
-        value, least = getattr(config, f.name), f.metadata["least"]
-        if value is not None and least is not None:
-            check_number(f.name, value, least, f.metadata["most"])
+        check_number(f.name, getattr(config, f.name), f.metadata["least"], f.metadata["most"])
 
 
-def check_number(name: str, value: float, least: float, most: float = 1e15) -> None:
-    if not least <= value <= most:  # NaN too
+def check_number(name: str, value, least: float | None, most: float = 1e15) -> None:
+    if None not in (value, least) and not least <= value <= most:  # NaN too
         bounds = f"at least {least:g}" if value < least else f"from {least:g} to {most:g}"
         raise UserError(f"{flag(name)} is {value}; it must be {bounds}")
 
 
 def run(main: Callable[[], int]) -> NoReturn:
-    """Exit with main's status; answer what the user can mend in one line on stderr.
-
-    Status 2: a UserError, an OSError, too little memory. 130: Ctrl-C outside the training loop.
-    1: another process was lost, or a defect, which has a traceback.
-    """
+    """Exit with main's status; answer what the user can mend in one line on stderr."""
     for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:  # closed by the caller
-            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
-        elif hasattr(getattr(sys, name), "reconfigure"):
-            getattr(sys, name).reconfigure(errors="replace", line_buffering=True)
+        stream = getattr(sys, name) or open(os.devnull, "w")  # noqa: SIM115 - None: it is closed
+        stream.reconfigure(errors="replace", line_buffering=True)
+        setattr(sys, name, stream)
     try:
         status = main()
     except SystemExit as leaving:  # --help
@@ -99,9 +90,7 @@ def run(main: Callable[[], int]) -> NoReturn:
         if line is None:
             traceback.print_exception(error)
         else:
-            program = Path(sys.argv[0])
-            name = program.parent.name if program.name == "__main__.py" else program.name
-            print(f"{name}: {printable(line)}", file=sys.stderr)
+            print(f"{Path(sys.argv[0]).name}: {printable(line)}", file=sys.stderr)
     if dist.is_initialized():  # amid an error: gloo's destructors could wait for ever
         os._exit(status)
     sys.exit(status)
@@ -116,8 +105,6 @@ def answer(error: BaseException) -> tuple[int, str | None]:
     if isinstance(error, RuntimeError) and isinstance(error.__context__, OSError):
         error = error.__context__  # torch.save hides a full disk under an error of its own
     if isinstance(error, OSError):
-        # where stdout itself failed, Python would complain once more at the exit
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
         return 2, first_line(error)
     text = str(error)
     if isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in text:

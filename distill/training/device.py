@@ -4,7 +4,6 @@ import importlib.metadata
 import os
 import platform
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +11,7 @@ from pathlib import Path
 import torch
 
 from distill.training.processes import world
-from minitransformer.files import UserError, first_line, shortened
+from minitransformer.files import UserError, first_line
 
 
 def provenance() -> dict:
@@ -24,26 +23,23 @@ def provenance() -> dict:
 
 
 def commit() -> str | None:
-    """Return the commit of this checkout, `-dirty` where files differ; None without git."""
-    if shutil.which("git") is None:
+    """Return the commit of this checkout, `-dirty` where a .py file differs; None without git."""
+    options = {"cwd": Path(__file__).parent, "capture_output": True, "text": True}
+    try:
+        head = subprocess.run(["git", "rev-parse", "HEAD"], **options).stdout.strip()
+        changed = subprocess.run(["git", "diff", "--name-only", "HEAD", "--", ":/*.py"], **options)
+    except FileNotFoundError:
         return None
-    command = ["git", "describe", "--always", "--abbrev=40", "--dirty"]
-    folder = Path(__file__).parent
-    return (
-        subprocess.run(command, cwd=folder, capture_output=True, text=True).stdout.strip() or None
-    )
+    return (f"{head}-dirty" if changed.stdout else head) or None
 
 
 def machine() -> str:
     """Return one line: processor, cores, threads, GPUs."""
-    name = platform.processor() or platform.machine()
-    if os.path.exists("/proc/cpuinfo"):
-        models = re.findall(r"^model name\s*: (.*)", Path("/proc/cpuinfo").read_text(), re.M)
-        name = models[0] if models else name
-    line = f"{name}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
-    if torch.cuda.is_available():
-        line += f", {torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
-    return line
+    cpu = Path("/proc/cpuinfo")
+    model = re.search(r"^model name\s*: (.*)", cpu.read_text() if cpu.exists() else "", re.M)
+    name = model[1] if model else platform.machine()
+    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
+    return f"{name}, {os.cpu_count()} cores, {torch.get_num_threads()} threads{gpu}"
 
 
 def choose_device(name: str) -> torch.device:
@@ -55,33 +51,25 @@ def choose_device(name: str) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
-        if device.type not in ("cpu", "cuda", "mps"):
-            raise RuntimeError("only cpu, cuda and mps are supported")
         if name == "cuda":
             device = torch.device("cuda", int(os.environ["LOCAL_RANK"]) if world() > 1 else 0)
-        torch.empty(0, device=device)
+        torch.zeros((), device=device).item()  # meta, for one, has no values
         if device.type == "cuda":
             torch.cuda.set_device(device)
     except (RuntimeError, AssertionError) as error:
-        raise UserError(
-            f"--device {name} cannot be used here ({shortened(first_line(error), 80)}); give auto,"
-            " cpu, cuda, cuda:N or mps"
-        ) from None
+        raise UserError(f"--device {name} cannot be used here: {first_line(error)}") from None
     return device
 
 
 def choose_precision(name: str, device: torch.device) -> str:
-    """Return fp32 or bf16; `auto` is bf16 where the hardware multiplies it: emulated, it is up to
-    50 times slower.
-    """
+    """Return fp32 or bf16; `auto` avoids emulated bf16, which is up to 50 times slower."""
     if name != "auto":
         return name
     if device.type == "cuda":
         native = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:  # on mps it was not measured: float32 is the safe choice
-        capabilities = torch.cpu.get_capabilities() if device.type == "cpu" else {}
-        names = ("avx512_bf16", "amx_bf16", "bf16")
-        native = any(capabilities.get(name, False) for name in names)
+    else:  # on mps it was not measured
+        found = torch.cpu.get_capabilities() if device.type == "cpu" else {}
+        native = any(found.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
     return "bf16" if native else "fp32"
 
 

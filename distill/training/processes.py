@@ -2,12 +2,10 @@
 
 import gc
 import os
-from contextlib import AbstractContextManager, nullcontext
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch import Tensor
 
 from minitransformer.files import UserError, first_line
 
@@ -28,10 +26,7 @@ def join(device: torch.device) -> None:
         try:
             dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
         except (RuntimeError, ValueError) as error:
-            raise UserError(
-                f"the {world()} processes cannot connect ({first_line(error)}); start them with"
-                " torchrun, or unset RANK and WORLD_SIZE"
-            ) from None
+            raise UserError(f"{first_line(error)}; use torchrun, or unset RANK") from None
 
 
 def check_alike(facts: dict) -> None:
@@ -44,17 +39,8 @@ def check_alike(facts: dict) -> None:
         for name in everywhere[0] | theirs:
             ours, other = str(everywhere[0].get(name)), str(theirs.get(name))
             if ours != other:
-                raise UserError(
-                    f"the processes differ in {name}: {ours:.40} on rank 0, {other:.40} on rank"
-                    f" {number}; start all of them with the same settings and files"
-                )
-
-
-def average_gradients(module: nn.Module, now: bool) -> AbstractContextManager:
-    """Let backward average the gradients over the ranks if `now`, else keep them on this rank."""
-    if isinstance(module, DistributedDataParallel) and not now:
-        return module.no_sync()
-    return nullcontext()
+                values = f"{ours:.40} on rank 0, {other:.40} on rank {number}"
+                raise UserError(f"the processes differ in {name}: {values}; start them all alike")
 
 
 def sums_over_ranks(*lists: list[Tensor]) -> Tensor:
@@ -70,9 +56,8 @@ def sums_over_ranks(*lists: list[Tensor]) -> Tensor:
 def leave_together() -> None:
     """Wait for all ranks, then end the group: when one process exits, torchrun ends the others.
 
-    The caller must have released its DistributedDataParallel module. If the group dies first, the
-    module's destructor joins a gloo thread while it holds the interpreter lock that the thread
-    needs: about one exit in fifty never ended.
+    The caller must have released its DistributedDataParallel module: destroyed after the group, it
+    deadlocks with a gloo thread in about one exit in fifty.
     """
     if dist.is_initialized():
         gc.collect()

@@ -2,7 +2,6 @@
 
 import json
 import shlex
-import statistics
 from pathlib import Path
 
 import safetensors.torch
@@ -25,8 +24,10 @@ tags: [distillation, {method}, sentence-transformers]
 
 # {name}
 
-{about}
-
+An encoder trained from `{source}` by the method `{method}`:
+{sizes}.
+Held-out loss {losses} in {steps} steps.
+{note}
 ## Text
 
 {text}
@@ -43,12 +44,7 @@ tags: [distillation, {method}, sentence-transformers]
 from transformers import AutoModel, AutoTokenizer
 
 tokenizer = AutoTokenizer.from_pretrained({name!r})
-# the student has no pooler; without this, transformers adds one with random weights
-model = AutoModel.from_pretrained({name!r}, add_pooling_layer=False)
-
-from sentence_transformers import SentenceTransformer
-
-vectors = SentenceTransformer({name!r}).encode(["a sentence"])
+model = AutoModel.from_pretrained({name!r}, add_pooling_layer=False)  # the student has no pooler
 ```
 """
 
@@ -57,8 +53,7 @@ def announce(config, run: Run, start: Start, text: list[dict], frozen: list[str]
     """Print what is about to be trained, on what."""
     copied = f" from teacher layers {', '.join(map(str, start.layers))}" if start.layers else ""
     print(f"student: {describe_encoder(start.student)}; --init {config.init}{copied}")
-    form = ", by the formula of its page" if config.plain else ""
-    print(f"{config.method}: {start.method.describe()}{form}")
+    print(f"{config.method}: {start.method.describe()}")
     if frozen:
         count = readable(sum(start.student.get_parameter(name).numel() for name in frozen))
         modules = ", ".join(dict.fromkeys(name.rpartition(".")[0] for name in frozen))
@@ -74,12 +69,10 @@ def announce(config, run: Run, start: Start, text: list[dict], frozen: list[str]
 def describe_encoder(encoder: Encoder) -> str:
     """Return its sizes; the MLM head is not counted, it is no part of a deployed encoder."""
     config, parts = encoder.config, (encoder.embeddings, encoder.blocks)
-    total = sum(p.numel() for part in parts for p in part.parameters())
-    return (
-        f"{config.num_hidden_layers} layers x {config.hidden_size},"
-        f" {config.num_attention_heads} heads, FFN {config.intermediate_size},"
-        f" {readable(total)} parameters"
-    )
+    total = readable(sum(p.numel() for part in parts for p in part.parameters()))
+    layers = f"{config.num_hidden_layers} layers x {config.hidden_size}"
+    heads = f"{config.num_attention_heads} heads, FFN {config.intermediate_size}"
+    return f"{layers}, {heads}, {total} parameters"
 
 
 def readable(count: int) -> str:
@@ -87,10 +80,7 @@ def readable(count: int) -> str:
 
 
 def finish(config, run: Run, start: Start) -> None:
-    """Write all that a finished run leaves, then print what came of it.
-
-    The checkpoints go last, so a kill in here loses nothing.
-    """
+    """Export, plot, write the card, print a summary; checkpoints go last: a kill loses nothing."""
     if maps := dict(start.method.named_parameters()):
         maps = {name: parameter.detach().cpu() for name, parameter in maps.items()}
         with atomic(run.folder / "projections.safetensors") as temporary:
@@ -101,46 +91,34 @@ def finish(config, run: Run, start: Start) -> None:
     evals = [r for r in records if r["event"] == "eval"]
     plot_loss(config, steps, evals, run.folder / "loss.png")
     before, after = evals[0]["loss"], evals[-1]["loss"]
-    speed = statistics.median(r["tokens_per_s"] for r in steps)
     write_card(run.folder, records[0], start, f"{before:.4f} -> {after:.4f}")
-    run.log("summary", loss_before=before, loss_after=after, tokens_per_s=speed)
+    run.log("summary", loss_before=before, loss_after=after)
     run.remove_checkpoints()
-    print(f"\nheld-out {config.method} loss  {before:.4f} -> {after:.4f}")
+    print(f"\nheld-out {config.method} loss {before:.4f} -> {after:.4f}")
     if after > before:
-        print(
-            "WARNING: the student ended worse than it started; lower --lr, train for more --steps,"
-            " or start from other layers (--init)"
-        )
-    print(f"training speed     {speed:,.0f} tokens/s")
-    print(f"student            {run.folder}")
+        print("WARNING: the student ended worse than it started; lower --lr or change --init")
     print(f"\nnext:\n  python evaluate.py {shlex.quote(str(run.folder))}")
 
 
 def write_card(folder: Path, record: dict, start: Start, losses: str) -> None:
     """Write RUN/README.md in the form that the Hugging Face hub reads, from the start record."""
-    settings, student = record["settings"], start.student
+    settings = record["settings"]
     # MLM may have no teacher; then it continues the training of the model that --init names
     source = settings["teacher"] if record["teacher"] else settings["init"]
     source = DEFAULT_ID if source == DEFAULT_TEACHER else source
-    local = Path(source).expanduser().exists()
-    verb = "trained further" if settings["method"] == "mlm" else "distilled"
-    about = [
-        f"An encoder {verb} from `{source}` by the method `{settings['method']}`:",
-        f"{describe_encoder(student)}.",
-        f"Held-out loss {losses} in {settings['steps']} steps.",
-    ]
-    if start.positions:
-        about.append(f"Note: {start.positions}.")
+    on_hub = not Path(source).expanduser().exists()
     shares = [f"- {part['name']}: {part['share']:.1%} of the sequences" for part in record["text"]]
-    program = shlex.join(["train.py", *record["argv"][1:]])
     card = CARD.format(
-        task="feature-extraction" if student.mlm_head is None else "fill-mask",
-        method=settings["method"],
-        base_model="" if local else f"base_model: {json.dumps(source)}\n",
+        **settings,
+        task="feature-extraction" if start.student.mlm_head is None else "fill-mask",
+        base_model=f"base_model: {json.dumps(source)}\n" if on_hub else "",
         name=folder.name,
-        about="\n".join(about),
+        source=source,
+        sizes=describe_encoder(start.student),
+        losses=losses,
+        note=f"Note: {start.positions}.\n" if start.positions else "",
         text="\n".join(shares),
-        command=f"{launcher(record['processes'])} {program}",
+        command=f"{launcher(record['processes'])} {shlex.join(['train.py', *record['argv'][1:]])}",
     )
     with atomic(folder / "README.md") as temporary:
         temporary.write_text(card, "utf-8")
@@ -152,8 +130,7 @@ def plot_loss(config, steps: list[dict], evals: list[dict], file: Path) -> None:
     figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
     axes.plot([r["step"] for r in steps], [r["loss"] for r in steps], label="training")
     axes.plot([r["step"] for r in evals], [r["loss"] for r in evals], "o-", label="held-out")
-    title = f"{file.parent}: {config.teacher} -> student"
-    axes.set(xlabel="optimizer step", ylabel=f"{config.method} loss", title=title)
+    axes.set(xlabel="optimizer step", ylabel=f"{config.method} loss", title=str(file.parent))
     axes.legend()
     with atomic(file) as temporary:
         figure.savefig(temporary, dpi=120, format="png")

@@ -2,13 +2,11 @@
 
     RUN/log.jsonl                     one record a line, each with an `event`: start, step, eval,
                                       resume, summary
-    RUN/checkpoint-000000200-HASH.pt  everything that step 200 onwards depends on, and a hash of
-                                      the file's bytes; the two newest are kept
+    RUN/checkpoint-000000200-HASH.pt  the state after 200 steps, HASH of its bytes; two are kept
     RUN/.lock                         held by the program that trains here
 
-A checkpoint is written under another name, flushed to disk and renamed, so it is either whole or
-absent. It notes how long the log was; resuming from it cuts the log back to that length, so every
-step is in the log once.
+A checkpoint is either whole or absent. It notes how long the log was; resuming from it cuts the log
+back to that length, so every step is in the log once.
 """
 
 import contextlib
@@ -19,6 +17,7 @@ import os
 import pickle
 import signal
 import threading
+from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
 
@@ -34,27 +33,24 @@ MAY_CHANGE = "out resume batch_size accumulate device threads save_every eval_ev
 
 
 class Run:
-    """One run folder. Only the process with rank 0 writes (`writes`); all of them read.
-
-    As a context manager it releases the folder at the end, and removes one that no run began in.
-    """
+    """One run folder. Only the process with rank 0 writes (`writes`); all of them read."""
 
     def __init__(self, folder: str | Path | None, writes: bool = True):
         self.folder = folder and Path(folder)  # None until `open` chooses a name
         self.writes = writes
-        self._lock: FileLock | None = None
         self._begun = False  # the log has its start record
 
     @property
     def log_file(self) -> Path:
         return self.folder / "log.jsonl"
 
-    def open(self, stem: str, resume: bool = False) -> None:
-        """Make the folder, unless to resume in it, and lock it.
-
-        Without a name it is the first new one of STEM-1, STEM-2, ...
+    @contextlib.contextmanager
+    def open(self, stem: str, resume: bool = False) -> Iterator["Run"]:
+        """Lock the folder for the block, and make it unless to resume in it; a folder in which no
+        run began is removed. Without a name it is the first new one of STEM-1, STEM-2, ...
         """
         if not self.writes:
+            yield self
             return
         if self.folder is None:
             names = (Path(f"{stem}-{n}") for n in itertools.count(1))
@@ -71,21 +67,15 @@ class Run:
             lock.acquire(timeout=0)
         except Timeout:
             raise UserError(f"another program trains in {self.folder}; wait or stop it") from None
-        self._lock = lock
-
-    def __enter__(self) -> "Run":
-        return self
-
-    def __exit__(self, *exception) -> None:
-        if self._lock:
-            Path(self._lock.lock_file).unlink(missing_ok=True)
-            self._lock.release()
+        try:
+            yield self
+        finally:
+            Path(lock.lock_file).unlink(missing_ok=True)
+            lock.release()
             if not self._begun:
                 self.log_file.unlink(missing_ok=True)
                 with contextlib.suppress(OSError):  # another program may use it now
                     self.folder.rmdir()
-
-    # ---- log ----
 
     def log(self, event: str, **fields) -> None:
         if self.writes:
@@ -99,30 +89,18 @@ class Run:
         try:
             lines = self.log_file.read_bytes().split(b"\n")[:-1]
             records = [json.loads(line) for line in lines]
-            whole = {"settings", "teacher", "start", "text"} <= records[0].keys()
+            if {"settings", "teacher", "start", "text"} <= records[0].keys():
+                return records
         except (OSError, ValueError, LookupError, AttributeError):
-            whole = False
-        if not whole:
-            raise UserError(
-                f"{self.log_file} is missing, damaged or has no start record; restore it, or start"
-                " a new run"
-            )
-        return records
+            pass
+        raise UserError(f"{self.log_file} is missing, damaged or has no start record")
 
     def cut_log(self, length: int | None) -> None:
         """Cut the log back to `length` bytes (None: behind its start record)."""
         if not self.writes:
             return
-        size = self.log_file.stat().st_size
-        if length is not None and size < length:
-            raise UserError(
-                f"{self.log_file} has {size} bytes, but the checkpoint was saved when it had"
-                f" {length}; restore the log or start a new run"
-            )
         with open(self.log_file, "r+b") as log:
             log.truncate(len(log.readline()) if length is None else length)
-
-    # ---- checkpoints ----
 
     def checkpoints(self) -> list[Path]:
         return sorted(self.folder.glob("checkpoint-*.pt"))
@@ -176,36 +154,28 @@ def _digest(file: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()[:16]
 
 
-# ---- resume --------------------------------------------------------------------------------------
-
-
 def resumed_settings(config_class: type, given: dict) -> dict:
     """Return the settings of the run that `--out` names, changed by those given with --resume."""
     if "out" not in given:
         raise UserError("--resume needs the run folder: name it with --out")
-    records = Run(given["out"]).records()
     # the newest: an earlier resume may have changed them
-    settings = [record["settings"] for record in records if "settings" in record][-1]
-    known = settings.keys() == {f.name for f in fields(config_class)}
-    if not known or "sequences" not in records[0]:
+    settings = [r["settings"] for r in Run(given["out"]).records() if "settings" in r][-1]
+    if settings.keys() != {f.name for f in fields(config_class)}:
         raise UserError(f"{given['out']} was begun by another version of this program; use that")
     for name, value in given.items():
         if name not in MAY_CHANGE and value not in (settings[name], "auto"):
-            raise UserError(
-                f"{flag(name)} {value}, but {given['out']} was started with {settings[name]};"
-                f" leave {flag(name)} out to resume it"
-            )
+            then = f"but {given['out']} was started with {settings[name]}"
+            raise UserError(f"{flag(name)} {value}, {then}; leave {flag(name)} out to resume it")
     return settings | {name: value for name, value in given.items() if name in MAY_CHANGE}
 
 
 def is_finished(run: Run) -> bool:
     """Say so if the run is finished, and return whether it is."""
-    *_, last = records = run.records()
+    last = run.records()[-1]
     if last["event"] != "summary":
         return False
     run.remove_checkpoints()  # it may have been killed between its summary and this
-    steps = max(record["step"] for record in records if record["event"] == "eval")
-    print(f"{run.folder} is finished: {steps} steps, held-out loss {last['loss_after']}")
+    print(f"{run.folder} is finished: held-out loss {last['loss_after']}")
     return True
 
 
@@ -218,19 +188,13 @@ def inputs(record: dict) -> dict[str, str | None]:
 
 
 def resume(run: Run, record: dict, parts: dict) -> tuple[int, int]:
-    """Load the newest checkpoint, cut the log back to it, return (steps done, sequences read).
-
-    record   the run's start record as it would be now
-    parts    name -> whatever has load_state_dict: student, method, optimizer
-    """
+    """Load the newest checkpoint, cut the log back to it, return (steps done, sequences read)."""
     records = run.records()
     now = inputs(record)
     for what, then in inputs(records[0]).items():
         if then != now[what]:
-            raise UserError(
-                f"{what} has changed since {run.folder} began: sha256 {then:.12} then,"
-                f" {now[what]:.12} now; restore it or start a new run"
-            )
+            change = f"sha256 {then:.12} then, {now[what]:.12} now; restore it or start a new run"
+            raise UserError(f"{what} has changed since {run.folder} began: {change}")
     checkpoint = run.newest()
     run.cut_log(checkpoint and checkpoint["log_length"])
     step = sequences = 0
@@ -248,14 +212,9 @@ def resume(run: Run, record: dict, parts: dict) -> tuple[int, int]:
     return step, sequences
 
 
-# ---- signals -------------------------------------------------------------------------------------
-
-
 class Signals:
-    """Let the step in progress finish on SIGTERM, Ctrl-C, a closed terminal or SIGUSR1, so that it
-    is saved; under torchrun also when torchrun itself is gone.
-
-    Handlers stand from `listen` to the end of the context.
+    """Let the step in progress finish, so that it is saved, on a signal or, under torchrun, when
+    torchrun itself is gone. Handlers stand from `listen` to the end of the context.
     """
 
     def __init__(self):

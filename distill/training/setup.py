@@ -15,11 +15,7 @@ from minitransformer.pretrained import load_pretrained, model_hash
 
 
 def load_models(config) -> tuple[Encoder | None, Start, object, dict]:
-    """Return teacher, start (student, method, tokenizer), and what was found out about them: the
-    settings with what they left open filled in, and the names and hashes for the log.
-
-    Errors: UserError, before any text is read.
-    """
+    """Return teacher, start, the settings with what they left open, and the record for the log."""
     kind = METHODS[config.method]
     teacher = tokenizer = teacher_record = None
     if kind.needs_teacher or not is_folder(config.init):
@@ -29,18 +25,13 @@ def load_models(config) -> tuple[Encoder | None, Start, object, dict]:
     start = build_start(asdict(config), teacher)
     start.tokenizer = start.tokenizer or tokenizer  # its own where --init names a folder
     if tokenizer is not None and tokenizer.hash != start.tokenizer.hash:
-        raise UserError(
-            f"the tokenizers differ: --init {config.init} has {start.tokenizer.vocab_size} tokens,"
-            f" --teacher {config.teacher} has {tokenizer.vocab_size}; a student must read as its"
-            " teacher does"
-        )
+        both = f"--init {config.init} and --teacher {config.teacher}"
+        raise UserError(f"the tokenizers differ: {both}; a student must read as its teacher does")
     start.method.check_models(start.student, teacher)
     for name, model in (("student", start.student), ("teacher", teacher)):
         if model is not None and config.seq_len > model.config.max_tokens:
-            raise UserError(
-                f"--seq-len {config.seq_len}, but the {name} has positions for"
-                f" {model.config.max_tokens} tokens; give at most that"
-            )
+            most = f"the {name} has positions for {model.config.max_tokens} tokens"
+            raise UserError(f"--seq-len {config.seq_len}, but {most}; give at most that")
     chosen = {"init": start.init, **sizes(start.student.config)}
     for name in ("teacher_layer", "relation_heads"):
         if getattr(start.method, name, None) is not None:
@@ -78,19 +69,13 @@ def make_optimizer(model: nn.Module, lr: float, weight_decay: float) -> torch.op
         if parameter.requires_grad:
             matrix = parameter.dim() > 1 and parameter not in tables
             (decayed if matrix else kept).append(parameter)
-    groups = [
-        {"params": decayed, "weight_decay": weight_decay},
-        {"params": kept, "weight_decay": 0.0},
-    ]
+    groups = [{"params": decayed}, {"params": kept, "weight_decay": 0.0}]
     # eps 1e-6: with 1e-8 a gradient that is rounding noise moves a weight by a full learning rate
-    return torch.optim.AdamW(groups, lr=lr, eps=1e-6, fused=True)
+    return torch.optim.AdamW(groups, lr, weight_decay=weight_decay, eps=1e-6, fused=True)
 
 
 def learning_rate(step: int, steps: int, peak: float, warmup: float) -> float:
-    """Return the rate of step 0, 1, ...: it rises linearly to `peak`, then falls linearly to 0.
-
-    warmup   share of the steps in which the rate rises
-    """
+    """Return the rate of step 0, 1, ...: it rises for a share `warmup` of the steps, then falls."""
     rising = math.ceil(warmup * steps)
     if step < rising:
         return peak * (step + 1) / rising

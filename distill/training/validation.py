@@ -2,27 +2,18 @@
 
 import math
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 
 import torch
-from torch import Tensor
 
 from distill.method import Batch
 from distill.training.processes import rank, sums_over_ranks, world
-from minitransformer.model import Encoder
 
 
 @torch.no_grad()
-def held_out_loss(
-    compute: Callable[[Encoder | None, Batch], tuple[Tensor, Tensor]],
-    teacher: Encoder | None,
-    batches: list[Batch],
-    autocast: AbstractContextManager,
-) -> float:
+def held_out_loss(compute: Callable, teacher, batches: list[Batch], autocast) -> float:
     """Return sum / count over all batches, NaN if nothing counts; each rank takes its share.
 
     compute    (teacher, batch) -> (sum, count), a method's loss with its student inside
-    autocast   entered anew for each batch, as device.autocast returns it
     """
     zero = torch.zeros((), device=batches[0].ids.device)  # a rank may have no batch
     totals, counts = [zero], [zero]
