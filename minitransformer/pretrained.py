@@ -15,21 +15,19 @@ from pathlib import Path
 
 import torch
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from minitransformer.config import MODEL_TYPES, EncoderConfig
 from minitransformer.convert import from_hugging_face, to_hugging_face
 from minitransformer.default_teacher import DEFAULT_TEACHER, default_teacher_folder
-from minitransformer.files import UserError, check_regular, first_line, flush, printable, read_json
+from minitransformer.files import UserError, check_regular, first_line, printable, read_json
 from minitransformer.model import Encoder
 from minitransformer.tokenizer import FILES as TOKENIZER_FILES
 from minitransformer.tokenizer import Tokenizer, load_tokenizer
 
-SETTINGS = ("config.json", *TOKENIZER_FILES)  # patterns, as the next three
-SENTENCES = ("modules.json", "*_Pooling/config.json")  # of sentence-transformers
-SENTENCES += ("sentence_bert_config.json", "config_sentence_transformers.json")
+SETTINGS = ("config.json", *TOKENIZER_FILES, "modules.json", "*_Pooling/config.json")
+SETTINGS += ("sentence_bert_config.json", "config_sentence_transformers.json")
 SAFETENSORS = ("model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors")
 PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_model-*-of-*.bin")
 
@@ -65,8 +63,6 @@ def find_folder(name: str, revision: str | None = None) -> Path:
     if name == DEFAULT_TEACHER:
         return default_teacher_folder()
     if os.path.isdir(folder):
-        if revision is not None:
-            raise UserError(f"{name} is a folder; only a hub id has a revision ({revision!r})")
         return folder
     if os.path.exists(folder) or name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise UserError(f"{name}: no such folder")
@@ -76,15 +72,14 @@ def find_folder(name: str, revision: str | None = None) -> Path:
 def download(name: str, revision: str | None) -> Path:
     """Return the hub's snapshot of a model's files; pickles only where there is nothing else."""
     try:
-        for patterns in ([*SETTINGS, *SENTENCES, *SAFETENSORS], [*PICKLES]):
+        for patterns in ([*SETTINGS, *SAFETENSORS], [*PICKLES]):
             folder = Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
             if any(folder.glob("model*.safetensors")):
                 break
         return folder
     except Exception as error:  # offline, unknown, private, cut off: many kinds, one line
-        offline = isinstance(error, LocalEntryNotFoundError)
-        reason = "no connection, and no copy in the hub's cache" if offline else first_line(error)
-        raise UserError(f"{name!r} is not a local folder, nor downloaded: {reason}") from error
+        says = f"{name!r} is not a local folder, nor downloaded: {first_line(error)}"
+        raise UserError(says) from error
 
 
 def read_weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -146,16 +141,13 @@ def save_pretrained(folder, encoder: Encoder, tokenizer: Tokenizer) -> None:
         (beside / "1_Pooling").mkdir(parents=True)
         write_export(beside, encoder, tokenizer)
         written = [path for path in beside.rglob("*") if path.is_file()]
-        for path in written:
-            flush(path)
         # What another export left would be read first or mixed in; its config.json goes first.
-        for pattern in (*SETTINGS, *SENTENCES, *SAFETENSORS, *PICKLES):
+        for pattern in (*SETTINGS, *SAFETENSORS, *PICKLES):
             for path in folder.glob(pattern):
                 path.unlink()
         (folder / "1_Pooling").mkdir(exist_ok=True)
         for path in sorted(written, key=lambda path: path == beside / "config.json"):
             os.replace(path, folder / path.relative_to(beside))
-        flush(folder)
     except (OSError, SafetensorError) as error:
         raise UserError(f"cannot write {folder}: {first_line(error)}") from error
     finally:
@@ -163,25 +155,21 @@ def save_pretrained(folder, encoder: Encoder, tokenizer: Tokenizer) -> None:
 
 
 def write_export(folder: Path, encoder: Encoder, tokenizer: Tokenizer) -> None:
-    """Write the files of an export."""
     kind = "Model" if encoder.mlm_head is None else "ForMaskedLM"
     config = encoder.config.to_dict(MODEL_TYPES[encoder.config.model_type] + kind)
     write_json(folder / "config.json", config)
     save_file(to_hugging_face(encoder), folder / "model.safetensors", metadata={"format": "pt"})
-    # safetensors writes for the owner alone
-    shutil.copymode(folder / "config.json", folder / "model.safetensors")
+    shutil.copymode(folder / "config.json", folder / "model.safetensors")  # it is 0600
     tokenizer.save(folder / "tokenizer.json", folder / "tokenizer_config.json", encoder.config)
-    models = "sentence_transformers.models"
+    kinds = ("", "Transformer"), ("1_Pooling", "Pooling")
     modules = [
-        {"idx": 0, "name": "0", "path": "", "type": f"{models}.Transformer"},
-        {"idx": 1, "name": "1", "path": "1_Pooling", "type": f"{models}.Pooling"},
+        {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
+        for i, (path, kind) in enumerate(kinds)
     ]
     write_json(folder / "modules.json", modules)
-    pooling = {  # the names that all versions of sentence-transformers know
-        "word_embedding_dimension": encoder.config.hidden_size,
-        "pooling_mode_cls_token": tokenizer.pooling == "cls",
-        "pooling_mode_mean_tokens": tokenizer.pooling == "mean",
-    }
+    modes = {"pooling_mode_cls_token": "cls", "pooling_mode_mean_tokens": "mean"}
+    pooling = {mode: tokenizer.pooling == kind for mode, kind in modes.items()}
+    pooling["word_embedding_dimension"] = encoder.config.hidden_size
     write_json(folder / "1_Pooling" / "config.json", pooling)
 
 

@@ -4,15 +4,14 @@ What training reads is what the export gives: the pipeline that training uses is
 tokenizer.json, beside a tokenizer_config.json in which nothing overrules it: transformers goes by
 do_lower_case, add_prefix_space and the class named there, whatever tokenizer.json says.
 
-Read is, in this order: tokenizer.json; BERT's vocab.txt; RoBERTa's vocab.json with merges.txt. A
-file that some other class reads in another way is refused: its ids would be wrong without a sign.
+Read is tokenizer.json, else BERT's vocab.txt, else RoBERTa's vocab.json with merges.txt. Files that
+another class reads in another way are refused: their ids would be wrong without a sign.
 """
 
 import functools
 import hashlib
 import json
 import os
-from operator import itemgetter
 from pathlib import Path
 
 from tokenizers import AddedToken, decoders, models, processors
@@ -43,7 +42,7 @@ class Tokenizer:
     special_ids    sorted; these and all others that are never ordinary text
     vocab_size     all ids are below it
     pooling        "mean" or "cls": how the model's sentence vectors are made
-    notes          what load_pretrained prints: what the files left open
+    notes          what load_pretrained prints
     """
 
     def __init__(self, pipeline: Pipeline, names: dict[str, str], pair_types: bool, notes=()):
@@ -64,7 +63,6 @@ class Tokenizer:
     def hash(self) -> str:
         """sha256 of all that decides ids; equal for a file that another version has written."""
         parsed = json.loads(self.pipeline.to_str())
-        # What is null in one version is "" in another.
         model = {key: value for key, value in parsed["model"].items() if value not in (None, "")}
         if model["type"] == "Unigram":  # scores lose their last digit when they are written
             model["vocab"] = [(piece, round(score, 6)) for piece, score in model["vocab"]]
@@ -80,29 +78,23 @@ class Tokenizer:
         return [row.ids for row in rows]
 
     def encode_pairs(self, texts, text_pairs=None, *, max_tokens: int):
-        """Return [(ids, token type ids)] of a task's texts, with special tokens, cut longest first.
-
-        The token types are 0 where the encoder or its tokenizer knows no others.
-        """
+        """Return [(ids, token type ids)] with special tokens, cut longest first."""
         rows = without_surrogates(texts)
         if text_pairs is not None:
             rows = list(zip(rows, without_surrogates(text_pairs), strict=True))
         self.pipeline.enable_truncation(max_tokens, strategy="longest_first")
         rows = self.pipeline.encode_batch_fast(rows)
         self.pipeline.no_truncation()
-        zeros = not self.pair_types
-        return [(row.ids, [0] * len(row.ids) if zeros else row.type_ids) for row in rows]
+        return [(row.ids, row.type_ids if self.pair_types else [0] * len(row)) for row in rows]
 
     def save(self, tokenizer_json: Path, tokenizer_config: Path, config: EncoderConfig) -> None:
         """Write the two files of an export with an encoder of these sizes."""
         self.pipeline.save(str(tokenizer_json), pretty=False)
-        inputs = ["input_ids", "token_type_ids", "attention_mask"]
-        if not self.pair_types or config.type_vocab_size < 2:
-            inputs.remove("token_type_ids")
+        types = ["token_type_ids"] if self.pair_types and config.type_vocab_size > 1 else []
         settings = {
             "tokenizer_class": "PreTrainedTokenizerFast",  # reads tokenizer.json and nothing else
             "model_max_length": config.max_tokens,
-            "model_input_names": inputs,
+            "model_input_names": ["input_ids", *types, "attention_mask"],
             **self.names,
         }
         normalizer = self.pipeline.normalizer
@@ -113,8 +105,7 @@ class Tokenizer:
         # transformers 4 sets a byte-level pre-tokenizer to this, or to False where it is missing.
         if isinstance(self.pipeline.pre_tokenizer, ByteLevel):
             settings["add_prefix_space"] = self.pipeline.pre_tokenizer.add_prefix_space
-        text = json.dumps(settings, indent=2, ensure_ascii=False) + "\n"
-        tokenizer_config.write_bytes(text.encode())
+        tokenizer_config.write_text(json.dumps(settings, indent=2) + "\n")
 
 
 def without_surrogates(texts: list[str]) -> list[str]:
@@ -164,9 +155,9 @@ def read_tokenizer(folder: Path, config: EncoderConfig) -> Tokenizer:
     else:
         there = [path.name for pattern in VOCABULARIES for path in folder.glob(pattern)]
         raise UserError(
-            f"no tokenizer.json, and {', '.join(there) or 'no vocabulary'}"
-            f" of tokenizer_class {declared!r:.80} cannot be read here; transformers writes the"
-            " file: AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)"
+            f"no tokenizer.json, and {', '.join(there) or 'no vocabulary'} of tokenizer_class"
+            f" {declared!r:.80} cannot be read; transformers writes it:"
+            " AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)"
         )
     pipeline.no_truncation()
     pipeline.no_padding()
@@ -174,14 +165,13 @@ def read_tokenizer(folder: Path, config: EncoderConfig) -> Tokenizer:
         pipeline.model.dropout = None
         notes.append("switched off the BPE dropout of tokenizer.json: it gives other ids each time")
     add_tokens(pipeline, names, named, read_json(folder / "added_tokens.json", {}))
-    # The snowman needs an unknown token: fail now.
+    # the snowman needs an unknown token: fail now
     row, whole = (pipeline.encode("a \u2603", add_special_tokens=on) for on in (False, True))
     names["cls_token"], names["sep_token"] = whole.tokens[0], whole.tokens[-1]
-    first, last = (pipeline.token_to_id(names[kind]) for kind in KINDS[:2])
+    (_, last), (_, first) = ends(pipeline.get_vocab(), names, "the tokenizer")
     if whole.ids != [first, *row.ids, last]:
         says = f"the tokenizer makes {whole.ids} of the text {row.ids}, not one special token"
         raise UserError(f"{says} of its vocabulary before it and one after")
-    ends(pipeline.get_vocab(), names, "the tokenizer")
     reads_types = "token_type_ids" in settings.get("model_input_names", ["token_type_ids"])
     has_types = any(pipeline.encode("a", "a").type_ids) and config.type_vocab_size > 1
     return Tokenizer(pipeline, names, reads_types and has_types, notes)
@@ -192,23 +182,21 @@ def add_tokens(pipeline: Pipeline, names: dict, settings: dict, others: dict) ->
 
     Text that spells such a token is one token then. `others` is added_tokens.json, {text: id}.
     """
-    wanted = []  # (id, token)
+    known = pipeline.get_added_tokens_decoder().values()
+    known, wanted = {token.content for token in known}, {}  # wanted: {id: token}
     for number, token in settings.get("added_tokens_decoder", {}).items():
-        wanted.append((int(number), AddedToken(**token)))
+        wanted[int(number)] = AddedToken(**token)
     for text, number in others.items():
         special = text in names.values()
-        wanted.append((int(number), AddedToken(text, special=special, normalized=not special)))
+        wanted[int(number)] = AddedToken(text, special=special, normalized=not special)
     for name in names.values():
-        if pipeline.token_to_id(name) is not None:
-            # The mask takes the space before it along, as in RoBERTa's own files.
-            token = AddedToken(name, special=True, normalized=False, lstrip=name == "<mask>")
-            wanted.append((pipeline.token_to_id(name), token))
-
-    known = {token.content for token in pipeline.get_added_tokens_decoder().values()}
-    for number, token in sorted(wanted, key=itemgetter(0)):
+        # The mask takes the space before it along, as in RoBERTa's own files.
+        token = AddedToken(name, special=True, normalized=False, lstrip=name == "<mask>")
+        if (number := pipeline.token_to_id(name)) is not None:
+            wanted.setdefault(number, token)
+    for number, token in sorted(wanted.items()):
         if token.content not in known:
             pipeline.add_tokens([token])
-            known.add(token.content)
         found = pipeline.token_to_id(token.content)
         if found != number:
             says = f"the added token {token.content!r:.40} has id {number} in one file"
@@ -218,8 +206,7 @@ def add_tokens(pipeline: Pipeline, names: dict, settings: dict, others: dict) ->
 def check_fit(tokenizer: Tokenizer, folder: Path, config: EncoderConfig) -> None:
     """Refuse a vocabulary that cannot be the one that the encoder was trained with."""
     rows, vocab = config.vocab_size, tokenizer.pipeline.get_vocab()
-    last = tokenizer.vocab_size - 1
-    if last >= rows:
+    if (last := tokenizer.vocab_size - 1) >= rows:
         token = tokenizer.pipeline.id_to_token(last)
         raise UserError(f"the token {token!r:.40} has id {last}, but the encoder has {rows} rows")
     for name in ("vocab.txt", "vocab.json"):
@@ -227,23 +214,18 @@ def check_fit(tokenizer: Tokenizer, folder: Path, config: EncoderConfig) -> None
         other = read_vocab(folder / name) if both else {}
         moved = sum(vocab.get(word, number) != number for word, number in other.items())
         if len(other) <= rows and (moved or len(vocab) < 0.9 * len(other)):
-            raise UserError(
-                f"tokenizer.json ({len(vocab)} entries) and {name} ({len(other)}) differ, {moved}"
-                " words have another id; remove the file that the encoder was not trained with"
-            )
+            says = f"tokenizer.json ({len(vocab)} entries) and {name} ({len(other)}) differ"
+            raise UserError(f"{says}, {moved} words have another id; remove the wrong file")
     # Rows without a token are common: padding to a multiple of 64, words kept for later.
     if len(vocab) < 0.5 * rows and rows - len(vocab) > 256:
-        says = f"the tokenizer has {len(vocab)} entries, but the encoder has {rows} rows"
-        raise UserError(f"{says}: it belongs to another model")
+        raise UserError(f"the tokenizer has {len(vocab)} entries, but the encoder has {rows} rows")
     if config.model_type != "bert" and tokenizer.pad_id != config.pad_token_id:
         says = f"{tokenizer.names['pad_token']!r} has id {tokenizer.pad_id}, but pad_token_id is"
         raise UserError(f"{says} {config.pad_token_id} in config.json; positions depend on it")
 
 
-# Each of the following reads one kind of file, and completes the names of the special tokens.
-
-
 def read_tokenizer_json(path: Path, names: dict) -> Pipeline:
+    """Read tokenizer.json; complete the names of the special tokens, as the next two do."""
     model = read_json(path).get("model", {})
     pipeline = Pipeline.from_file(str(path))
     if model.get("unk_token") is not None:

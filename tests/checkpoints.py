@@ -45,6 +45,13 @@ def byte_files():
     return {"vocab.json": model["vocab"], "merges.txt": f"#version: 0.2\n{merges}\n"}
 
 
+def write_files(folder, files):
+    for name, content in files.items():
+        content = content.to_str() if isinstance(content, tokenizers.Tokenizer) else content
+        content = json.dumps(content) if isinstance(content, dict) else content
+        (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+
+
 def checkpoint(folder, model_type="bert", files=(), config=(), tensors=None, **sizes):
     """Write config.json and weights, both changed as asked, and the files; return the folder."""
     folder.mkdir(exist_ok=True)
@@ -52,13 +59,7 @@ def checkpoint(folder, model_type="bert", files=(), config=(), tensors=None, **s
     encoder = tiny_encoder(tiny_config(model_type, **sizes))
     values = encoder.config.to_dict("BertForMaskedLM") | dict(config)
     contents = {"vocab.txt": vocab_txt()} if files == () else dict(files)
-    contents |= {"config.json": values}
-    for name, content in contents.items():
-        if isinstance(content, tokenizers.Tokenizer):
-            content = content.to_str()
-        if isinstance(content, dict):
-            content = json.dumps(content)
-        (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    write_files(folder, contents | {"config.json": values})
     state = to_hugging_face(encoder)
     save_file(tensors(state) if tensors else state, folder / "model.safetensors")
     return folder

@@ -6,6 +6,7 @@ import transformers
 from checkpoints import refusal
 from conftest import tiny_config
 
+from minitransformer import UserError
 from minitransformer.convert import WORDS, from_hugging_face, to_hugging_face
 
 HEADS = "dropped cls.seq_relationship, pooler.dense, which no method here uses"
@@ -70,12 +71,13 @@ def test_a18_the_state_is_float32_in_memory_of_its_own(tensors):
     assert torch.equal(state["blocks.0.key.weight"], tensors[key].float())
 
 
-def test_heads_of_tasks_are_dropped_and_named(tensors):
+def test_a15_heads_of_tasks_are_dropped_and_named(tensors):
     tensors = {name: t for name, t in tensors.items() if not name.startswith("cls.")}
     for name in ("classifier.weight", "classifier.bias", "fit_dense.bias", "score.weight"):
         tensors[name] = torch.zeros(2)
     encoder, notes = from_hugging_face(tensors, tiny_config())
-    assert encoder.mlm_head is None
+    with pytest.raises(UserError, match=r"no MLM head; .*--method mlm"):
+        encoder.mlm_logits(torch.zeros(1, 32))
     assert notes == ["dropped classifier, fit_dense, and 2 more, which no method here uses"]
 
 

@@ -22,19 +22,6 @@ def test_roberta_positions_come_from_the_ids_and_not_from_the_mask():
         assert torch.equal(encoder(ids, mask).hidden[0], table.norm(summed))
 
 
-def test_the_mask_may_be_bool_or_number_and_attention_gets_none_without_it():
-    encoder = tiny_encoder()
-    ids, mask = padded(encoder.config, "right")
-    expected = encoder(ids, mask).hidden[-1]
-    assert torch.equal(encoder(ids, mask.long()).hidden[-1], expected)
-    assert torch.equal(encoder(ids, mask.float()).hidden[-1], expected)
-    whole = encoder(ids, torch.ones_like(mask)).hidden[-1]
-    masks = []
-    encoder.attention = lambda *parts: masks.append(parts[-1]) or attention(*parts)
-    torch.testing.assert_close(encoder(ids).hidden[-1], whole, rtol=0, atol=1e-6)
-    assert masks == [None] * 3
-
-
 class Untouchable(torch.nn.Module):
     def forward(self, *_):
         raise AssertionError("computed above the stop")
@@ -66,12 +53,6 @@ def test_stop_gives_the_full_pass_bit_for_bit_and_computes_nothing_above(padding
                     assert tensor is None
 
 
-@pytest.mark.parametrize("stop", [(4, "hidden"), (4, "qkv"), (0, "qkv"), (-1, "hidden")])
-def test_a_layer_that_does_not_exist_is_refused(stop):
-    with pytest.raises(UserError, match=rf"layer {stop[0]} does not exist: .* to 3"):
-        tiny_encoder()(torch.zeros(1, 4, dtype=torch.long), stop=stop)
-
-
 def test_random_start_is_berts():
     encoder = Encoder(tiny_config(hidden_size=128, intermediate_size=256))
     encoder.reset_parameters(torch.Generator().manual_seed(3))
@@ -88,21 +69,6 @@ def test_random_start_is_berts():
     assert all(map(torch.equal, encoder.parameters(), again.parameters()))
 
 
-def test_bf16_autocast():
-    encoder = tiny_encoder()
-    ids, mask = padded(encoder.config, "right")
-    expected = encoder(ids, mask)
-    with torch.autocast("cpu", torch.bfloat16):
-        out = encoder(ids, mask)
-        logits = encoder.mlm_logits(out.hidden[-1])
-    assert out.queries[0].dtype == logits.dtype == torch.bfloat16
-    assert out.hidden[-1].dtype == torch.float32  # residuals and norms stay in full precision
-    error = (out.hidden[-1] - expected.hidden[-1])[mask]
-    assert error.abs().max() < 0.1
-    logits.float().sum().backward()
-    assert encoder.blocks[0].query.weight.grad.isfinite().all()
-
-
 @pytest.mark.parametrize("model_type", ["bert", "roberta"])
 def test_no_question_is_asked_of_a_device(model_type):
     """On the meta device whatever asks for a number fails, as does a tensor left on the CPU."""
@@ -114,8 +80,22 @@ def test_no_question_is_asked_of_a_device(model_type):
 
 
 @pytest.mark.parametrize("model_type", MODEL_TYPES)
-def test_more_tokens_than_positions(model_type):
+def test_more_tokens_than_positions_and_layers_that_are_not_there_are_refused(model_type):
     encoder = tiny_encoder(model_type)
     encoder(torch.full((1, 40), 7))  # 40 fit, in every family
     with pytest.raises(UserError, match=r"^41 tokens in a sequence, but .* 40 positions$"):
         encoder(torch.full((1, 41), 7))
+    with pytest.raises(UserError, match=r"layer 4 does not exist: .* to 3"):
+        encoder(torch.full((1, 4), 7), stop=(4, "hidden"))
+
+
+def test_without_a_mask_attention_gets_none():
+    encoder = tiny_encoder()
+    ids, _ = padded(encoder.config, "none")
+    masks = []
+    encoder.attention = lambda *parts: masks.append(parts[-1]) or attention(*parts)
+    with torch.autocast("cpu", torch.bfloat16):
+        out = encoder(ids)
+    assert masks == [None] * 3
+    assert out.queries[0].dtype == torch.bfloat16
+    assert out.hidden[-1].dtype == torch.float32  # residuals and norms stay in full precision
