@@ -1,7 +1,6 @@
 """Mistakes of a user at the command line: each is one line, exit status 2, nothing left behind.
 
-Both programs run in this process, through the cli.run that their __main__ calls. Each row is a
-check of the programs themselves; what a part of them refuses stands in the test of that part.
+What a part of the programs refuses stands in the test of that part.
 """
 
 import errno
@@ -15,8 +14,7 @@ import subprocess
 import sys
 
 import pytest
-import torch
-from conftest import Attack, environment, save_tiny
+from conftest import environment, save_tiny
 from helpers import ROOT, make_inputs
 
 import evaluate
@@ -28,39 +26,26 @@ from distill.training.run import Run
 TRAIN = [
     ("--stepz 5", r"unrecognized arguments: --stepz 5 .*--help"),
     ("--lr nan", "--lr is nan"),
-    ("--warmup 2", "--warmup is 2.*0 to 1"),
     ("--device tpu", "--device tpu cannot be used here"),
     ("--device meta", "--device meta cannot be used here"),
     ("--seq-len 400", "--seq-len 400, .* 40 tokens"),
     ("--method hs --relation-heads 4", "--relation-heads is a setting of mha .*not of --method hs"),
-    ("--mapping uniform", "--mapping is a setting of hs, not of --method mha"),
-    ("--init 9", "--init 9: list 1 layers, .* from 1 to 3"),
     ("--init=-1,2", "-1,2"),
     ("--init {here}/roberta", "the tokenizers differ"),
     ("--teacher ./nowhere", "./nowhere: no such folder"),
-    ("--teacher {here}/pickle", "pickle.*cannot read pytorch_model.bin"),
-    ("--teacher {here}/cut", "cut.*cannot read model.safetensors"),
     ("--out {here}/teacher", "teacher exists; .*--resume"),
-    ("--out {here}/text.txt", "text.txt"),
     ("--out /proc/foo", "/proc/foo"),
     (f"--out {'n' * 300}", "File name too long"),
-    ("--out \udcff", "is not UTF-8"),
-    ("--out ''", "--out is empty"),
+    ("--out \udcff", "is empty or not UTF-8"),
+    ("--out ''", "--out '' is empty"),
     ("--resume", "--out"),
     ("--resume --out nowhere", "nowhere/log.jsonl is missing"),
-    ("--resume --out {here}/teacher", "has no start record"),
     ("--resume --out {here}/old", "begun by another version"),
-    ("--data web", "unknown; give docs, NAME=path"),
-    ("--data web=hub:no-such/dataset-here", "no-such"),
 ]
 EVALUATE = [
     ("", "arguments are required: RUN"),
-    ("./nowhere", "./nowhere: no such folder"),
     ("{here}/unfinished", "unfinished: python train.py --out .* --resume"),
-    ("{here}/teacher --tasks poetry", "--tasks poetry: "),
     ("{here}/teacher --seeds 0", "--seeds is 0"),
-    ("{here}/teacher --lr 0", "--lr is 0.0; it must be at least 1e-12"),
-    ("{here}/unfinished --data-dir ''", "--data-dir is empty"),
 ]
 
 
@@ -70,10 +55,6 @@ def here(home):
     folder.mkdir()
     make_inputs(folder)
     save_tiny(folder / "roberta", "roberta")
-    weights = save_tiny(folder / "cut") / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:5000])
-    (save_tiny(folder / "pickle") / "model.safetensors").unlink()
-    torch.save({"w": Attack("it-ran")}, folder / "pickle" / "pytorch_model.bin")
     for name, settings in {"old": {"method": "mha"}, "unfinished": {}}.items():
         (folder / name).mkdir()
         start = {"event": "start", "settings": settings, "teacher": None, "start": {}, "text": []}
@@ -83,7 +64,7 @@ def here(home):
 
 def usual(here):
     words = "--steps 2 --seq-len 16 --threads 1 --batch-size 4".split()
-    return [f"--teacher={here}/teacher", *words]
+    return [f"--teacher={here}/teacher", f"--data=w={here}/text.txt", *words]
 
 
 def end(program, argv, monkeypatch, capfd):
@@ -104,35 +85,28 @@ def test_a_mistake_is_one_line(program, flags, message, here, tmp_path, monkeypa
     argv = shlex.split(flags.format(here=here))
     if program is train and "--resume" not in argv:
         argv = [*usual(here), *argv]
-    if argv and not {"--data", "--resume"} & {*argv}:
-        argv += ["--data", f"w={here}/text.txt"]
-    if program is evaluate and argv and "--tasks" not in argv:
+    elif program is evaluate and argv:
         argv += ["--tasks", "none"]
     monkeypatch.chdir(tmp_path)
     before = {*here.rglob("*")}
     status, line = end(program, argv, monkeypatch, capfd)
     assert status == 2, line
     assert re.fullmatch(rf"{program.__name__}\.py: .*{message}.*\n", line)
-    assert len(line.replace(str(here), "")) < 400
-    # no run folder, and no file of the pickle's code
     assert not [path for path in tmp_path.rglob("*") if path.name != "runs"]
     assert {*here.rglob("*")} == before
-    assert not list(here.parent.rglob("*.tmp"))
 
 
-@pytest.mark.parametrize("move", [shutil.rmtree, lambda run: run.rename(f"{run}-moved")])
-def test_a_run_folder_that_is_gone_is_one_line(move, here, tmp_path, monkeypatch, capfd):
+def test_a_run_folder_that_is_gone_is_one_line(here, tmp_path, monkeypatch, capfd):
     whole = Run.log
 
     def log(run, event, **fields):
         if event == "step":
-            move(run.folder)
+            shutil.rmtree(run.folder)
         whole(run, event, **fields)
 
     monkeypatch.setattr(Run, "log", log)
     run = tmp_path / "below" / "run"
-    argv = [*usual(here), "--data", f"w={here}/text.txt", "--out", str(run)]
-    status, line = end(train, argv, monkeypatch, capfd)
+    status, line = end(train, [*usual(here), "--out", str(run)], monkeypatch, capfd)
     assert (status, line.count("\n")) == (2, 1)
     assert "No such file or directory" in line
     assert not run.exists()
@@ -140,30 +114,27 @@ def test_a_run_folder_that_is_gone_is_one_line(move, here, tmp_path, monkeypatch
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("change", "status", "says", "left"),
+    ("change", "says"),
     [
-        ({"preexec_fn": lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (500, 500))}, 2, "", []),
-        ({"preexec_fn": lambda: os.close(1)}, 0, "", ["run"]),
-        ({"env": {"RANK": "1", "WORLD_SIZE": ""}}, 0, "", ["run"]),
-        ({"env": {"WORLD_SIZE": "2"}}, 0, "", ["run"]),
-        ({"env": {"RANK": "0", "WORLD_SIZE": "2"}}, 2, "use torchrun, or unset RANK", []),
-        ({"env": {"PYTHONIOENCODING": "latin2"}}, 0, "", ["run"]),
+        ({"preexec_fn": lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (500, 500))}, "large"),
+        ({"preexec_fn": lambda: os.close(1)}, ""),
+        ({"env": {"RANK": "1", "WORLD_SIZE": ""}}, ""),
+        ({"env": {"RANK": "0", "WORLD_SIZE": "2"}}, "use torchrun, or unset RANK"),
+        ({"env": {"PYTHONIOENCODING": "latin2"}}, ""),
     ],
 )
-def test_what_the_surroundings_do_is_one_line_or_nothing(
-    change, status, says, left, here, tmp_path
-):
+def test_what_the_surroundings_do_is_one_line_or_nothing(change, says, here, tmp_path):
     """Files of 500 bytes at most; no stdout; what other programs left in the environment."""
-    change = {"env": {}, **change}
-    change["env"] = environment(here.parent) | change["env"]
-    argv = [*usual(here), "--data", f"w={here}/text.txt", "--out", "~/run", "--device", "cpu"]
-    change["env"]["HOME"] = str(tmp_path)
-    command = [sys.executable, f"{ROOT}/train.py", *argv]
-    ended = subprocess.run(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, **change)
-    assert ended.returncode == status, ended.stderr
-    assert ended.stderr.count("\n") == (status > 0)
+    env = environment(here.parent) | {"HOME": str(tmp_path)} | change.pop("env", {})
+    command = [sys.executable, f"{ROOT}/train.py", *usual(here), "--out", "~/run", "--device=cpu"]
+    ended = subprocess.run(
+        command, cwd=tmp_path, env=env, stderr=subprocess.PIPE, text=True, **change
+    )
+    assert ended.returncode == (2 if says else 0), ended.stderr
+    assert ended.stderr.count("\n") == bool(says)
     assert says in ended.stderr
-    assert [path.name for path in tmp_path.glob("[!.]*")] == left  # matplotlib makes .config
+    left = [path.name for path in tmp_path.glob("[!.]*")]  # matplotlib makes .config
+    assert left == ([] if says else ["run"])
 
 
 def full_disk():
@@ -176,20 +147,16 @@ def full_disk():
     ("error", "status", "message"),
     [
         (KeyboardInterrupt(), 130, "interrupted"),
-        (torch.OutOfMemoryError("CUDA out of memory"), 2, "out of memory"),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory"), 2, "out of memory"),
-        (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "loss.png"), 2, "No space left"),
         (full_disk(), 2, "No space left"),
-        (BrokenPipeError(errno.EPIPE, "Broken pipe"), 2, "pipe"),
         (cli.UserError("a name with \x1b[31m in it"), 2, r"a name with \x1b[31m in it"),
     ],
     ids=lambda value: type(value).__name__,
 )
-def test_trouble_from_outside_is_one_line_too(error, status, message, monkeypatch, capsys):
+def test_trouble_from_outside_is_one_line_too(error, status, message, capsys):
     def main():
         raise error
 
-    monkeypatch.setattr("sys.stdout", None)  # replaced where nobody reads it; put back afterwards
     with pytest.raises(SystemExit) as ended:
         cli.run(main)
     line = capsys.readouterr().err
