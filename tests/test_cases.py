@@ -1,6 +1,7 @@
 """Checkpoints that people really bring, rebuilt in little: read right or refused.
 
-A04 is in test_export.py; A15 is in test_convert.py, as are A18, B05 and the wrong names of A25; A17 is in test_config.py.
+A04 is in test_export.py; A15, A18, B05 and the wrong names of A25 in test_convert.py; A17 in
+test_config.py.
 """
 
 import json

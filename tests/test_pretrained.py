@@ -40,17 +40,14 @@ def saved(tmp_path):
     return save_tiny(tmp_path / "saved")
 
 
-@pytest.mark.parametrize(
-    ("model_type", "architecture"),
-    [("bert", "BertForMaskedLM"), ("xlm-roberta", "XLMRobertaModel")],
-)
+@pytest.mark.parametrize(("model_type", "mlm_head"), [("bert", True), ("xlm-roberta", False)])
 @torch.no_grad()
-def test_transformers_gives_the_same_states_and_logits(model_type, architecture, tmp_path):
-    mlm_head = architecture.endswith("LM")
+def test_transformers_gives_the_same_states_and_logits(model_type, mlm_head, tmp_path):
     folder = save_tiny(tmp_path / "out", model_type, mlm_head)
     encoder, tokenizer = load_pretrained(folder)
     assert same(encoder, tiny_encoder(model_type, mlm_head))
-    assert json.loads((folder / "config.json").read_bytes())["architectures"] == [architecture]
+    architectures = json.loads((folder / "config.json").read_bytes())["architectures"]
+    assert architectures == ["BertForMaskedLM" if mlm_head else "XLMRobertaModel"]
     ids = torch.tensor(tokenizer.encode_batch(TEXTS))
     ours = encoder(ids).hidden[-1]
     model, report = transformers.AutoModel.from_pretrained(folder, output_loading_info=True)
