@@ -81,24 +81,18 @@ def test_equal_documents_are_on_one_side_in_every_corpus(folder):
     assert words(corpora(specs[0], seed=4)[0].held) == words(both[0].held)
 
 
-def test_of_little_text_more_is_held_out(folder):
-    for count in (3, 10, 30):
-        (rows,) = corpora(write(f"t{count}", texts_of([100] * count)))
-        assert min(len(rows.held), rows.rows) >= 10
-
-
 @pytest.mark.parametrize(
     ("texts", "message"),
     [
-        ([], "the text is empty; give other text, or the column that holds it as t=PATH:COLUMN"),
-        (["- -"] * 12, "the text is empty; skipped: 12 without tokens; give other text"),
+        ([], "the text is empty"),
+        (["- -"] * 12, "the text is empty; 12 without tokens skipped"),
         (["11", "12", "13"], "3 documents are too few to train on sequences of 10 and hold one"),
-        (["11 12 13 14 15 16 17"] * 200, "1,600 tokens in 200 documents are too few"),
+        (["11 12 13 14 15 16 17"] * 200, "200 documents are too few"),
         (["4 " * 90] * 20 + ["44 55 66"] * 20, "t: 93.8% of the letters are unknown"),
     ],
 )
 def test_text_that_nothing_can_be_learned_from(folder, texts, message):
-    with pytest.raises(UserError, match=f"^--data t: .*{message}|^--data {message}"):
+    with pytest.raises(UserError, match=f"^--data .*{message}"):
         corpora(write("t", texts))
 
 
@@ -108,9 +102,9 @@ def test_what_was_read_is_printed_also_from_the_cache(folder, capsys):
         (read,) = corpora(write("t", rows))
         *_, line, warning = capsys.readouterr().out.splitlines()
         assert line.startswith("corpus t: 101 documents, 9,101 tokens, ")
-        assert line.endswith(" held out; skipped: 1 empty, 2 null, 1 without tokens")
+        assert line.endswith(" held out; 1 empty skipped; 2 null skipped; 1 without tokens skipped")
         assert warning.startswith("warning: corpus t: 16.7% of the letters are unknown to the")
-    assert read.describe()["skipped"] == {"empty": 1, "null": 2, "without tokens": 1}
+    assert read.facts["skipped"] == {"empty": 1, "null": 2, "without tokens": 1}
 
 
 @pytest.mark.parametrize("model_type", MODEL_TYPES)
@@ -139,7 +133,7 @@ def test_every_id_of_the_vocabulary_is_stored_right(folder, vocab_size, dtype):
 
 def test_tokens_are_made_once_and_anew_when_text_or_tokenizer_change(folder, written):
     spec, other = write("c", texts_of([20] * 200)), CountingTokenizer()
-    assert corpora(spec)[0].describe() == corpora(spec)[0].describe()
+    assert corpora(spec)[0].facts == corpora(spec)[0].facts
     assert written == ["c"]
     other.hash = "other"
     Text([spec], other, 10)
@@ -150,14 +144,14 @@ def test_tokens_are_made_once_and_anew_when_text_or_tokenizer_change(folder, wri
 @pytest.mark.parametrize("end", ["train", "held", "json"])
 def test_damaged_tokens_are_made_anew(folder, written, end):
     spec = write("c", texts_of([20] * 200))
-    expected = corpora(spec)[0].describe()
+    expected = corpora(spec)[0].facts
     (file,) = (folder / "cache").rglob(f"*.{end}")
     before = file.read_bytes()
     places = random.Random(0).sample(range(len(before)), 20)
     flipped = [before[:p] + bytes([before[p] ^ 1]) + before[p + 1 :] for p in places]
     for content in (*flipped, before[:-1], before + b"12", b"", None):
         file.unlink() if content is None else file.write_bytes(content)
-        assert corpora(spec)[0].describe() == expected
+        assert corpora(spec)[0].facts == expected
         assert file.read_bytes() == before
     assert len(written) == 1 + 24
 

@@ -3,7 +3,6 @@
 import bz2
 import gzip
 import json
-import lzma
 import os
 import resource
 from collections import Counter
@@ -43,7 +42,7 @@ def zstd(content):
     return sink.getvalue().to_pybytes()
 
 
-COMPRESS = {"gz": gzip.compress, "xz": lzma.compress, "bz2": bz2.compress, "zst": zstd}
+COMPRESS = {"gz": gzip.compress, "bz2": bz2.compress, "zst": zstd}
 LFS = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
 
 
@@ -62,35 +61,30 @@ def test_what_data_may_say(folder, monkeypatch):
     for where, found in files.items():
         assert parse_source(f"web={where}").files == found
     assert parse_source("docs") == Source("docs")
-    assert parse_source("w=F.JSONL.GZ:body@2e6") == Source(
-        "w", ("F.JSONL.GZ",), None, "body", 2_000_000
-    )
-    hub = ("uonlp/CulturaX", "sw", "train")
-    assert parse_source("sw=hub:uonlp/CulturaX:sw@1.2e9") == Source(
-        "sw", (), hub, "text", 12 * 10**8
-    )
-    hub = (f"{folder}/b", None, "validation")
-    assert parse_source("w=hub:~/b::validation:body") == Source("w", (), hub, "body")
+    expected = Source("w", ("F.JSONL.GZ",), None, "body", 2_000_000)
+    assert parse_source("w=F.JSONL.GZ:body@2e6") == expected
+    hub = (f"{folder}/b", "sw", "validation")
+    expected = Source("w", (), hub, "body", 12 * 10**8)
+    assert parse_source("w=hub:~/b:sw:validation:body@1.2e9") == expected
 
 
 @pytest.mark.parametrize(
     ("specs", "message"),
     [
         ("web", "unknown; give docs"),
-        ("=a.txt", "unknown"),
-        ("web=~/none*.txt", r"~/none\*.txt: no such file"),
-        ("web=a.txt@many", "a.txt@many: no such file"),
+        ("web=~/none*.txt", r"no such file: ~/none\*.txt"),
         ("web=a.csv", r"a.csv is none of .txt, .parquet, .jsonl, .ndjson, .json"),
-        ("web=a.parquet.gz", "a.parquet.gz is none of"),
-        ("web=folder.t*:body", r"folder.t\*: a folder; give its files, as FOLDER/\*.txt"),
-        ("web=l*.txt", "link.txt is not a file, or a link to one that is gone"),
-        ("web=fifo.txt", "fifo.txt is not a file"),
+        ("web=folder.t*", r"folder.t\*; of a folder, give FOLDER/\*.txt"),
+        ("web=link.*", "cannot read link.txt"),
+        ("web=fifo.txt", "fifo.txt is not a regular file"),
+        ("web=lfs.txt", "lfs.txt is a Git LFS pointer: run git lfs pull"),
         ("en=a.txt docs en=a.t*", "duplicate corpus name 'en'"),
     ],
 )
 def test_what_it_may_not(folder, specs, message):
-    for name in ("a.txt", "a.csv", "a.parquet.gz"):
+    for name in ("a.txt", "a.csv"):
         write(name, "x")
+    write("lfs.txt", LFS)
     os.mkdir("folder.txt")
     os.symlink("nowhere.txt", "link.txt")
     os.mkfifo("fifo.txt")
@@ -103,13 +97,11 @@ def test_what_it_may_not(folder, specs, message):
     [
         ("a.txt", "\ufeffa\nb\n\n \t\n\nc\r\nd\r\n\r\nfünf 字", ["a\nb\n", "c\nd\n", "fünf 字"]),
         ("a.txt", "\none\ntwo\n\n", ["one\n", "two\n"]),  # no blank line between: each is one
-        ("a.txt", "a\0b\n" * 8 + "word\n" * 60_000, ["a\0b\n"] * 8 + ["word\n"] * 60_000),
-        ("a.txt", "", []),
+        ("a.txt", "a\0b\n" + "word\n" * 9, ["a\0b\n"] + ["word\n"] * 9),
         ("A.TXT", "one\n\n\ufefftwo", ["one\n", "two"]),  # two files with a BOM, joined
         ("a.jsonl", '{"text": "one"}\n\n\ufeff{"text": "two\\n\\nx"}\r\n', ["one", "two\n\nx"]),
         ("a.Ndjson", '{"text": "one", "x": 1}\n{"x": {"y": []}, "text": "two"}', ["one", "two"]),
-        ("a.json", '[{"text": "one"},\n {"text": "two", "x": 1}]\n', ["one", "two"]),
-        ("a.json", '{}\n{"text": "one"}\n{"text": null}\n{"y": 1}\n{"text": " "}', ["one"]),
+        ("a.json", '{"text": "one"}\n{"text": null}\n{"y": 1}\n{"text": " "}', ["one"]),
     ],
 )
 def test_documents_of_a_file(folder, name, content, expected):
@@ -135,28 +127,21 @@ def test_a_column_that_is_not_wanted_may_be_anything_in_any_shard(folder):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.txt", LFS, "a.txt: a Git LFS pointer: run git lfs pull"),
-        ("a.parquet", LFS, "a.parquet: a Git LFS pointer: run git lfs pull"),
-        ("a.txt", b"fine\ncaf\xe9", r"a.txt: .* byte 0xe9 .*; convert it to UTF-8 first"),
-        ("a.jsonl", b'{"text": "caf\xe9"}', "byte 0xe9 .* convert it to UTF-8"),
-        ("a.txt", ("слово и слово\n" * 50).encode("utf-16-le"), "line .*NULs, as in UTF-16"),
-        ("a.txt", "word".encode("utf-16"), "convert it to UTF-8"),
-        ("a.jsonl", '{"text": "a"}\n{"text": ', "line 2: not JSON; expected one object a line"),
+        ("a.txt", b"fine\ncaf\xe9", r"a.txt: .* byte 0xe9 "),
+        ("a.txt", ("слово и слово\n" * 50).encode("utf-16-le"), "NULs, as in UTF-16"),
+        ("a.txt", ("слово и слово\n" * 50).encode("utf-16-be"), "NULs, as in UTF-16"),
+        ("a.jsonl", '{"text": "a"}\n{"text": ', "line 2: not JSON with one object a line"),
         ("a.jsonl", "[" * 100_000, "line 1: not JSON"),
-        ("a.jsonl", '{"text": ' + "1" * 5000 + "}", "line 1: not JSON"),
-        ("a.jsonl", '{"text": "a"}\n3', "line 2: int, not an object with 'text'"),
-        ("a.jsonl", '{"text": "a"}\n{"text": 3}', "line 2: column 'text' holds int, not text"),
-        ("a.jsonl", [{"n": 1, "b": "x"}] * 3, "no column 'text'; its columns are n, b"),
-        ("a.jsonl", '{"n": 1}\n' * 100 + "broken", "no column 'text'; its columns are n"),
+        ("a.jsonl", '{"text": "a"}\n3', "line 2: not JSON with one object"),
+        ("a.jsonl", '[{"text": "a"}]', "line 1: not JSON with one object"),
+        ("a.jsonl", '{"text": "a"}\n{"text": 3}', "column 'text' holds int, not text"),
+        ("a.jsonl", '{"n": 1, "b": 2}\nbroken', "no column 'text'; its columns are n, b"),
         ("a.parquet", {"n": [1], "b": ["x"]}, "no column 'text'; its columns are n, b"),
-        ("a.parquet", {"text": [["x"]]}, "row 1: column 'text' holds list, not text"),
+        ("a.parquet", {"text": [["x"]]}, "column 'text' holds list, not text"),
         ("a.parquet", "PAR1 and then nonsense PAR1", "a.parquet: "),
-        ("a.jsonl", [{"text": "x" * 1000}], "line 1: more than 1,000 characters"),
     ],
 )
-def test_what_cannot_be_read_is_named_in_one_line(folder, monkeypatch, name, content, message):
-    if "1,000" in message:
-        monkeypatch.setattr(sources, "LONGEST_LINE", 1000)
+def test_what_cannot_be_read_is_named_in_one_line(folder, name, content, message):
     write(name, content)
     with pytest.raises(UserError, match=f"^--data w: .*{message}"):
         read(f"w={name}")
@@ -183,9 +168,7 @@ def test_compressed_files_with_several_streams(folder, kind):
     write(f"a.JSONL.{kind}", first + second)
     assert read(f"w=a.JSONL.{kind}") == [f"text {i}" for i in range(3000)]
     broken = [(first + second)[:-1], first + second[: len(second) // 2], first[:-1], first[:5]]
-    broken.append(b"plain text, not compressed at all, and of some length")
-    if kind != "xz":  # Python's lzma takes a damaged second stream for the end
-        broken += [first + b"XX" + second[2:], first + second[:3]]
+    broken += [first + b"XX" + second[2:], first + second[:3]]
     for content in broken:
         write(f"a.jsonl.{kind}", content)
         with pytest.raises(UserError, match=rf"^--data w: a.jsonl.{kind}: .+"):
@@ -193,33 +176,26 @@ def test_compressed_files_with_several_streams(folder, kind):
 
 
 def test_the_identity_of_files_is_their_content_and_time(folder):
+    quarter = 2**22
+    contents = [b"one", b"ones", b"twos"]  # also changed at equal size
+    contents += [b"x" * i * quarter + b"y" * quarter + b"x" * (3 - i) * quarter for i in range(4)]
     seen = set()
-    contents = [b"one", b"ones", b"twos"]
-    for size in (2**20, 2**24):  # also changed at equal size
-        quarter = size // 4
-        contents += [
-            b"x" * i * quarter + b"y" * quarter + b"x" * (3 - i) * quarter for i in range(4)
-        ]
     for content in contents:
         for time in (0, 1):
             write("a.txt", content)
-            os.utime("a.txt", ns=(time, time))
+            os.utime("a.txt", (time, time))
             seen.add(identity(parse_source("w=a.txt")))
     assert len(seen) == 2 * len(contents)
 
 
-def test_files_of_the_hub(folder, monkeypatch):
+def test_files_of_the_hub(folder):
     write("data/a.txt", "one")
-    with pytest.raises(UserError, match="cannot open split test of the hub dataset data"):
-        read("w=hub:data::test")
-    with pytest.raises(UserError, match="cannot open split train of the hub dataset none/none"):
-        read("w=hub:none/none")
+    for where in ("data::test", "none/none"):
+        with pytest.raises(UserError, match=f"--data w: {where.split(':')[0]}, "):
+            read(f"w=hub:{where}")
     url = "memory://a@1f2e/a.txt.gz"
     with fsspec.open(url, "wb") as file:
         file.write(gzip.compress(b"far\naway"))
     source = Source("w", (url,), ("a", None, "train"))
     assert list(documents(source, Counter())) == ["far\n", "away"]
     assert identity(source) != identity(Source("w", (url.replace("1f2e", "3d4c"),)))
-    monkeypatch.setattr(fsspec, "open", lambda *a: 1 / 0)
-    with pytest.raises(UserError, match=r"--data w: memory://.*/a.txt.gz: division by zero"):
-        list(documents(source, Counter()))

@@ -2,10 +2,7 @@
 
     sources.py   what --data names  ->  documents
     corpus.py    documents          ->  tokens on disk, cut into rows of N - 2
-    this file    rows               ->  [CLS] row [SEP]; every sequence is full, so no time goes
-                                        into padding
-                 order              ->  draw 0, 1, 2, ...; draw g says corpus and row; ranks and
-                                        micro-batches slice it
+    this file    rows               ->  [CLS] row [SEP], each full: no time goes into padding
 
 Draw g and its masks are functions of (seed, g) alone, so there is no state to save or to lose.
 """
@@ -29,22 +26,12 @@ CYCLE = 2**16  # draws after which their order among the corpora repeats
 class Text:
     """The corpora of a run as one endless sequence of draws.
 
-    Corpus i gets the share p_i = n_i^alpha / sum_j n_j^alpha of the draws (n in tokens). Chance has
-    no part in it: each draw goes to the corpus that is furthest behind its share.
-
-    specs       values of --data
-    sequences   how many the run draws in all: a hub dataset is read as far as that needs
+    Corpus i gets the share p_i = n_i^alpha / sum_j n_j^alpha of the draws (n in tokens). The run
+    takes `sequences` of them; a hub dataset is read as far as that needs.
     """
 
     def __init__(
-        self,
-        specs: list[str],
-        tokenizer: Tokenizer,
-        length: int,
-        *,
-        alpha: float = 0.3,
-        seed: int = 0,
-        sequences: int = 0,
+        self, specs: list[str], tokenizer: Tokenizer, length: int, *, alpha=0.3, seed=0, sequences=0
     ):
         self.tokenizer, self.length, self.seed = tokenizer, length, seed
         sources = [look_up(source) if source.hub else source for source in parse_sources(specs)]
@@ -56,11 +43,9 @@ class Text:
         for corpus in self.corpora:
             corpus.report()
             if corpus.rows == 0 or not any(len(corpus.held) for corpus in self.corpora):
-                tokens, documents = sum(corpus.facts["tokens"]), corpus.facts["documents"]
                 raise UserError(
-                    f"--data {corpus.name}: {tokens:,} tokens in {documents:,} documents are too"
-                    f" few to train on sequences of {length} and hold one out; give more text, in"
-                    " several documents"
+                    f"--data {corpus.name}: {corpus.facts['documents']:,} documents are too few to"
+                    f" train on sequences of {length} and hold one out; give more text"
                 )
 
     def _open(self, sources: list[Source], alpha: float, sequences: int, one_in: int) -> None:
@@ -69,10 +54,8 @@ class Text:
         files = {s.name: Corpus(s, *settings) for s in sources if not s.hub}
         sizes = [s.tokens or (None if s.hub else files[s.name].tokens) for s in sources]
         if None in sizes and len(sizes) > 1:
-            raise UserError(
-                f"--data {sources[sizes.index(None)].name}: its size is unknown, which several"
-                " corpora need; append @TOKENS, e.g. @1.2e9"
-            )
+            name = sources[sizes.index(None)].name
+            raise UserError(f"--data {name}: of several corpora, each needs a size; append @TOKENS")
         weights = np.array([float(size or 1) ** alpha for size in sizes])
         self.shares = weights / weights.sum()
         self.turns, self.places, self.counts = turns(self.shares)
@@ -84,14 +67,7 @@ class Text:
         ]
 
     def step(
-        self,
-        first_draw: int,
-        batch_size: int,
-        accumulate: int,
-        rank: int = 0,
-        world: int = 1,
-        *,
-        masked: bool,
+        self, first_draw: int, batch_size: int, accumulate: int, rank=0, world=1, *, masked: bool
     ) -> list[Batch]:
         """Return this rank's micro-batches of the step whose first draw is number `first_draw`.
 
@@ -112,10 +88,12 @@ class Text:
     def held_out(self, batch_size: int, *, masked: bool) -> list[Batch]:
         """Return batches of text that no run trains on; their masks do not depend on the seed."""
         count = max(1, HELD_OUT // len(self.corpora))
-        rows = [row for corpus in self.corpora for row in corpus.held_out(count)]
-        numbered = list(enumerate(rows))
+        rows = []
+        for corpus in self.corpora:  # spread over its held-out text
+            places = np.linspace(0, len(corpus.held), min(count, len(corpus.held)), endpoint=False)
+            rows += list(corpus.held[places.astype(int)])
         starts = range(0, len(rows), batch_size)
-        parts = [numbered[start : start + batch_size] for start in starts]
+        parts = [list(enumerate(rows))[start : start + batch_size] for start in starts]
         return [self._batch(part, masked, seed=2**32 - 1) for part in parts]
 
     def _batch(self, rows: list[tuple[int, np.ndarray]], masked: bool, seed: int) -> Batch:
@@ -134,17 +112,17 @@ class Text:
         return batch
 
     def describe(self) -> list[dict]:
-        """Return what the log says of each corpus; `tokens` is None where the size is unknown.
-
-        Of a hub dataset, `documents`, `unknown_share` and `skipped` count what was read of it.
-        """
-        shares = zip(self.corpora, self.shares, strict=True)
-        return [{**corpus.describe(), "share": float(share)} for corpus, share in shares]
+        """Return what the log says of each corpus; of a hub dataset, of what was read of it."""
+        described = []
+        for corpus, share in zip(self.corpora, self.shares, strict=True):
+            row = {name: corpus.facts[name] for name in ("documents", "unknown_share", "skipped")}
+            row |= {"name": corpus.name, "tokens": corpus.tokens, "hash": corpus.hash}
+            described.append(row | {"share": float(share)})
+        return described
 
 
 def turns(shares: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return of each draw of a cycle which corpus it goes to, and its number there; and how many
-    draws each corpus gets.
+    """Return the corpus of each draw of a cycle, its number there, and the draws of each corpus.
 
     A draw goes to the corpus furthest behind its share: no count is ever 1 above its share.
     """
@@ -164,17 +142,17 @@ def prefetch(
 ) -> Iterator[list[Batch]]:
     """Yield this rank's micro-batches of each step; a thread makes those of the next meanwhile.
 
-    split   what Text.step takes: batch_size, accumulate, rank, world
+    `split` is what Text.step takes: batch_size, accumulate, rank, world.
     """
     batch_size, accumulate, _, world = split
     with ThreadPoolExecutor(1) as thread:
         ahead = []
-        for step in range(steps + 1):
-            if step < steps:
-                draw = first_draw + step * batch_size * accumulate * world
-                ahead.append(thread.submit(text.step, draw, *split, masked=masked))
+        for step in range(steps):
+            draw = first_draw + step * batch_size * accumulate * world
+            ahead.append(thread.submit(text.step, draw, *split, masked=masked))
             if step > 0:
                 yield ahead.pop(0).result()
+        yield from (last.result() for last in ahead)
 
 
 def mask_tokens(
@@ -186,10 +164,7 @@ def mask_tokens(
     become [MASK], 10 % a random token, 10 % stay. Returns (masked ids (N,), chosen places (M,)).
     """
     if tokenizer.mask_id is None:
-        raise UserError(
-            "the teacher's tokenizer has no mask token, which this method's masked text needs;"
-            " choose --method mha, hs or direct-minilm, or a teacher with a mask token"
-        )
+        raise UserError("the tokenizer has no mask token; choose --method mha, hs or direct-minilm")
     rng = np.random.default_rng(seed)
     candidates = np.flatnonzero(~np.isin(row, tokenizer.special_ids))
     masked = row.copy()
