@@ -91,10 +91,7 @@ def differences(run: Path, other: Path) -> list[str]:
 
 
 def spoil(patch, spoiled, how: str) -> None:
-    """Spoil the loss, the gradient or the count of these batches, or raise an error in them.
-
-    They are counted from 1; the call before searches for what the method reaches.
-    """
+    """Spoil loss or gradient of these batches, counted from 1, or raise an error in them."""
     whole, turn = METHODS["mha"].forward, itertools.count()
 
     def forward(self, student, teacher, batch):
@@ -104,10 +101,8 @@ def spoil(patch, spoiled, how: str) -> None:
                 raise UserError("this machine has lost its text")
             if how == "gradient":
                 total.register_hook(lambda gradient: gradient * float("inf"))
-            elif how == "loss":
-                total = total * float("nan")
             else:
-                total, count = total * 0, count * 0
+                total = total * float("nan")
         return total, count
 
     patch.setattr(METHODS["mha"], "forward", forward)

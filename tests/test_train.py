@@ -13,10 +13,10 @@ from helpers import make_inputs, records
 
 import train
 from distill import METHODS
-from distill.training.device import autocast, choose_precision
+from distill.training.device import choose_precision
 from distill.training.report import plot_loss, write_card
 from distill.training.setup import learning_rate, make_optimizer
-from minitransformer import load_pretrained, weights_hash
+from minitransformer import load_pretrained
 from minitransformer.files import UserError
 
 
@@ -36,19 +36,6 @@ def run(home):
 
 def evals(log):
     return {r["step"]: r["loss"] for r in log if r["event"] == "eval"}
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("init", ["2,4", "random"])
-@pytest.mark.parametrize("method", METHODS)
-def test_each_method_learns_from_each_start(run, method, init):
-    """200 steps bring the method's own loss on unseen text down; the teacher stays as it is."""
-    before = weights_hash(load_pretrained("./teacher")[0])
-    _, log = run("--method", method, "--init", init, "--eval-every", 200, "--steps", 200)
-    losses = evals(log)
-    assert sorted(losses) == [0, 200]
-    assert losses[200] < 0.9 * losses[0]
-    assert weights_hash(load_pretrained("./teacher")[0]) == before
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -131,17 +118,6 @@ def test_weight_decay_acts_on_layers_and_maps_alone():
     assert len(decayed) + len(kept) == len(names) - 1
 
 
-def test_rows_that_no_text_reads_stay_as_they_were(run):
-    start, _ = load_pretrained("./teacher")
-    trained, _ = load_pretrained(run("--steps", 200, "--weight-decay", 0.5)[0])
-    before, after = start.embeddings.position.weight, trained.embeddings.position.weight
-    assert torch.equal(before[16:], after[16:])  # --seq-len is 16
-    assert not torch.equal(before[:16], after[:16])
-    same = (start.embeddings.word.weight == trained.embeddings.word.weight).all(dim=1)
-    assert same[-1]  # no entry of the tokenizer
-    assert not same.all()
-
-
 def test_od_needs_a_head_and_the_named_command_gives_one(run):
     with pytest.raises(UserError, match="--method mlm --init"):
         run("--method", "od", "--teacher", "./headless", "--steps", 2)
@@ -151,18 +127,9 @@ def test_od_needs_a_head_and_the_named_command_gives_one(run):
     assert evals(log)[2] > 0
 
 
-def test_od_from_an_hs_student(run):
-    student, _ = run("--method", "hs", "--steps", 3)
-    _, log = run("--method", "od", "--steps", 3, "--init", student)
-    assert log[0]["settings"]["student_layers"] == 2
-    with pytest.raises(UserError, match=r"--student-layers 3, but --init .* has 2"):
-        run("--method", "od", "--init", student, "--student-layers", 3)
-
-
 def test_settings_from_the_command_line():
-    argv = ["--method", "hs", "--data", "docs", "--data", "web=x.txt", "--mapping", "last"]
-    config = train.parse_config([*argv, "--out=~/run", "--init=~/other"])
-    assert config.data == ["docs", "web=x.txt"]
+    config = train.parse_config("--data docs --data w=x.txt --out=~/run --init=~/other".split())
+    assert config.data == ["docs", "w=x.txt"]
     assert (config.out, config.init) == tuple(map(os.path.expanduser, ("~/run", "~/other")))
 
 
@@ -172,12 +139,5 @@ def test_learning_rate_rises_and_falls_in_a_line():
 
 
 def test_precision():
-    cpu, mps = torch.device("cpu"), torch.device("mps")
-    assert choose_precision("auto", mps) == "fp32"
-    assert choose_precision("bf16", cpu) == "bf16"
-    context, one = autocast(cpu, "bf16"), torch.ones(2, 2)
-    for _ in range(2):  # it may be entered again
-        with context:
-            assert (one @ one).dtype == torch.bfloat16
-    with autocast(cpu, "fp32"):
-        assert (one @ one).dtype == torch.float32
+    assert choose_precision("auto", torch.device("mps")) == "fp32"
+    assert choose_precision("bf16", torch.device("cpu")) == "bf16"
