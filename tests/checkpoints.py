@@ -16,22 +16,18 @@ BERT_WORDS += [f"##{letter}" for letter in LETTERS]
 CAMEMBERT_START = ["<s>NOTUSED", "<pad>", "</s>NOTUSED", "<unk>", "<unk>NOTUSED", "<s>", "</s>"]
 
 
-def word_pieces(words=BERT_WORDS, added=True, **settings):
+def word_pieces(words=BERT_WORDS, **settings):
     """BERT's tokenizer.json."""
-    pipeline = tokenizers.Tokenizer(
-        models.WordPiece({w: i for i, w in enumerate(words)}, unk_token="[UNK]")
-    )
+    vocab = {word: number for number, word in enumerate(words)}
+    pipeline = tokenizers.Tokenizer(models.WordPiece(vocab, unk_token="[UNK]"))
     pipeline.normalizer = normalizers.BertNormalizer(**{"lowercase": False} | settings)
     pipeline.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     pipeline.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]",
         pair="[CLS] $A [SEP] $B:1 [SEP]:1",
-        special_tokens=[("[CLS]", words.index("[CLS]")), ("[SEP]", words.index("[SEP]"))],
+        special_tokens=[(name, vocab[name]) for name in ("[CLS]", "[SEP]")],
     )
-    if added:
-        pipeline.add_special_tokens(
-            [word for word in words if word.startswith("[") and len(word) > 1]
-        )
+    pipeline.add_special_tokens(words[:5])
     return pipeline
 
 

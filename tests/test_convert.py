@@ -42,7 +42,7 @@ def test_every_layout_gives_the_same_encoder_and_comes_back_bit_equal(layout, te
         del tensors["cls.predictions.bias"]  # its bias stands at the decoder alone
     encoder, notes = from_hugging_face({rename(n): t for n, t in tensors.items()}, tiny_config())
     assert notes[0] == HEADS
-    assert ["wrapper like _orig_mod" in note for note in notes[1:]] == [True] * ("_" in rename("x"))
+    assert len(notes) == (2 if layout == "compiled" else 1)
     tensors["cls.predictions.bias"] = tensors["cls.predictions.decoder.bias"]
     back = to_hugging_face(encoder)
     left_out = ("pooler", "seq_relationship", "decoder", "position_ids")
@@ -89,14 +89,12 @@ NAME = "bert.encoder.layer.0.attention.self.key.weight"
     [  # how all names change, or which tensors do: what the one line says
         (lambda n: n.replace("bert.", "roberta."), "unexpected roberta.embeddings"),
         (lambda n: f"model_a.{n}", f"missing {WORDS}, .*; unexpected model_a.bert.emb"),
-        (lambda n: "x" * 5000 + f".{n}", f"missing {WORDS}, .*xxx"),
         (
             lambda n: n.replace("layer.2.", "layer.1.x."),
             "config.json says 3 layers, the file holds 2; missing encoder.layer.2.*, and 14 more;",
         ),
         ({NAME: torch.zeros(48, 32)}, rf": {NAME[5:]} is \[48, 32\], config.json says \[32, 32\]$"),
         ({NAME: torch.zeros(32, 32).long()}, f"{NAME[5:]} holds torch.int64, not plain floating"),
-        ({NAME: torch.zeros(32, 32).to_sparse()}, f"{NAME[5:]} holds "),
         ({NAME[5:]: torch.zeros(32, 32)}, f": {NAME[5:]} is there twice$"),
         ({"bert.adapter.bias": torch.zeros(3)}, ": unexpected bert.adapter.bias$"),
     ],

@@ -21,9 +21,7 @@ from minitransformer import load_pretrained, save_pretrained
 SCRIPTS = "az AZ 09 !/ Àÿ Āſ Αω Ая את ءي अह กฮ ぁん ァン 一亀 가겫 Ḁẁ ０ｚ".split()  # first, last
 SCRIPTS += ["\U0001f600\U0001f640", "\u0300\u0315", "\x01\x1f", "\u2000\u206f"]
 WORDS = "Hello hello world été Straße naïve the don't 3.14 e-mail@x.org".split()
-SPECIAL = (
-    "[SEP] [CLS] [MASK] [PAD] [UNK] <s> </s> <mask> <pad> <unk> <ent> [sep] ▁the ##ing Ġ".split()
-)
+SPECIAL = "[SEP] [CLS] [MASK] [PAD] [UNK] <s> </s> <mask> <ent> [sep] ▁the ##ing Ġ".split()
 SPACES = [" ", "  ", "\t", "\n", "\u00a0", "\u3000", ""]
 
 
@@ -72,9 +70,7 @@ def stored(pipeline):
 VOCAB = {"vocab.txt": vocab_txt()}
 MASKLESS = {"vocab.txt": vocab_txt().replace("[MASK]\n", "")}
 RENAMED = {"vocab.txt": vocab_txt().replace("[CLS]", "<start>")}
-ADDED = VOCAB | {"added_tokens.json": {"<ent>": len(BERT_WORDS)}}
-ENTITY = {"content": "<ent>", "lstrip": True, "normalized": False, "special": False}
-ENTITY = {str(len(BERT_WORDS)): ENTITY}
+ENTITY = {str(len(BERT_WORDS)): {"content": "<ent>", "lstrip": True, "normalized": False}}
 NO_TYPES = ["input_ids", "attention_mask"]
 WORDS_IN_ROBERTA = roberta(word_pieces(), bos_token="[CLS]", eos_token="[SEP]")
 KINDS = {
@@ -84,12 +80,9 @@ KINDS = {
     "vocab.txt keeps CJK words": bert(VOCAB, tokenize_chinese_chars=False),
     "vocab.txt other names": bert(RENAMED, cls_token="<start>"),
     "vocab.txt without a mask": bert(MASKLESS),
-    "vocab.txt and added tokens": bert(ADDED),
     "json and added tokens": bert(word_pieces(), added_tokens_decoder=ENTITY),
     "json cased, config lower case": bert(word_pieces(), do_lower_case=True),
     "json lower case, config cased": bert(word_pieces(lowercase=True), do_lower_case=False),
-    "json strips accents, config not": bert(word_pieces(strip_accents=True), strip_accents=False),
-    "json without added tokens": bert(word_pieces(added=False), ""),
     "json that cuts and pads": bert(stored(word_pieces())),
     "json without pair types": bert(word_pieces(), model_input_names=NO_TYPES),
     "word pieces in RoBERTa": WORDS_IN_ROBERTA | {"config": {"pad_token_id": 0}, "pad_token_id": 0},
@@ -144,6 +137,6 @@ def test_every_reader_of_the_export_gives_the_ids_of_training(kind, tmp_path):
     again = load_pretrained(folder)[1]
     assert again.hash == tokenizer.hash
     assert again.encode_pairs(LINES, OTHERS, max_tokens=size) == pairs
-    save_pretrained(tmp_path / "again", encoder, again)
+    save_pretrained(tmp_path / "again", encoder, again)  # equal weights are equal files
     for name in EXPORT:
         assert (folder / name).read_bytes() == (tmp_path / "again" / name).read_bytes(), name

@@ -12,16 +12,6 @@ from minitransformer.attention import attention
 from minitransformer.config import MODEL_TYPES
 
 
-def test_roberta_positions_come_from_the_ids_and_not_from_the_mask():
-    encoder = tiny_encoder("roberta")
-    ids = torch.tensor([[1, 7, 8, 1, 9]])  # 1 is padding
-    expected = torch.tensor([[1, 2, 3, 1, 4]])
-    table = encoder.embeddings
-    summed = table.word(ids) + table.position(expected) + table.token_type.weight[0]
-    for mask in (None, torch.tensor([[0, 1, 1, 0, 1]]), torch.tensor([[1, 1, 0, 0, 0]])):
-        assert torch.equal(encoder(ids, mask).hidden[0], table.norm(summed))
-
-
 class Untouchable(torch.nn.Module):
     def forward(self, *_):
         raise AssertionError("computed above the stop")

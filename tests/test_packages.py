@@ -56,10 +56,3 @@ def test_another_archive_and_a_damaged_copy_are_refused(index, tmp_path):
     folder = package_files("toy==1.0", WANTED, SHA256, "5 kB")
     (folder / "data" / "two.txt").write_bytes(b"23")
     refusal(package_files, "toy==1.0", WANTED, SHA256, "5 kB", says=f"remove {folder}")
-
-
-def test_a_failed_download_says_what_helps(folder, monkeypatch):
-    failed = subprocess.CompletedProcess([], 1, "", "WARNING: retrying\nERROR: No matching\n")
-    monkeypatch.setattr(subprocess, "run", lambda *_, **__: failed)
-    says = "ERROR: No matching; .* `pip download --no-deps toy==1.0`"
-    refusal(package_files, "toy==1.0", WANTED, SHA256, "5 kB", says=says)

@@ -62,14 +62,8 @@ def test_parity_with_transformers(model_type, padding):
 @pytest.mark.parametrize("padding", PADDINGS)
 def test_parity_on_the_default_teachers_real_weights(minilm, padding):
     encoder, _ = minilm
-    folder = default_teacher_folder()
-    model = transformers.AutoModel.from_pretrained(folder).eval()
-    texts = ["A short one.", "Parity is measured on words that the model has seen before, " * 4]
-    texts = texts[1:] if padding == "none" else texts
-    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-    tokenizer.padding_side = "left" if padding == "left" else "right"
-    batch = tokenizer(texts, padding="longest", return_tensors="pt")
-    ids, mask = batch["input_ids"], batch["attention_mask"].bool()
+    model = transformers.AutoModel.from_pretrained(default_teacher_folder()).eval()
+    ids, mask = padded(encoder.config, padding)
     *theirs, _ = run_reference(model, ids, mask)
     with torch.no_grad():
         ours = encoder(ids, mask)
@@ -79,7 +73,6 @@ def test_parity_on_the_default_teachers_real_weights(minilm, padding):
 
 @pytest.mark.parametrize("model_type", MODEL_TYPES)
 def test_gradients_equal_those_of_transformers(model_type):
-    """The residuals and the GELU work in place where they can: no gradient may notice."""
     encoder = tiny_encoder(model_type).double()
     model = reference(encoder).double()
     ids, mask = padded(encoder.config, "right")
