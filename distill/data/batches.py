@@ -76,14 +76,14 @@ class Text:
         batches = []
         for turn in range(rank, accumulate * world, world):
             start = first_draw + turn * batch_size
-            rows = [(draw, self._row(draw)) for draw in range(start, start + batch_size)]
+            rows = []
+            for draw in range(start, start + batch_size):
+                cycles, place = divmod(draw, CYCLE)
+                corpus = self.turns[place]
+                number = int(cycles * self.counts[corpus] + self.places[place])
+                rows.append((draw, self.corpora[corpus].row(number)))
             batches.append(self._batch(rows, masked, self.seed))
         return batches
-
-    def _row(self, draw: int) -> np.ndarray:
-        cycles, place = divmod(draw, CYCLE)
-        corpus = self.turns[place]
-        return self.corpora[corpus].row(int(cycles * self.counts[corpus] + self.places[place]))
 
     def held_out(self, batch_size: int, *, masked: bool) -> list[Batch]:
         """Return batches of text that no run trains on; their masks do not depend on the seed."""

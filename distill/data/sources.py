@@ -86,7 +86,6 @@ def look_up(source: Source) -> Source:
 
 
 def readable(files: list[str]) -> tuple[str, ...]:
-    """Return the files of a corpus; refuse those that cannot be read."""
     for file in files:
         if file_format(file)[0] not in READERS:
             raise UserError(f"--data: {file} is none of {', '.join((*READERS, *COMPRESSIONS))}")
