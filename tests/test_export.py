@@ -77,7 +77,6 @@ KINDS = {
     "vocab.txt cased": bert(VOCAB, do_lower_case=False),
     "vocab.txt alone": {},
     "vocab.txt keeps accents": bert(VOCAB, strip_accents=False),
-    "vocab.txt keeps CJK words": bert(VOCAB, tokenize_chinese_chars=False),
     "vocab.txt other names": bert(RENAMED, cls_token="<start>"),
     "vocab.txt without a mask": bert(MASKLESS),
     "json and added tokens": bert(word_pieces(), added_tokens_decoder=ENTITY),
@@ -90,7 +89,6 @@ KINDS = {
     "byte level, config with space": roberta(byte_level(), add_prefix_space=True),
     "vocab.json and merges.txt": roberta(byte_files(), ""),
     "unigrams": xlm_r(unigrams()),
-    "unigrams without space": xlm_r(unigrams(prepend="never", split=False), add_prefix_space=True),
     "unigrams in BERT": bert(unigrams(), do_lower_case=True),
     "CamemBERT": bert(unigrams(CAMEMBERT_START), "Camembert") | {"model_type": "camembert"},
 }

@@ -29,7 +29,6 @@ def write_archive(folder: Path, kind: str) -> None:
 
 @pytest.fixture(params=["wheel", "source archive"])
 def index(request, tmp_path, monkeypatch):
-    """A package index in place of pip, and what was asked of it."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     asked = []
 

@@ -30,7 +30,6 @@ OLD_CLS = {"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}
 
 
 def contents(folder):
-    """Return {path: bytes} of all files below a folder."""
     return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
@@ -190,5 +189,4 @@ def test_a_hub_id_is_read_from_the_hubs_own_cache(tmp_path, monkeypatch):
         for asked in (revision, commit, None if seed == 0 else commit):
             assert same(load_pretrained("tiny/bert", asked)[0], tiny_encoder(seed=seed))
     for name, revision in (("tiny/unknown", None), ("tiny/bert", "v3"), ("not a name!", None)):
-        says = f"^'{name}' is not a local folder, nor downloaded: "
-        refusal(load_pretrained, name, revision, says=says)
+        refusal(load_pretrained, name, revision, says="is not a local folder, nor downloaded: ")
