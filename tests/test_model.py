@@ -54,8 +54,6 @@ def test_random_start_is_berts():
         elif tensor.numel() > 5000:
             assert 0.019 < tensor.std() < 0.021, name
     assert (encoder.embeddings.word.weight[0] == 0).all()  # the padding row
-    again = Encoder(encoder.config).reset_parameters(torch.Generator().manual_seed(3))
-    assert all(map(torch.equal, encoder.parameters(), again.parameters()))
 
 
 @pytest.mark.parametrize("model_type", ["bert", "roberta"])
