@@ -1,7 +1,7 @@
 """Distil a Transformer encoder into a smaller one, for any later task.
 
-    python train.py                                            a whole run: MHA, default teacher
-    python train.py --method hs --mapping uniform+last         another method
+    python train.py                                            a whole run: hidden states of minilm
+    python train.py --method mha --teacher-layer 4             another method
     python train.py --teacher google-bert/bert-base-uncased --data web='corpus/*.parquet' \\
         --steps 100000 --batch-size 256 --out runs/bert        a real teacher, your own text
     python train.py --out runs/bert --resume                   resume where it stopped
@@ -50,7 +50,7 @@ class TrainConfig:
     """Settings, each declared once. None: the default depends on others; the log has its value."""
 
     teacher: str = setting("minilm", "minilm, a folder, or a hub id")
-    method: str = setting("mha", "what to transfer", choices=tuple(METHODS))
+    method: str = setting("hs", "what to transfer", choices=tuple(METHODS))
     plain: bool = setting(False, "compute the loss by the formula as its page shows it; slower")
     mapping: str = setting("uniform", "hs: student to teacher layers", choices=STRATEGIES)
     teacher_layer: int | None = setting(None, "highest teacher layer to learn from", least=1)
