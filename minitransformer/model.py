@@ -97,6 +97,13 @@ class Block(nn.Module):
         return self.ffn_norm(x + self.contract(F.gelu(self.expand(x))))
 
 
+def cast_once(x):
+    """Cast x to autocast's type, of which each of three Linears would else keep a copy."""
+    device = x.device.type
+    on = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    return x.to(torch.get_autocast_dtype(device)) if on else x
+
+
 def may_read(attention_mask):
     """(B, N) mask -> (B, 1, 1, N) bool: which tokens every head and token may read."""
     mask = attention_mask.bool()
@@ -167,9 +174,10 @@ class Encoder(nn.Module):
         x = self.embeddings(input_ids, token_type_ids)  # (B, N, D)
         hidden, queries, keys, values = [x], [], [], []
         for number, block in enumerate(self.blocks[:last], start=1):
-            queries.append(block.query(x))  # before the split into heads: (B, N, D) each
-            keys.append(block.key(x))
-            values.append(block.value(x))
+            once = cast_once(x)
+            queries.append(block.query(once))  # before the split into heads: (B, N, D) each
+            keys.append(block.key(once))
+            values.append(block.value(once))
             if (number, what) == (last, "qkv"):
                 break
             x = block(x, queries[-1], keys[-1], values[-1], mask, self.attention)
