@@ -5,7 +5,7 @@ three are one model with other vocabularies). What is not computed here is refus
 """
 
 import math
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import dataclass, fields
 
 from minitransformer.files import UserError
 
@@ -18,6 +18,11 @@ MODEL_TYPES = {
 }
 
 
+# what a config.json must say; the defaults below are for code
+NEEDED = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")
+NEEDED += ("intermediate_size",)
+
+
 @dataclass(frozen=True)
 class EncoderConfig:
     """Sizes of an encoder, named as in Hugging Face's config.json; UserError: impossible sizes.
@@ -25,11 +30,11 @@ class EncoderConfig:
     Letters  V vocab_size, D hidden_size, L num_hidden_layers, A num_attention_heads (model.py)
     """
 
-    vocab_size: int
-    hidden_size: int
-    num_hidden_layers: int
-    num_attention_heads: int
-    intermediate_size: int
+    vocab_size: int = 30522
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    intermediate_size: int = 3072
     max_position_embeddings: int = 512
     model_type: str = "bert"
     type_vocab_size: int = 2
@@ -77,8 +82,7 @@ class EncoderConfig:
         given = {name: values[name] for name in names}
         if not given.get("pad_token_id"):  # RoBERTa's is 1
             given.setdefault("model_type", "bert")  # the first BERTs' files name none
-        needed = [field.name for field in fields(cls) if field.default is MISSING]
-        missing = [name for name in ("model_type", *needed) if name not in given]
+        missing = [name for name in ("model_type", *NEEDED) if name not in given]
         if missing:
             raise UserError(f"config: missing {', '.join(missing)}")
         if given["model_type"] != "bert":

@@ -17,7 +17,7 @@ from distill import METHODS
 from minitransformer import UserError, save_pretrained
 
 ROOT = Path(__file__).resolve().parents[1]
-SMALL = "--threads 1 --seq-len 16 --batch-size 4 --precision fp32 --device cpu".split()
+SMALL = "--method mha --threads 1 --seq-len 16 --batch-size 4 --precision fp32 --device cpu".split()
 
 
 def make_inputs(folder: Path, **sizes) -> list[str]:

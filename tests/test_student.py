@@ -162,7 +162,7 @@ def test_default_sizes(given, expected, init):
         ({"init": "2,"}, "^'?2,"),  # a folder's name
         ({"init": "embeddings", "student_hidden": 48}, "width 48 exceeds the teacher's 24"),
         ({"teacher_layer": 0}, "teacher layer 0: the teacher has"),  # 0 is not "not given"
-        ({"relation_heads": 0}, "^0 relation heads"),
+        ({"method": "mha", "relation_heads": 0}, "^0 relation heads"),
     ],
 )
 def test_starts_that_cannot_be(teacher, settings, says):
