@@ -26,10 +26,10 @@ def draw_ranking(file: Path, section) -> None:
             axes.errorbar(mean, place, xerr=2 * error, fmt="o", color="C0")
         for number, name in enumerate(section.references, 1):
             axes.axvline(section.view(name, view)[0], ls="--", lw=1, color=f"C{number}", label=name)
-        axes.set_xlabel(f"{title}; bars: 2 standard errors")
+        axes.set_xlabel(title, fontsize=9)
     panels[0].set_yticks(range(len(names)), names)
     panels[0].legend(fontsize=8)
-    figure.suptitle(section.title, fontsize=10)
+    figure.suptitle(f"{section.title}; bars: two standard errors", fontsize=10)
     save(figure, file, panels)
 
 
