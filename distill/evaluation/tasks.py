@@ -11,15 +11,13 @@ import hashlib
 import json
 import math
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from minitransformer.files import UserError, first_line
+import pandas as pd
 
-CLASS_METRICS, NUMBER_METRICS = ("accuracy", "macro-f1"), ("pearson", "spearman")
-SUFFIXES = (".parquet", ".jsonl", ".ndjson", ".json", ".csv", ".tsv")
-SEPARATORS = "a .csv is separated by commas, a .tsv by tabs"
+from minitransformer.files import UserError, check_regular, first_line
+
 # no label: what pandas reads as "not a number", what people write, PyTorch's ignore_index
 MISSING = set("? -100 #N/A #NA -NaN -nan <NA> N/A NA NULL NaN None n/a nan null".split()) | {""}
 DOUBTFUL = {"-", "-1"}  # no label in some data sets, a class in others
@@ -40,8 +38,7 @@ class Task:
     """`classes` names the class numbers; () makes it a regression. Each of `metrics` is measured on
     each split in `scored`; the headline is the first metric, its mean over those splits. A note is
     for the user: what was left out of a file. `aligned`: equal rows of the scored splits are
-    translations of each other, the first split has the originals. The last three are the
-    fine-tuning where the command line says nothing else.
+    translations of each other, the first split has the originals.
     """
 
     name: str
@@ -55,45 +52,70 @@ class Task:
     epochs: int = 3
     batch_size: int = 16
 
+    @property
+    def splits(self) -> dict[str, Split]:
+        return {"train": self.train, **self.scored}
+
     @functools.cached_property
     def hash(self) -> str:
         """sha256 of all that a score depends on."""
-        rows = {name: vars(split) for name, split in {"train": self.train, **self.scored}.items()}
+        rows = {name: vars(split) for name, split in self.splits.items()}
         content = json.dumps([self.name, self.classes, self.metrics, rows])
         return hashlib.sha256(content.encode()).hexdigest()
 
     def __str__(self) -> str:
         """Return one line: examples and classes."""
-        sizes = {"train": self.train, **self.scored}
-        counts = ", ".join(f"{len(split.texts):,} {name}" for name, split in sizes.items())
+        counts = ", ".join(f"{len(split.texts):,} {name}" for name, split in self.splits.items())
         classes = f"{len(self.classes)} classes: {', '.join(self.classes[:6])}"
-        if len(self.classes) > 6:
-            classes += ", …"
+        classes += ", …" if len(self.classes) > 6 else ""
         return f"{self.name}: {counts}; {classes if self.classes else 'numbers'}"
 
 
 # ---- files ---------------------------------------------------------------------------------------
 
 
-def find_split(folder: Path, name: str) -> list[Path]:
-    """Return the file of a split, or its shards (`train-00000-of-00002.parquet`)."""
-    found = sorted(path for path in folder.glob("*") if path.suffix.lower() in SUFFIXES)
-    files = [path for path in found if path.stem == name]
-    files = files or [path for path in found if re.fullmatch(rf"{name}-\d+-of-\d+", path.stem)]
-    if len({path.suffix for path in files}) > 1:
-        raise UserError(f"{folder} has {' and '.join(f.name for f in files)}: keep one of them")
-    if not files:
-        raise UserError(f"{folder}: no {name} with one of {', '.join(SUFFIXES)}")
-    return files
+def read_json(file: Path) -> pd.DataFrame:
+    """Read the objects of one array, or of one a line: as one array, whose errors name the line."""
+    text = file.read_text("utf-8-sig")
+    if not text.lstrip().startswith("["):
+        lines = (line.lstrip("\ufeff") for line in text.split("\n"))  # where files were joined
+        text = "[" + ",\n".join(line for line in lines if line.strip()) + "]"
+    return pd.DataFrame(json.loads(text), dtype=object)
+
+
+def read_csv(file: Path, **form) -> pd.DataFrame:
+    form |= {"header": None, "dtype": str, "keep_default_na": False, "encoding": "utf-8-sig"}
+    # only this engine tells a cell that is missing (NaN) from an empty one ("")
+    table = pd.read_csv(file, engine="python", **form)
+    short = table.isna().any(axis=1)
+    if short.any():
+        raise UserError(f"row {short.idxmax()} has fewer cells than the header")
+    return table[1:].set_axis(table.iloc[0].str.strip(), axis=1)
+
+
+READERS = {
+    ".parquet": pd.read_parquet,
+    ".jsonl": read_json,
+    ".ndjson": read_json,
+    ".json": read_json,
+    ".csv": read_csv,  # quoted as spreadsheets do
+    ".tsv": functools.partial(read_csv, sep="\t", quoting=3),  # quotes are letters, as in GLUE's
+}
 
 
 def read_split(folder: Path, name: str, columns: tuple[str, ...]) -> Split:
-    """Return a split, its labels as their names; `columns`: text, pair if there is one, label."""
+    """Return the split in NAME.*, or in its shards (`train-00000-of-00002.parquet`)."""
+    files = [path for path in sorted(folder.glob("*")) if path.suffix.lower() in READERS]
+    files = [path for path in files if re.fullmatch(rf"{name}(-\d+-of-\d+)?", path.stem)]
+    if len({(path.suffix, path.stem == name) for path in files}) != 1:
+        found = ", ".join(file.name for file in files) or "none"
+        raise UserError(f"{folder}: expected one {name} with {', '.join(READERS)}, found {found}")
     parts = []
-    for file in find_split(folder, name):
+    for file in files:
         try:
-            parts.append(make_split(read_records(file, columns), columns))
-        except Exception as error:  # whatever pandas and pyarrow raise says what is wrong
+            check_regular(file)
+            parts.append(make_split(READERS[file.suffix.lower()](file), columns))
+        except Exception as error:  # whatever a reader raises says what is wrong
             raise UserError(f"{file}: {first_line(error)}") from None
     texts, pairs, labels = (
         [value for part in column for value in part or []]
@@ -102,98 +124,34 @@ def read_split(folder: Path, name: str, columns: tuple[str, ...]) -> Split:
     return Split(texts, pairs or None, labels)
 
 
-def read_records(file: Path, columns: tuple[str, ...]) -> list[dict]:
-    """Return the rows of a file; where a file says so, only the columns that are wanted."""
-    import pandas  # here, because it takes half a second that other programs need not pay
-
-    suffix = file.suffix.lower()
-    if suffix == ".parquet":
-        import pyarrow.parquet
-
-        names = pyarrow.parquet.read_schema(file).names
-        check_columns(names, columns)
-        wanted = [name for name in names if name in columns]
-        return pyarrow.parquet.read_table(file, columns=wanted).to_pylist()
-    if suffix not in (".csv", ".tsv"):
-        return read_json_records(file.read_text("utf-8-sig"))
-    # a .csv quotes as spreadsheets do; the quotes of a .tsv are plain letters, as in GLUE's
-    form = {"sep": "\t", "quoting": 3} if suffix == ".tsv" else {}
-    form |= {"header": None, "dtype": str, "keep_default_na": False, "encoding": "utf-8-sig"}
-    try:
-        # only this engine tells a cell that is missing (NaN) from an empty one ("")
-        names, *rows = pandas.read_csv(file, engine="python", **form).to_numpy().tolist()
-    except pandas.errors.EmptyDataError:
-        return []
-    except pandas.errors.ParserError as error:
-        raise UserError(f"{first_line(error)}; {SEPARATORS}") from None
-    names = [str(name).strip() for name in names]
-    check_columns(names, columns)
-    for number, row in enumerate(rows, 1):
-        if row[-1] != row[-1]:
-            raise UserError(f"row {number} has fewer cells than the header, {len(names)}")
-    return [dict(zip(names, row, strict=True)) for row in rows]
-
-
-def read_json_records(text: str) -> list[dict]:
-    """Return the objects of one array, or of one a line."""
-    if text.startswith("version https://git-lfs."):
-        raise UserError("a Git LFS pointer: run git lfs pull")
-    records = json.loads(text) if text.lstrip().startswith("[") else []
-    for number, line in enumerate(() if records else text.split("\n"), 1):
-        try:  # a byte order mark stands where files were joined
-            records += [json.loads(line.lstrip("\ufeff"))] if line.strip() else []
-        except ValueError:
-            raise UserError(f"line {number}: not JSON; expected one object a line") from None
-    for number, record in enumerate(records, 1):
-        if not isinstance(record, dict):
-            raise UserError(f"row {number}: {type(record).__name__}, not an object")
-    return records
-
-
-def check_columns(names: list[str], columns: tuple[str, ...]) -> None:
-    """Refuse a table without a text or a label, or with two of them."""
-    for column in columns:
-        count = names.count(column)
-        if count > 1 or (count == 0 and column != "text_pair"):
-            there = f"its columns are {', '.join(map(repr, names)):.150}; {SEPARATORS}"
-            raise UserError(f"{count or 'no'} columns {column!r}; {there}")
-
-
-def make_split(records: list[dict], columns: tuple[str, ...]) -> Split:
-    """Return the split of these records, in which no text is missing."""
-    if not records:
+def make_split(table: pd.DataFrame, columns: tuple[str, ...]) -> Split:
+    """Return a split, its labels as their names; `columns`: text, pair if there is one, label."""
+    if table.empty:
         raise UserError("no rows in it")
-    names = list(dict.fromkeys(name for record in records for name in record))
-    check_columns(names, columns)
-    cells = {name: [record.get(name) for record in records] for name in columns if name in names}
+    cells, names = {}, list(table.columns)
+    for name in columns:
+        count = names.count(name)
+        if count == 1:
+            cells[name] = table[name].tolist()
+        elif count or name != "text_pair":
+            there = ", ".join(map(repr, names))
+            hint = "a .csv is separated by commas, a .tsv by tabs"
+            raise UserError(f"{count or 'no'} columns {name!r} among {there:.120}; {hint}")
     *texts, labels = cells
-    for column in texts:
-        for number, value in enumerate(cells[column], 1):
+    for name in texts:
+        for number, value in enumerate(cells[name], 1):
             if not isinstance(value, str):
-                kind = "nothing" if value is None else type(value).__name__
-                raise UserError(f"row {number}: column {column!r} holds {kind}, not text")
-    return Split(
-        cells[texts[0]],
-        cells[texts[1]] if len(texts) > 1 else None,
-        [label_name(label) for label in cells[labels]],
-    )
+                raise UserError(f"row {number}: column {name!r} holds {value!r:.40}, not text")
+    pairs = cells[texts[1]] if len(texts) > 1 else None
+    return Split(cells[texts[0]], pairs, [label_name(label) for label in cells[labels]])
 
 
 # ---- labels --------------------------------------------------------------------------------------
 
 
-def label_name(label: Any) -> str:
+def label_name(label) -> str:
     """Return a label as text: 1, 1.0, "1", "1.0" and " 1" are all "1"; "" where it is missing."""
-    if label is None or label != label:  # NaN
-        return ""
-    if not isinstance(label, (str, int, float)):
-        raise UserError(f"label {label!r:.40} is neither text nor a number")
-    name = str(label).strip()
-    if isinstance(label, float) and label.is_integer():
-        name = str(int(label))  # no 1e+16
-    if isinstance(label, float) and math.isinf(label):
-        raise UserError(f"label {label} is not a finite number")
-    name = re.sub(r"^(-?\d+)\.0$", r"\1", name)
+    name = re.sub(r"^(-?\d+)\.0$", r"\1", str(label).strip())
     return "" if name in MISSING else name
 
 
@@ -206,29 +164,25 @@ def number(name: str) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def labelled(split: Split, what: str, notes: list[str], missing: set[str]) -> Split:
-    """Return the rows that have a label; a note counts the others."""
-    rows = [n for n, label in enumerate(split.labels) if label not in {"", *missing}]
-    total = len(split.labels)
+def numbered(
+    split: Split, numbers: dict[str, int], missing: set[str], what: str, notes: list[str]
+) -> Split:
+    """Return the rows that have a label, named by `numbers` or, where that is {}, a number itself;
+    a note counts the others.
+    """
+    rows = [n for n, label in enumerate(split.labels) if label not in missing]
+    total, labels = len(split.labels), []
     if not rows:
         raise UserError(f"{what}: none of its {total} rows has a label")
     if len(rows) < total:
         notes.append(f"{what}: {total - len(rows)} of {total} rows have no label and are left out")
-    columns = [column and [column[n] for n in rows] for column in vars(split).values()]
-    return Split(*columns)
-
-
-def numbered(split: Split, numbers: dict[str, int], what: str) -> Split:
-    """Replace the names of labels by `numbers` or, where that is {}, by what they spell."""
-    labels = [numbers.get(name) if numbers else number(name) for name in split.labels]
-    if None in labels:
-        name = split.labels[labels.index(None)]
-        known = f"one of the classes {', '.join(numbers):.200}" if numbers else "a number"
-        raise UserError(f"{what}: label {name!r:.40} is not {known}")
-    return replace(split, labels=labels)
-
-
-# ---- your own task -------------------------------------------------------------------------------
+    for name in (split.labels[n] for n in rows):
+        labels.append(numbers.get(name) if numbers else number(name))
+        if labels[-1] is None:
+            known = f"one of the classes {', '.join(numbers):.200}" if numbers else "a number"
+            raise UserError(f"{what}: label {name!r:.40} is not {known}")
+    pairs = split.text_pairs and [split.text_pairs[n] for n in rows]
+    return Split([split.texts[n] for n in rows], pairs, labels)
 
 
 def folder_task(folder: str | Path) -> Task:
@@ -240,27 +194,20 @@ def folder_task(folder: str | Path) -> Task:
     splits = {name: read_split(folder, name, columns) for name in ("train", "dev")}
     if len({split.text_pairs is None for split in splits.values()}) > 1:
         raise UserError(f"{folder}: only one of train and dev has a column 'text_pair'")
+    by_split = [split.labels for split in splits.values()]
+    values = [number(label) for label in by_split[0] if label]
+    missing, numbers, metrics = {""}, {}, ("pearson", "spearman")
+    if None in values or not any(value % 1 for value in values):
+        for label in DOUBTFUL:
+            if any(labels.count(label) < FREQUENT * len(labels) for labels in by_split):
+                missing.add(label)
+        classes = set(by_split[0]) - missing
+        if len(classes) < 2:
+            raise UserError(f"{folder}: train has {len(classes)} classes; a task needs at least 2")
+        order = sorted(classes, key=lambda name: (number(name) is None, number(name) or 0, name))
+        numbers, metrics = {label: n for n, label in enumerate(order)}, ("accuracy",)
     name = folder.resolve().name
-    values = [number(label) for label in splits["train"].labels if label]
-    numeric = None not in values and any(value % 1 for value in values)
-    missing = set() if numeric else doubtful_labels(splits)
-    for key, split in splits.items():
-        splits[key] = labelled(split, f"{name} {key}", notes, missing)
-    numbers, metrics = {}, NUMBER_METRICS
-    if not numeric:
-        labels = set(splits["train"].labels)
-        if len(labels) < 2:
-            raise UserError(f"{folder}: every label of train is {labels.pop()!r}: nothing to learn")
-        ordered = sorted(labels, key=lambda name: (number(name) is None, number(name) or 0, name))
-        numbers, metrics = {label: n for n, label in enumerate(ordered)}, CLASS_METRICS
-    train, dev = (numbered(split, numbers, f"{folder} {key}") for key, split in splits.items())
+    train, dev = (
+        numbered(split, numbers, missing, f"{name} {key}", notes) for key, split in splits.items()
+    )
     return Task(name, train, {"dev": dev}, tuple(numbers), metrics, tuple(notes))
-
-
-def doubtful_labels(splits: dict[str, Split]) -> set[str]:
-    """Return those of DOUBTFUL that stand for no label: rare in train or in dev."""
-    shares = {
-        label: [split.labels.count(label) / len(split.labels) for split in splits.values()]
-        for label in DOUBTFUL
-    }
-    return {label for label, by_split in shares.items() if min(by_split) < FREQUENT}
