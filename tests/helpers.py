@@ -52,18 +52,10 @@ def free_port() -> int:
 
 
 def wait_for(process: subprocess.Popen, condition: Callable[[], bool]) -> bool:
-    """Wait until the condition holds; return False if the process ended before."""
-    while process.poll() is None:
-        if condition():
-            return True
+    """Wait until the condition holds or the process ends; return whether it runs."""
+    while process.poll() is None and not condition():
         time.sleep(0.0005)
-    return False
-
-
-def kill(process: subprocess.Popen) -> int:
-    process.kill()
-    process.communicate()
-    return process.returncode
+    return process.poll() is None
 
 
 def steps_of(run: Path) -> int:

@@ -64,15 +64,9 @@ def test_no_import_goes_up(file):
     assert upward(NAMES[file], file.read_text("utf-8")) == []
 
 
-@pytest.mark.parametrize(
-    ("module", "source"),
-    [
-        ("distill.lean.relations", "def f():\n    from distill.mha import relation_loss"),
-        ("evaluate", "def f():\n    import transformers"),
-    ],
-)
-def test_a_planted_import_is_found(module, source):
-    assert len(upward(module, source)) == 1
+def test_a_planted_import_is_found():
+    assert upward("distill.lean.relations", "def f():\n    from distill.mha import relation_loss")
+    assert upward("evaluate", "def f():\n    import transformers")
 
 
 def test_every_module_imports_without_transformers():

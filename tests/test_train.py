@@ -13,11 +13,9 @@ from helpers import make_inputs, records
 
 import train
 from distill import METHODS
-from distill.training.device import choose_precision
 from distill.training.report import plot_loss, write_card
 from distill.training.setup import learning_rate, make_optimizer
 from minitransformer import load_pretrained
-from minitransformer.files import UserError
 
 
 @pytest.fixture(scope="module")
@@ -41,11 +39,8 @@ def evals(log):
 @pytest.mark.parametrize("method", METHODS)
 def test_what_a_run_leaves(run, method):
     out, log = run("--method", method, "--steps", 3, "--save-every", 1, "--plain")
-    steps = [r for r in log if r["event"] == "step"]
-    assert [r["step"] for r in steps] == [1, 2, 3]
-    assert all(r["loss"] >= 0 and r["lr"] > 0 and r["tokens_per_s"] > 0 for r in steps)
-    assert [r["event"] for r in log[:2]] == ["start", "eval"]
-    assert log[-1]["event"] == "summary"
+    events = ["start", "eval", "step", "step", "step", "eval", "summary"]
+    assert [r["event"] for r in log] == events
     assert log[0]["settings"]["plain"] is True
     read = {"mha": 3, "direct-minilm": 3}.get(method, 4)  # the highest layer that the method reads
     assert log[0]["start"]["layers"][-1] == read
@@ -53,8 +48,7 @@ def test_what_a_run_leaves(run, method):
     left = {path.name for path in out.iterdir()} - {"modules.json", "1_Pooling"}
     maps = {"projections.safetensors"} if method == "direct-minilm" else set()
     assert left == {*files.split()} | maps
-    student, _ = load_pretrained(out)
-    assert (student.mlm_head is not None) == (method in ("od", "mlm"))
+    assert (load_pretrained(out)[0].mlm_head is not None) == (method in ("od", "mlm"))
 
 
 @pytest.mark.slow
@@ -71,7 +65,6 @@ def test_what_a_run_prints(run, monkeypatch, capsys):
         r"WARNING: the student starts as a copy of teacher layers 1 to 3, .*",
         r"step +1/1  held-out loss 0\.\d{4}",
         r"WARNING: the student ended worse than it started; .*",
-        rf"next:\n  python evaluate.py {out}",
     ):
         assert re.search(f"^{line}$", printed, re.M), line
 
@@ -118,15 +111,6 @@ def test_weight_decay_acts_on_layers_and_maps_alone():
     assert len(decayed) + len(kept) == len(names) - 1
 
 
-def test_od_needs_a_head_and_the_named_command_gives_one(run):
-    with pytest.raises(UserError, match="--method mlm --init"):
-        run("--method", "od", "--teacher", "./headless", "--steps", 2)
-    headed, _ = run("--method", "mlm", "--init", "./headless", "--steps", 2)
-    assert load_pretrained(headed)[0].config.num_hidden_layers == 3
-    _, log = run("--method", "od", "--teacher", headed, "--steps", 2)
-    assert evals(log)[2] > 0
-
-
 def test_settings_from_the_command_line():
     config = train.parse_config("--data docs --data w=x.txt --out=~/run --init=~/other".split())
     assert config.data == ["docs", "w=x.txt"]
@@ -136,8 +120,3 @@ def test_settings_from_the_command_line():
 def test_learning_rate_rises_and_falls_in_a_line():
     rates = [learning_rate(step, 10, 1.0, 0.2) for step in range(10)]
     assert rates == pytest.approx([0.5, 1, 1, 7 / 8, 6 / 8, 5 / 8, 4 / 8, 3 / 8, 2 / 8, 1 / 8])
-
-
-def test_precision():
-    assert choose_precision("auto", torch.device("mps")) == "fp32"
-    assert choose_precision("bf16", torch.device("cpu")) == "bf16"
