@@ -7,6 +7,7 @@ from dataclasses import asdict, replace
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import MODEL_TYPES, WORDS, tiny_config, tiny_encoder, tiny_tokenizer
 
 from distill.evaluation.columns import Model
@@ -93,7 +94,8 @@ def test_all_layers_and_the_words_read_are_trained():
     encoder.requires_grad_(False)  # as train.py leaves what its method does not reach
     tuner = Tuner(encoder, tokenizer, make_task(8), RECIPE)
     model = Classifier(encoder, tuner.used_ids, 2, torch.Generator().manual_seed(0))
-    tuner.loss(model, np.arange(8)).backward()
+    outputs = tuner.outputs(model, "train", np.arange(8))
+    F.cross_entropy(outputs, tuner.targets[:8]).backward()
     without = {name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()}
     assert without <= {f"encoder.blocks.{i}.key.bias" for i in range(3)}  # softmax cancels it
 
@@ -115,7 +117,7 @@ def test_the_vector_is_the_mean_over_real_tokens(model_type):
     rows = tokenizer.encode_pairs(split.texts, split.text_pairs, max_tokens=40)
     assert len(set(examples.lengths)) > 5
     with torch.inference_mode():
-        found = tuner.outputs(model, examples, np.arange(30))
+        found = tuner.outputs(model, "train", np.arange(30))
         for (ids, types), outputs in zip(rows, found, strict=True):
             hidden = encoder(torch.tensor([ids]), None, torch.tensor([types])).hidden[-1]
             assert torch.allclose(outputs, model.head(hidden.mean(dim=1))[0], atol=1e-5)
@@ -137,7 +139,7 @@ def test_inputs_are_cut_to_what_fits_and_counted():
         tuner = Tuner(*make_model(), replace(task, train=long), replace(RECIPE, max_tokens=most))
         examples = tuner.splits["train"]
         assert set(examples.lengths[:3]) == {expected}
-        assert tuner.cut == cut
+        assert examples.cut == cut
         ids, _ = tiny_tokenizer().encode_pairs(long.texts, max_tokens=expected)[0]
         assert list(tuner.used_ids[examples.ids[0]]) == ids
     for types, expected in ((1, {0}), (2, {0, 1})):  # RoBERTa's body has one, many pairs have two

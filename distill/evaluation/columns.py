@@ -1,6 +1,6 @@
 """The models of a table: teachers, what costs no training, students."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from distill.student import build_start
@@ -18,7 +18,7 @@ class Model:
     settings   of the run of train.py whose student it is; None for any other model
     baseline   what the student must beat, since it costs no training: the teacher cut off after as
                many layers as the student has, or else the run's untrained start
-    loss_before   the logged held-out loss of the run's untrained start
+    logged     method and held-out losses, as the run's log has them
     """
 
     name: str
@@ -27,14 +27,10 @@ class Model:
     settings: dict | None = None
     teacher: "Model | None" = None
     baseline: "Model | None" = None
-    loss_before: float | None = None
+    logged: dict = field(default_factory=dict)
 
     def __post_init__(self):
         self.hash = model_hash(self.encoder, self.tokenizer)
-
-    @property
-    def reads_like_teacher(self) -> bool:
-        return self.teacher is not None and self.tokenizer.hash == self.teacher.tokenizer.hash
 
 
 def load_columns(runs: list[str], teacher: str | None = None) -> dict[str, Model]:
@@ -49,8 +45,7 @@ def load_columns(runs: list[str], teacher: str | None = None) -> dict[str, Model
         teachers[name] = teacher or own
     for name in teachers.values():
         if name is not None and name not in models:
-            asked_for = name in runs or teacher is not None
-            models[name] = load_model(name, logs.get(name, []), asked_for)
+            models[name] = load_model(name, logs.get(name, []))
     for name, log in logs.items():
         model = models.get(name) or load_model(name, log)
         if teachers[name] not in (None, name):
@@ -63,34 +58,26 @@ def load_columns(runs: list[str], teacher: str | None = None) -> dict[str, Model
     return models
 
 
-def load_model(name: str, log: list[dict], asked_for: bool = True) -> Model:
+def load_model(name: str, log: list[dict]) -> Model:
     try:
-        encoder, tokenizer = load_pretrained(name)
+        model = Model(name, *load_pretrained(name))
     except UserError as error:
-        if log and not Path(name, "config.json").exists():
-            hint = f"it is unfinished: python train.py --out {name} --resume"
-        elif not asked_for:
-            hint = "it taught a run; name where it is now with --teacher"
-        else:
-            raise
+        hint = f"finish a run with `python train.py --out {name} --resume`" if log else ""
+        hint = hint or "if it taught a run and was moved, give its new place as --teacher"
         raise UserError(f"{error}; {hint}") from None
-    model = Model(name, encoder, tokenizer)
     if log:
         model.settings = log[0]["settings"]
-        losses = (record["loss"] for record in log if record["event"] == "eval")
-        model.loss_before = next(losses, None)
+        losses = {key: log[-1].get(key) for key in ("loss_before", "loss_after")}
+        model.logged = {"method": model.settings["method"], **losses}
     return model
 
 
 def check_teacher(run: Model, log: list[dict]) -> None:
     """Refuse a teacher that reads otherwise than its student; note one that is not the run's."""
-    if not log:
-        return
-    name, teacher = run.name, run.teacher
-    if not run.reads_like_teacher:
-        raise UserError(f"{name} and its teacher {teacher.name} have different tokenizers")
-    if log[0]["teacher"] and log[0]["teacher"]["hash"] != teacher.hash:
-        print(printable(f"note: {name} learned from another teacher than {teacher.name}"))
+    if log and run.tokenizer.hash != run.teacher.tokenizer.hash:
+        raise UserError(f"{run.name} and its teacher {run.teacher.name} have different tokenizers")
+    if log and log[0]["teacher"] and log[0]["teacher"]["hash"] != run.teacher.hash:
+        print(printable(f"note: {run.name} learned from another teacher than {run.teacher.name}"))
 
 
 def cut_teacher(run: Model, models: dict[str, Model]) -> Model | None:
@@ -114,17 +101,16 @@ def cut_teacher(run: Model, models: dict[str, Model]) -> Model | None:
 
 
 def untrained_start(run: Model, log: list[dict]) -> Model | None:
-    """Return the run's untrained start, rebuilt from its settings and checked by the logged hash.
-
-    Where the start cannot be vouched for, a note says why and there is none.
+    """Return the run's untrained start, rebuilt from its settings; None, with a note why, where
+    that fails or is not what the log's hash says.
     """
     if not log:
         return None
-    name, problem = f"{run.name} (start)", "rebuilt from its settings it is not what the log says"
+    problem = "rebuilt from its settings it is not what the log says"
     try:
         encoder = build_start(run.settings, run.teacher.encoder).student.eval()
-        start = Model(name, encoder, run.tokenizer, teacher=run.teacher)
-        if start.hash == log[0]["start"].get("hash"):
+        start = Model(f"{run.name} (start)", encoder, run.tokenizer, teacher=run.teacher)
+        if start.hash == log[0]["start"]["hash"]:
             return start
     except UserError as error:
         problem = str(error)

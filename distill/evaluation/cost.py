@@ -20,22 +20,21 @@ def measure_costs(models: dict[str, Model]) -> dict[str, dict]:
 
     A baseline has the shape of its student and is not measured again.
     """
-    baselines = {model.baseline.name for model in models.values() if model.baseline}
-    encoders = {name: model.encoder for name, model in models.items() if name not in baselines}
+    same = {model.baseline.name: name for name, model in models.items() if model.baseline}
+    encoders = {name: model.encoder for name, model in models.items() if name not in same}
     length = min(LENGTH, *(encoder.config.max_tokens for encoder in encoders.values()))
     costs = {}
     for name, encoder in encoders.items():
-        embeddings, blocks = encoder.embeddings.parameters(), list(encoder.blocks.parameters())
-        tables = sum(p.numel() for p in embeddings)  # are looked up, not multiplied with
-        rest = sum(p.numel() for p in blocks)
         layers, width = encoder.config.num_hidden_layers, encoder.config.hidden_size
-        matrices = sum(p.numel() for p in blocks if p.dim() == 2)
+        tables = sum(p.numel() for p in encoder.embeddings.parameters())  # are looked up
+        blocks = sum(p.numel() for p in encoder.blocks.parameters())
+        matrices = sum(p.numel() for p in encoder.blocks.parameters() if p.dim() == 2)
         costs[name] = {
             "layers": layers,
             "hidden": width,
-            "parameters": tables + rest,
-            "parameters_without_embeddings": rest,
-            "bytes": 4 * (tables + rest),  # as float32
+            "parameters": tables + blocks,
+            "parameters_without_embeddings": blocks,
+            "bytes": 4 * (tables + blocks),  # as float32
             "flops_per_token": 2 * matrices + 4 * length * width * layers,
             "latency_ms": {},
         }
@@ -44,34 +43,27 @@ def measure_costs(models: dict[str, Model]) -> dict[str, dict]:
         for row, times in zip(costs.values(), seconds, strict=True):
             median, p95 = 1e3 * np.quantile(times, [0.5, 0.95])
             row["latency_ms"][f"{batch} x {length}"] = {"median": median, "p95": p95}
-    for name, model in models.items():
-        if model.baseline:
-            costs[model.baseline.name] = costs[name]
-    return costs
+    return {name: costs[same.get(name, name)] for name in models}
 
 
 @torch.inference_mode()
 def latencies(encoders: list[Encoder], batch: int, length: int) -> list[list[float]]:
-    """Seconds of forward passes (batch, length) for each encoder, without padding.
+    """Return seconds of forward passes (batch, length) for each encoder, without padding.
 
     The encoders take turns, so that a machine that slows down slows all of them alike. Two rounds
     are not counted; then 5 to 30 are, as many as fit into three seconds.
     """
     device = encoders[0].embeddings.word.weight.device
     wait = (lambda: None) if device.type == "cpu" else torch.accelerator.synchronize
-    generator = torch.Generator().manual_seed(0)
-    inputs = []
-    for encoder in encoders:
-        encoder.eval()
-        # ids from 10 on are no special tokens; RoBERTa would not count its padding as a position
-        ids = torch.randint(10, encoder.config.vocab_size, (batch, length), generator=generator)
-        inputs.append(ids.to(device))
+    words = min(encoder.config.vocab_size for encoder in encoders)
+    # ids from 10 on are no special tokens; RoBERTa would not count its padding as a position
+    ids = 10 + torch.arange(batch * length, device=device).view(batch, length) % (words - 10)
     seconds = [[] for _ in encoders]
     began = time.perf_counter()
     for turn in range(32):
         if turn >= 7 and time.perf_counter() - began > 3:
             break
-        for encoder, ids, row in zip(encoders, inputs, seconds, strict=True):
+        for encoder, row in zip(encoders, seconds, strict=True):
             wait()
             start = time.perf_counter()
             encoder(ids, keep="last")

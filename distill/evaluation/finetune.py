@@ -3,14 +3,13 @@
     ids of text (and text_pair), (B, N)  ->  encoder  ->  last layer's output, (B, N, D)
         ->  mean over the real tokens, (B, D)  ->  linear head  ->  classes or one number, (B, C)
 
-The mean and not [CLS], because sentence encoders are trained for it, and because a student of MHA
-or DirectMiniLM has no trained [CLS]: its last block's output and FFN never learned. For the same
-reason every layer is trained. Cross-entropy, or for numbers the squared error of the labels brought
-to mean 0 and deviation 1; AdamW; the rate rises linearly over a tenth of the steps, then falls
-linearly to 0; no dropout.
+The mean and not [CLS], because a student of MHA or DirectMiniLM has no trained [CLS]: its last
+block's output and FFN never learned. For the same reason every layer is trained. Cross-entropy, or
+for numbers the squared error of the labels brought to mean 0 and deviation 1; AdamW; the rate rises
+over a tenth of the steps, then falls to 0; no dropout.
 
-Two things make it quick and change no result: batches of sentences of like length, and a word table
-of only those rows that the task reads (AdamW would move all of XLM-R's 250,002 at every step).
+To be quick, batches hold sentences of like length, and the word table has only the rows that the
+task reads (AdamW would move all of XLM-R's 250,002 at every step).
 """
 
 import hashlib
@@ -57,10 +56,9 @@ class Recipe:
 
 
 class Examples:
-    """A split as token ids that fit the encoder, and its batches.
+    """A split as token ids that fit the encoder, and its batches; `cut` counts longer inputs.
 
-    `cut` counts the inputs that were longer than that. The token types end at the encoder's last
-    one: RoBERTa's body has one type, but many a tokenizer gives pairs two.
+    The token types end at the encoder's last one: RoBERTa's body has one, but many pairs two.
     """
 
     def __init__(self, split: Split, tokenizer: Tokenizer, config: EncoderConfig, max_tokens: int):
@@ -82,7 +80,7 @@ class Examples:
         return torch.from_numpy(ids), torch.from_numpy(mask), torch.from_numpy(types)
 
     def shuffled(self, batch_size: int, generator: torch.Generator) -> list[np.ndarray]:
-        """The rows of each batch of an epoch; like lengths together, otherwise in random order."""
+        """Return the rows of each batch of an epoch: like lengths together, otherwise random."""
         order = torch.randperm(len(self.ids), generator=generator).numpy()
         batches = []
         for start in range(0, len(order), batch_size * MEGABATCH):
@@ -90,7 +88,7 @@ class Examples:
         return [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
 
     def by_length(self, batch_size: int, rows: np.ndarray | None = None) -> list[np.ndarray]:
-        """The rows (default: all) in batches, the shortest first."""
+        """Return the rows (default: all) in batches, the shortest first."""
         rows = np.arange(len(self.ids)) if rows is None else rows
         rows = rows[np.argsort(self.lengths[rows], kind="stable")]
         return [rows[i : i + batch_size] for i in range(0, len(rows), batch_size)]
@@ -126,17 +124,14 @@ class Classifier(nn.Module):
 class Tuner:
     """One model on one task, tokenised once; `train` makes one fine-tuned copy and scores it.
 
-    cut    how many inputs are longer than max_tokens
     stop   when it is set, every `train` ends after its step
     """
 
     def __init__(self, encoder: Encoder, tokenizer: Tokenizer, task: Task, recipe: Recipe):
-        self.encoder, self.task, self.recipe = encoder, task, recipe
-        self.device, self.stop = torch.device(recipe.device), threading.Event()
+        self.encoder, self.task, self.recipe, self.stop = encoder, task, recipe, threading.Event()
         self.splits = {}
-        for name, split in {"train": task.train, **task.scored}.items():
+        for name, split in task.splits.items():
             self.splits[name] = Examples(split, tokenizer, encoder.config, recipe.max_tokens)
-        self.cut = sum(examples.cut for examples in self.splits.values())
         # Ids up to the padding's keep their numbers: RoBERTa counts its positions from that one.
         used = [np.arange(encoder.config.pad_token_id + 1)]
         for examples in self.splits.values():
@@ -147,7 +142,7 @@ class Tuner:
         labels = self.splits["train"].labels
         if not task.classes:
             labels = ((labels - labels.mean()) / (labels.std() or 1.0)).astype(np.float32)
-        self.targets = labels
+        self.targets = torch.from_numpy(labels)
 
     def train(self, seed: int) -> dict[str, dict[str, float | None]]:
         """Return {metric: {split: score}}; None where the loss became NaN or inf.
@@ -155,9 +150,9 @@ class Tuner:
         The seed decides the head's first weights and the order of the examples, and does so alike
         for every model: scores of one seed are pairs.
         """
-        recipe, generator = self.recipe, torch.Generator().manual_seed(seed)
-        outputs = len(self.task.classes) or 1
-        model = Classifier(self.encoder, self.used_ids, outputs, generator).to(self.device)
+        recipe, task, generator = self.recipe, self.task, torch.Generator().manual_seed(seed)
+        model = Classifier(self.encoder, self.used_ids, len(task.classes) or 1, generator)
+        model.to(recipe.device)
         optimizer = make_optimizer(model, recipe.lr, recipe.weight_decay)
         batches = []
         for _ in range(recipe.epochs):
@@ -165,27 +160,24 @@ class Tuner:
         for step, rows in enumerate(batches):
             if self.stop.is_set():
                 raise KeyboardInterrupt
-            self.loss(model, rows).backward()
+            outputs = self.outputs(model, "train", rows)
+            targets = self.targets[rows].to(recipe.device)
+            if task.classes:
+                F.cross_entropy(outputs, targets).backward()
+            else:
+                F.mse_loss(outputs.squeeze(-1), targets).backward()
             if not math.isfinite(nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)):
-                break  # the predictions of the weights before this step say nothing
+                return {name: dict.fromkeys(task.scored) for name in task.metrics}
             rate = learning_rate(step, len(batches), recipe.lr, recipe.warmup)
             set_learning_rate(optimizer, rate)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-        else:
-            return self.scores(model)
-        return {name: dict.fromkeys(self.task.scored) for name in self.task.metrics}
+        return self.scores(model)
 
-    def loss(self, model: Classifier, rows: np.ndarray) -> Tensor:
-        outputs = self.outputs(model, self.splits["train"], rows)
-        targets = torch.from_numpy(self.targets[rows]).to(self.device)
-        if self.task.classes:
-            return F.cross_entropy(outputs, targets)
-        return F.mse_loss(outputs.squeeze(-1), targets)
-
-    def outputs(self, model: Classifier, examples: Examples, rows: np.ndarray) -> Tensor:
-        with autocast(self.device, self.recipe.precision):
-            return model(*(part.to(self.device) for part in examples.batch(rows))).float()
+    def outputs(self, model: Classifier, split: str, rows: np.ndarray) -> Tensor:
+        device = torch.device(self.recipe.device)
+        with autocast(device, self.recipe.precision):
+            return model(*(part.to(device) for part in self.splits[split].batch(rows))).float()
 
     @torch.inference_mode()
     def scores(self, model: Classifier) -> dict[str, dict[str, float | None]]:
@@ -194,7 +186,7 @@ class Tuner:
             examples = self.splits[split]
             predictions = np.empty(len(examples.ids))
             for rows in examples.by_length(64):
-                outputs = self.outputs(model, examples, rows).cpu()
+                outputs = self.outputs(model, split, rows).cpu()
                 predictions[rows] = outputs.argmax(-1) if self.task.classes else outputs.squeeze(-1)
             finite = np.isfinite(predictions).all()
             for name in self.task.metrics:
@@ -243,12 +235,12 @@ def fine_tune(model: Model, task: Task, recipe: Recipe, seeds: int) -> list[dict
     missing = [seed for seed in range(seeds) if results[seed] is None]
     if not missing:
         return results
-    what = f"fine-tuning {model.name} on {task.name}, {len(missing)} seeds"
-    print(printable(what), flush=True)
+    print(printable(f"fine-tuning {model.name} on {task.name}, {len(missing)} seeds"), flush=True)
     tuner = Tuner(model.encoder, model.tokenizer, task, recipe)
+    cut = sum(examples.cut for examples in tuner.splits.values())
 
     def train_one(seed: int) -> None:
-        results[seed] = {"scores": tuner.train(seed), "cut": tuner.cut}
+        results[seed] = {"scores": tuner.train(seed), "cut": cut}
         write_result(files[seed], results[seed])
 
     threads = torch.get_num_threads()

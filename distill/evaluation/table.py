@@ -10,7 +10,6 @@ The table has a model a column and three blocks of rows: what a model is; fine-t
 import itertools
 import math
 import statistics
-from collections.abc import Callable
 
 import numpy as np
 
@@ -18,6 +17,7 @@ from distill.evaluation.columns import Model
 from distill.evaluation.finetune import DISTINCT
 from distill.evaluation.metrics import chance
 from distill.evaluation.tasks import Task
+from distill.training.report import readable
 
 # ---- records -------------------------------------------------------------------------------------
 
@@ -44,26 +44,21 @@ def task_records(model: str, task: Task, seeds: list[dict[str, dict]]) -> list[d
     records = []
     distinct = [min(scores.get(DISTINCT, {"": 2}).values()) for scores in seeds]
     for metric in [name for name in seeds[0] if name != DISTINCT]:
-        splits = list(seeds[0][metric])
-        names = {metric: splits}
-        if len(splits) > 1:
-            names |= {f"{metric} {split}": [split] for split in splits}
-        for name, chosen in names.items():
-            values = []
-            for scores in seeds:
-                parts = [scores[metric][split] for split in chosen]
-                values.append(None if None in parts else statistics.fmean(parts))
+        more = {"collapsed": distinct.count(1)}  # in so many seeds all answers are the same
+        base, splits = metric.removeprefix("probe "), list(seeds[0][metric])
+        parts = {f"{metric} {split}": [split] for split in splits} if len(splits) > 1 else {}
+        for name, chosen in {metric: splits, **parts}.items():
             labels = [task.scored[split].labels for split in chosen]
-            row = record(model, task.name, name, values, examples=sum(map(len, labels)))
-            base = metric.removeprefix("probe ")
+            more["examples"] = sum(map(len, labels))
             if base in task.metrics:
-                row["chance"] = statistics.fmean(chance(base, part) for part in labels)
-            row["collapsed"] = distinct.count(1)  # in so many seeds all answers are the same
-            records.append(row)
+                more["chance"] = statistics.fmean(chance(base, part) for part in labels)
+            scores = [[seed[metric][split] for split in chosen] for seed in seeds]
+            values = [None if None in part else statistics.fmean(part) for part in scores]
+            records.append(record(model, task.name, name, values, **more))
     return records
 
 
-# ---- shares --------------------------------------------------------------------------------------
+# ---- in words ------------------------------------------------------------------------------------
 
 
 def share(student: dict, teacher: dict, base: dict) -> str | None:
@@ -79,15 +74,14 @@ def share(student: dict, teacher: dict, base: dict) -> str | None:
         return None
     parts = np.subtract(student["values"], base["values"])
     ways = np.subtract(teacher["values"], base["values"])
-    way, seeds = ways.mean(), len(ways)
-    spread = ways.std(ddof=1) if seeds > 1 else 0.0
-    if way <= max(spread, 0.5 / math.sqrt(teacher["examples"])):
+    way, several = ways.mean(), len(ways) > 1
+    noise = 0.5 / math.sqrt(teacher["examples"])
+    if way <= max(noise, ways.std(ddof=1) if several else 0.0):
         return None
     ratio = parts.mean() / way
-    if seeds == 1:
-        return f"{100 * ratio:.0f} %"
-    deviation = (parts - ratio * ways).std(ddof=1) / way
-    return f"{100 * ratio:.0f} % ± {100 * deviation:.0f}" if deviation < 1 else None
+    deviation = (parts - ratio * ways).std(ddof=1) / way if several else 0.0
+    spread = f" ± {100 * deviation:.0f}" if several else ""
+    return f"{100 * ratio:.0f} %{spread}" if deviation < 1 else None
 
 
 def closing_lines(
@@ -95,14 +89,14 @@ def closing_lines(
 ) -> list[str]:
     """Say of each task's headlines how each student stands to its baseline and its teacher."""
     by_key = {(r["model"], r["task"], r["metric"]): r for r in records}
-    lines = []
+    students, lines = [model for model in models.values() if model.baseline], []
     for task in tasks:
         headlines = task.metrics[0], f"probe {task.metrics[0]}", "retrieval accuracy"
-        for metric, run in itertools.product(headlines, models.values()):
-            if not run.baseline or (run.name, task.name, metric) not in by_key:
-                continue
+        for metric, run in itertools.product(headlines, students):
             sides = run.baseline.name, run.name, run.teacher.name
-            base, student, teacher = (by_key[name, task.name, metric] for name in sides)
+            if (run.name, task.name, metric) not in by_key:
+                continue
+            base, student, teacher = (by_key[side, task.name, metric] for side in sides)
             below, name, above = (labels[side] for side in sides)
             way = share(student, teacher, base)
             if None in (base["mean"], student["mean"]):
@@ -131,12 +125,15 @@ def short_names(names: list[str]) -> dict[str, str]:
     return {name: name for name in names}
 
 
-def quantity(number: float, unit: str = "") -> str:
-    """Return 21.3 M, 1.5 k or 12: never 0.0 M or 1000.0 k."""
-    for size, letter in ((1e6, "M"), (1e3, "k")):
-        if number > 0.9995 * size:
-            return f"{number / size:.1f} {letter}{unit}"
-    return f"{number:.0f} {unit}".strip()
+FACTS = {
+    "parameters": ("parameters", readable),
+    "without embeddings": ("parameters_without_embeddings", readable),
+    "size, float32": ("bytes", lambda size: f"{readable(size)}B"),
+    "FLOPs a token": ("flops_per_token", readable),
+    "method": ("method", str),
+    "held-out loss before training": ("loss_before", "{:.4f}".format),
+    "held-out loss": ("loss_after", "{:.4f}".format),
+}
 
 
 def table(
@@ -149,24 +146,15 @@ def table(
     """
     names = [model["model"] for model in facts]
     lines = [["", *(labels[name] for name in names)]]
-
-    def add(name: str, show: Callable[..., str], key: str) -> None:
+    lines.append(["layers x width", *(f"{m['layers']} x {m['hidden']}" for m in facts)])
+    for title, (key, show) in FACTS.items():
         values = [model.get(key) for model in facts]
         if any(value is not None for value in values):
-            lines.append([name, *("" if value is None else show(value) for value in values)])
-
-    lines.append(["layers x width", *(f"{m['layers']} x {m['hidden']}" for m in facts)])
-    add("parameters", quantity, "parameters")
-    add("without embeddings", quantity, "parameters_without_embeddings")
-    add("size, float32", lambda count: quantity(count, "B"), "bytes")
-    add("FLOPs a token", quantity, "flops_per_token")
+            lines.append([title, *("" if v is None else show(v) for v in values)])
     for shape in facts[0]["latency_ms"]:
         times = [model["latency_ms"][shape] for model in facts]
         cells = [f"{time['median']:.1f} ({time['p95']:.1f})" for time in times]
         lines.append([f"latency {shape}, ms (p95)", *cells])
-    add("method", str, "method")
-    add("held-out loss before training", "{:.4f}".format, "loss_before")
-    add("held-out loss", "{:.4f}".format, "loss")
     for block, rows in blocks.items():
         if rows:
             lines.append([f"*{block}*", *("" for _ in names)])
