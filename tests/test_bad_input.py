@@ -1,7 +1,4 @@
-"""Mistakes of a user at the command line: each is one line, exit status 2, nothing left behind.
-
-What a part of the programs refuses stands in the test of that part.
-"""
+"""Mistakes of a user at the command line: each is one line, exit status 2, nothing left behind."""
 
 import errno
 import json
@@ -19,7 +16,7 @@ from helpers import ROOT, make_inputs
 import train
 from distill.training import cli
 
-# Flags, and words of the message; {here} is the folder with a teacher, texts and broken files.
+# flags, and words of the message
 TRAIN = [
     ("--stepz 5", r"unrecognized arguments: --stepz 5 .*--help"),
     ("--lr nan", "--lr is nan"),
