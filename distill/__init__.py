@@ -5,7 +5,6 @@ from distill.hs import HS
 from distill.mha import MHA
 from distill.mlm import MLM
 from distill.od import OD
-from minitransformer.files import UserError
 
 METHODS = {"mha": MHA, "hs": HS, "od": OD, "direct-minilm": DirectMiniLM, "mlm": MLM}
 
@@ -13,19 +12,13 @@ METHODS = {"mha": MHA, "hs": HS, "od": OD, "direct-minilm": DirectMiniLM, "mlm":
 def build_method(name, student, teacher, *, plain=False, **settings):
     """Return the method of that name for two EncoderConfigs (teacher None for mlm).
 
-    A method gets the settings that its class lists and ignores those that only others list, so that
-    one call fits all methods. plain=True selects the formulas of the pages instead of lean forms.
+    Settings that only other methods list are ignored, so that one call fits all methods. plain=True
+    computes the formulas of the pages instead of their lean forms.
     """
-    kind = method_class(name)
+    kind = METHODS[name]
     for key in settings:
         if not any(key in other.settings for other in METHODS.values()):
             raise TypeError(f"no method has a setting {key!r}")
     method = kind(student, teacher, **{k: v for k, v in settings.items() if k in kind.settings})
     method.plain = plain
     return method
-
-
-def method_class(name):
-    if name not in METHODS:
-        raise UserError(f"unknown method {name!r}: choose from {', '.join(METHODS)}")
-    return METHODS[name]

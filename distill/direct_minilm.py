@@ -6,8 +6,7 @@
 MHA transfer (mha.py) works well. Is that because of *what* it transfers (queries, keys and values
 of an upper-middle teacher layer) or because of *how* (as relations between tokens)? This method
 keeps the what and drops the how: each relation head of the student is mapped linearly to the
-teacher's and compared by squared error. The matrices W also absorb the rotations that relations do
-not see.
+teacher's and compared by squared error.
 
 Source: the ablation named DirectMiniLM of Udagawa et al. (arXiv 2310.08797). No public code is
 known. Chosen here: one W for each relation head and each of Q, K and V; no bias; equal weight for
@@ -46,7 +45,7 @@ def direct_loss(student, teacher, mask, weight):
     Gradient   to student and weight; the teacher is detached here.
     Errors     UserError: weight or mask do not fit. The message gives expected and actual shapes.
     Invariant  0 when X_s,a W_a = X_t,a; pad content is irrelevant; W can undo a rotation.
-    Source     2310.08797, see above; no code was published to compare with.
+    Source     Udagawa et al.; what they leave open is at the top of this page.
     """
     check_tokens(student, teacher, mask)
     (B, N, D_s), D_t, R = student.shape, teacher.shape[-1], weight.shape[0]

@@ -46,18 +46,14 @@ def layer_map(strategy, student_layers, teacher_layers):
     does not divide L_t, their ends are the layers that `uniform` picks. In uniform+last the pair
     that both have, (6,12), counts once: our choice, not known from the paper.
     """
-    if strategy not in STRATEGIES:
-        raise UserError(f"unknown layer map {strategy!r}: choose from {', '.join(STRATEGIES)}")
-    if "last" in strategy and student_layers > teacher_layers:
-        raise UserError(
-            f"layer map {strategy!r} needs no more student than teacher layers:"
-            f" the student has {student_layers}, the teacher {teacher_layers}"
-        )
-    students, L_s = range(1, student_layers + 1), student_layers
+    L_s, L_t = student_layers, teacher_layers
+    if "last" in strategy and L_s > L_t:
+        raise UserError(f"layer map {strategy!r}: {L_s} student layers, but {L_t} of the teacher")
+    students = range(1, L_s + 1)
     # u(i) = i L_t / L_s, rounded half up, in whole numbers
-    u = [(2 * i * teacher_layers + L_s) // (2 * L_s) for i in range(L_s + 1)]
+    u = [(2 * i * L_t + L_s) // (2 * L_s) for i in range(L_s + 1)]
     uniform = [(i, u[i]) for i in students]
-    last = [(i, teacher_layers - student_layers + i) for i in students]
+    last = [(i, L_t - L_s + i) for i in students]
     return {
         "single": uniform[-1:],
         "uniform": uniform,
@@ -81,7 +77,7 @@ def hs_loss(student_hidden, teacher_hidden, mask, projection=None):
     Gradient   to student_hidden and projection; the teacher is detached here.
     Errors     UserError: widths differ without a projection; projection or mask do not fit.
     Invariant  0 when H_s W = H_t; what stands at padded tokens is irrelevant.
-    Source     PKD, TinyBERT, see above; differs: padding left out, mean over the whole step.
+    Source     PKD and TinyBERT; differs as said at the top of this page.
     """
     check_tokens(student_hidden, teacher_hidden, mask)
     D_s, D_t = student_hidden.shape[-1], teacher_hidden.shape[-1]
@@ -103,16 +99,14 @@ class HS(Method):
 
     def __init__(self, student, teacher, *, mapping="uniform", teacher_layer=None):
         super().__init__()
-        self.mapping = mapping
+        self.mapping, self.student_layer = mapping, student.num_hidden_layers
         # as in the paper, the map ends at the teacher's last layer unless a lower one is asked for
         top = choose_teacher_layer(teacher.num_hidden_layers, teacher_layer, from_top=0)
-        self.pairs = layer_map(mapping, student.num_hidden_layers, top)
-        self.student_layer = max(i for i, _ in self.pairs)
-        self.teacher_layer = max(j for _, j in self.pairs)
+        self.teacher_layer, self.pairs = top, layer_map(mapping, self.student_layer, top)
         self.maps = None  # (pairs, D_s, D_t)
-        widths = student.hidden_size, teacher.hidden_size
-        if widths[0] != widths[1]:
-            self.maps = nn.Parameter(initial_maps(len(self.pairs), *widths))
+        if student.hidden_size != teacher.hidden_size:
+            maps = initial_maps(len(self.pairs), student.hidden_size, teacher.hidden_size)
+            self.maps = nn.Parameter(maps)
 
     def describe(self):
         pairs = " ".join(f"({i},{j})" for i, j in self.pairs)

@@ -16,8 +16,7 @@ The methods read (:) the two encoders at four places:
 A method is one nn.Module. Its parameters are the learned maps from student to teacher space (most
 methods have none); they belong to the optimizer and the checkpoint, never to the exported student.
 Its forward runs both encoders only as far up as it needs and returns (sum, count): the loss of an
-optimizer step is the sum over all its micro-batches and ranks, divided by their count. So it does
-not matter how a step is divided.
+optimizer step is the sum over all its micro-batches and ranks, divided by their count.
 
 Size letters as in minitransformer/model.py; arguments always in the order (student, teacher, mask).
 """
@@ -42,12 +41,9 @@ class Batch:
     ids         (B, N) int64
     mask        (B, N) bool         True = real token
     masked_ids  (B, N) int64        the ids with some tokens masked, or None
-    positions   (M,) int64          the tokens to predict, or None
-    full        bool                every token is real; read from the mask unless given
-    real        (tokens,) int64     all real tokens, or None where the batch is full
-
-    `positions` and `real` are indices into the B * N tokens. They and `full` are made on the CPU: a
-    GPU that is asked for a value, or for all places where a mask is True, has to finish its work.
+    positions   (M,) int64          the tokens to predict, of the B * N, or None
+    full        bool                every token is real; found on the CPU, since asking a GPU
+                                    would make the program wait for it
     """
 
     ids: Tensor
@@ -55,13 +51,10 @@ class Batch:
     masked_ids: Tensor | None = None
     positions: Tensor | None = None
     full: bool | None = None
-    real: Tensor | None = None
 
     def __post_init__(self):
         if self.full is None:
             self.full = bool(self.mask.all())
-        if self.real is None and not self.full:
-            self.real = self.mask.flatten().nonzero().flatten()
 
     @property
     def attention_mask(self) -> Tensor | None:
@@ -96,12 +89,10 @@ class Method(nn.Module):
         raise NotImplementedError
 
     def check_models(self, student, teacher):
-        """Refuse a teacher without the MLM head that predictions need. Cheap: call it early."""
+        """Refuse a teacher without the MLM head that predictions need."""
         if self.masked_text and self.needs_teacher and teacher.mlm_head is None:
-            raise UserError(
-                "the teacher has no MLM head; train one with `python train.py --method mlm --init"
-                " TEACHER`, and pass its folder as --teacher"
-            )
+            command = "python train.py --method mlm --init TEACHER"
+            raise UserError(f"the teacher has no MLM head; `{command}` gives it one")
 
     def forward(self, student, teacher, batch):
         """Return (sum, count), float32 scalars; gradient to the student and to own parameters."""
@@ -109,20 +100,14 @@ class Method(nn.Module):
 
 
 def check_method(method, student, teacher, batch):
-    """Run the method once, forward and backward; refuse what training would stumble over later.
-
-    The gradients are left in place: they say which parameters the method reaches.
-    """
+    """Run the method forward and backward; refuse what would break training. Leaves gradients."""
     name, result = type(method).__name__, method(student, teacher, batch)
     found = [
         f"{x.dtype} {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
         for x in (result if isinstance(result, tuple) else (result,))
     ]
     if found != ["torch.float32 ()", "torch.float32 ()"]:
-        raise UserError(
-            f"{name}: forward must return two scalar tensors, (sum, count), of type torch.float32;"
-            f" it returned {', '.join(found)}"
-        )
+        raise UserError(f"{name}: forward returned {found}, not two float32 scalars (sum, count)")
     if not result[0].requires_grad:
         raise UserError(f"{name}: its sum has no gradient: nothing of the student leads to it")
     result[0].backward()
@@ -141,15 +126,11 @@ class QKVMethod(Method):
         super().__init__()
         self.student_layer = student.num_hidden_layers
         self.teacher_layer = choose_teacher_layer(teacher.num_hidden_layers, teacher_layer)
-        self.widths = student.hidden_size, teacher.hidden_size
-        self.relation_heads = choose_heads(*self.widths, relation_heads)
+        self.relation_heads = choose_heads(student.hidden_size, teacher.hidden_size, relation_heads)
 
     def describe(self):
-        d_s, d_t = (width // self.relation_heads for width in self.widths)
-        return (
-            f"{self.what}: student layer {self.student_layer}, teacher layer {self.teacher_layer},"
-            f" {self.relation_heads} relation heads of width {d_s} (student) and {d_t} (teacher)"
-        )
+        layers = f"student layer {self.student_layer}, teacher layer {self.teacher_layer}"
+        return f"{self.what}: {layers}, {self.relation_heads} relation heads"
 
     def compare(self, name, student, teacher, batch):
         """Return (sum, count) for one of Q, K, V; `name` is "query", "key" or "value"."""
@@ -173,9 +154,9 @@ def qkv_of(encoder, batch, layer):
 
 
 def hidden_at(encoder, batch, positions):
-    """Return the last hidden states of masked text at these positions (None: all), (M, D)."""
+    """Return the last hidden states of masked text at these positions, (M, D)."""
     hidden = encoder(batch.masked_ids, batch.attention_mask, keep="last").hidden[-1]  # (B, N, D)
-    return hidden.flatten(0, 1) if positions is None else hidden.flatten(0, 1)[positions]
+    return hidden.flatten(0, 1)[positions]
 
 
 def logits_at(encoder, batch, positions):
@@ -183,37 +164,29 @@ def logits_at(encoder, batch, positions):
     return encoder.mlm_logits(hidden_at(encoder, batch, positions))
 
 
-def choose_teacher_layer(teacher_layers, teacher_layer=None, from_top=FROM_TOP):
-    """Return layer m (1..L_t) as given, else L_t - from_top, at least 1."""
+def choose_teacher_layer(layers, teacher_layer=None, from_top=FROM_TOP):
+    """Return teacher layer m (1 to `layers`) as given, else `layers` - from_top, at least 1."""
     if teacher_layer is None:
-        return max(1, teacher_layers - from_top)
-    if not 1 <= teacher_layer <= teacher_layers:
-        raise UserError(
-            f"teacher layer {teacher_layer}: the teacher has layers 1 to {teacher_layers}"
-        )
+        return max(1, layers - from_top)
+    if not 1 <= teacher_layer <= layers:
+        raise UserError(f"teacher layer {teacher_layer}: the teacher has layers 1 to {layers}")
     return teacher_layer
 
 
 def choose_heads(student_width, teacher_width, relation_heads=None):
-    """Return R as given, else the common divisor nearest to MiniLMv2's 48 (of two, the larger)
-    that leaves each relation head at least 8 wide; 1 where none does.
+    """Return R as given if it divides both widths, else the common divisor nearest to MiniLMv2's 48
+    (of two, the larger) that leaves each relation head at least 8 wide; 1 where none does.
     """
+    common = divisors(student_width, teacher_width)
     if relation_heads is None:
-        common = divisors(student_width, teacher_width)
         wide = [R for R in common if min(student_width, teacher_width) // R >= NARROWEST] or [1]
         return min(wide, key=lambda heads: (abs(heads - 48), -heads))
-    check_heads(relation_heads, student_width, teacher_width)
-    return relation_heads
-
-
-def check_heads(relation_heads, student_width, teacher_width):
-    """Refuse relation heads that do not divide both widths."""
-    common = divisors(student_width, teacher_width)
     if relation_heads not in common:
         raise UserError(
             f"{relation_heads} relation heads do not divide the widths {student_width} and"
             f" {teacher_width}; these do: {', '.join(map(str, common))}"
         )
+    return relation_heads
 
 
 def check_tokens(student, teacher, mask):
@@ -222,17 +195,12 @@ def check_tokens(student, teacher, mask):
         raise UserError(f"the mask is {mask.dtype}, not torch.bool; pass mask.bool()")
     s, t, m = (tuple(x.shape) for x in (student, teacher, mask))
     if not len(s) == len(t) == 3 or not s[:2] == t[:2] == m:
-        raise UserError(
-            "student, teacher and mask must be (B, N, D_s), (B, N, D_t) and (B, N), but are"
-            f" {s}, {t} and {m}"
-        )
+        raise UserError(f"student {s}, teacher {t}, mask {m}: not (B, N, D_s), (B, N, D_t), (B, N)")
 
 
 def initial_maps(count, student_width, teacher_width):
-    """Return `count` maps (count, D_s, D_t) for a start: identity, or semi-orthogonal.
-
-    Semi-orthogonal maps keep lengths and angles. They are drawn from a generator of their own, so
-    that every rank and every resumed process gets the same maps.
+    """Return `count` maps (count, D_s, D_t) for a start: identity, or semi-orthogonal, which keeps
+    lengths and angles. They have their own generator: every rank and resumed process gets the same.
     """
     if student_width == teacher_width:
         return torch.eye(student_width).repeat(count, 1, 1)
@@ -251,6 +219,5 @@ def in_float32(tensor):
 def no_autocast(tensor):
     """Return a context in which products of float32 tensors are computed in float32."""
     device = tensor.device.type
-    if not torch.amp.is_autocast_available(device):
-        return nullcontext()
-    return torch.autocast(device, enabled=False)
+    known = torch.amp.is_autocast_available(device)
+    return torch.autocast(device, enabled=False) if known else nullcontext()

@@ -7,13 +7,12 @@
 Why relations: a relation head is an (N, N) table, which has the same size whatever the widths of
 the models. So the student needs neither a learned map nor the teacher's number of attention heads,
 and its space may be rotated. The concatenated attention heads are split anew into R relation heads;
-more heads describe the teacher in more detail. One student layer (its last) learns from one teacher
-layer m, best a little below the top:
+more heads describe the teacher in more detail. The student's last layer learns from one teacher
+layer m, best a little below the top; behind its Q, K and V that student layer never learns.
 
-    student layer L_s   ->  Q_s | K_s | V_s      and no further: the rest of that block never learns
-    teacher layer m     ->  Q_t | K_t | V_t      default m: choose_teacher_layer in method.py
-
-Source: MiniLMv2 (arXiv 2012.15828); the choice of m as compared by Udagawa et al. (2310.08797).
+Source: MiniLMv2 (arXiv 2012.15828; its training code was never published); the choice of m as
+compared by Udagawa et al. (2310.08797). Chosen here: padding left out, every sequence weighs the
+same, Q, K and V are added with weight 1.
 
 Worked example: one sequence of two tokens, one relation head of width d = 4, c = sqrt(2 ln 3).
 
@@ -36,7 +35,7 @@ import math
 import torch
 
 from distill.lean.relations import lean_relation_loss
-from distill.method import QKVMethod, check_heads, check_tokens, in_float32, no_autocast
+from distill.method import QKVMethod, check_tokens, choose_heads, in_float32, no_autocast
 
 
 def relation_loss(student, teacher, mask, relation_heads):
@@ -53,12 +52,11 @@ def relation_loss(student, teacher, mask, relation_heads):
     Gradient   to student only; the teacher is detached here, not by the caller.
     Errors     UserError: R does not divide a width; (B, N) differ. Each names both numbers.
     Invariant  student == teacher gives 0; pad content is irrelevant, so are rotations of a head.
-    Source     MiniLMv2, see above; its training code was never published. Chosen here: padding left
-               out, every sequence weighs the same, Q, K and V are added with weight 1.
+    Source     MiniLMv2; differs as said at the top of this page.
     Lean form  in distill/lean/relations.py; if you edit this formula, train with --plain.
     """
     check_tokens(student, teacher, mask)
-    check_heads(relation_heads, student.shape[-1], teacher.shape[-1])
+    choose_heads(student.shape[-1], teacher.shape[-1], relation_heads)  # R divides both, or error
 
     def log_relations(states):
         B, N, D = states.shape
@@ -84,7 +82,6 @@ class MHA(QKVMethod):
     what = "Q, K, V relations"
 
     def compare(self, name, student, teacher, batch):
-        # The lean form gives the same numbers without any (B, R, N, N) tensor.
         if self.plain:
             return relation_loss(student, teacher, batch.mask, self.relation_heads)
         return lean_relation_loss(student, teacher, batch.attention_mask, self.relation_heads)

@@ -35,7 +35,7 @@ def mlm_loss(logits, targets):
     Gradient   to logits.
     Errors     UserError: not one target for each position.
     Invariant  log V when all logits are equal; a constant added to them is irrelevant.
-    Source     BERT, see above; differs: sum and count instead of a mean.
+    Source     BERT; differs: sum and count instead of a mean.
     Lean form  in distill/lean/vocabulary.py; if you edit this formula, train with --plain.
     """
     if targets.shape != logits.shape[:1]:
@@ -60,6 +60,5 @@ class MLM(Method):
 
     def forward(self, student, teacher, batch):
         targets = batch.ids.flatten()[batch.positions]  # (M,)
-        # The lean form gives the same numbers without the logits of all positions.
         predictions, loss = (logits_at, mlm_loss) if self.plain else (factors_at, lean_mlm_loss)
         return loss(predictions(student, batch, batch.positions), targets)

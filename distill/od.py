@@ -31,8 +31,6 @@ from distill.lean.vocabulary import factors_at, lean_od_loss
 from distill.method import Method, in_float32, logits_at, no_autocast
 from minitransformer.files import UserError
 
-POSITIONS = ("masked", "all")
-
 
 def od_loss(student_logits, teacher_logits, temperature=1.0):
     """Output distribution transfer: match the teacher's predictions, position by position.
@@ -47,15 +45,13 @@ def od_loss(student_logits, teacher_logits, temperature=1.0):
     Gradient   to student_logits; the teacher is detached here.
     Errors     UserError: shapes that differ, a temperature that is not positive.
     Invariant  0 when both distributions agree; free of a constant added to a position's logits.
-    Source     Hinton et al., DistilBERT, see above; differs: sum and count instead of a mean.
+    Source     Hinton et al., DistilBERT; differs as said at the top of this page.
     Lean form  in distill/lean/vocabulary.py; if you edit this formula, train with --plain.
     """
     check_temperature(temperature)
     if student_logits.shape != teacher_logits.shape:
-        raise UserError(
-            "(positions, vocabulary) of student and teacher differ:"
-            f" {tuple(student_logits.shape)} and {tuple(teacher_logits.shape)}"
-        )
+        s, t = (tuple(logits.shape) for logits in (student_logits, teacher_logits))
+        raise UserError(f"(positions, vocabulary) is {s} in the student and {t} in the teacher")
     with no_autocast(student_logits):
         log_s = F.log_softmax(in_float32(student_logits) / temperature, dim=-1)  # (M, V)
         log_t = F.log_softmax(in_float32(teacher_logits.detach()) / temperature, dim=-1)
@@ -77,13 +73,9 @@ class OD(Method):
     def __init__(self, student, teacher, *, temperature=1.0, positions="masked"):
         super().__init__()
         check_temperature(temperature)
-        if positions not in POSITIONS:
-            raise UserError(f"unknown positions {positions!r}: choose from {', '.join(POSITIONS)}")
         if student.vocab_size != teacher.vocab_size:
-            raise UserError(
-                f"OD compares predictions word by word, but the student knows"
-                f" {student.vocab_size} tokens and the teacher {teacher.vocab_size}"
-            )
+            sizes = f"{student.vocab_size} in the student, {teacher.vocab_size} in the teacher"
+            raise UserError(f"OD compares predictions word by word, but the vocabulary is {sizes}")
         self.teacher_layer = teacher.num_hidden_layers
         self.temperature, self.positions = temperature, positions
 
@@ -91,8 +83,8 @@ class OD(Method):
         return f"output distribution: {self.positions} positions, temperature {self.temperature:g}"
 
     def forward(self, student, teacher, batch):
-        positions = batch.positions if self.positions == "masked" else batch.real  # (M,) or None
-        # The lean form gives the same numbers without the logits of all positions.
+        every = slice(None) if batch.full else batch.mask.flatten()
+        positions = {"masked": batch.positions, "all": every}[self.positions]
         predictions, loss = (logits_at, od_loss) if self.plain else (factors_at, lean_od_loss)
         with torch.no_grad():
             target = predictions(teacher, batch, positions)

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from distill import build_method, method_class
+from distill import METHODS, build_method
 from distill.method import Method
 from minitransformer.config import EncoderConfig, divisors
 from minitransformer.files import UserError
@@ -76,7 +76,6 @@ class Start:
     init: str
     layers: list[int] = field(default_factory=list)  # the teacher layers it is copied from
     tokenizer: Tokenizer | None = None  # of the folder that `init` names
-    positions: str = ""  # a line on positions that training never reads
     warnings: list[str] = field(default_factory=list)  # a line each
 
 
@@ -90,13 +89,6 @@ def build_start(settings: dict, teacher: Encoder | None) -> Start:
     start = build(settings, teacher)
     if not start.method.masked_text:
         start.student.mlm_head = None  # it would not learn, and no longer fit
-    read, longest = settings["seq_len"], start.student.config.max_tokens
-    if longest > read:
-        source = start.init if is_folder(start.init) else "the teacher"
-        start.positions = (
-            f"training reads {read} tokens (--seq-len): positions {read + 1} to {longest} stay as"
-            f" they are in {source}"
-        )
     return start
 
 
@@ -107,7 +99,7 @@ def _from_folder(settings: dict, teacher: Encoder | None) -> Start:
         if settings[name] not in (None, size):
             flag = "--" + name.replace("_", "-")
             raise UserError(f"{flag} {settings[name]}, but --init {init} has {size}; leave it out")
-    if not method_class(settings["method"]).needs_teacher:
+    if not METHODS[settings["method"]].needs_teacher:
         teacher = None
     if student.mlm_head is None:
         student.mlm_head = _random_student(student.config, settings).mlm_head
@@ -118,8 +110,8 @@ def _from_folder(settings: dict, teacher: Encoder | None) -> Start:
 
 def _from_teacher(settings: dict, teacher: Encoder) -> Start:
     config = student_config(teacher.config, settings)
-    alike = _block(config) == _block(teacher.config)
-    alike = alike and config.num_hidden_layers <= teacher.config.num_hidden_layers
+    L_s, L_t = config.num_hidden_layers, teacher.config.num_hidden_layers
+    alike = _block(config) == _block(teacher.config) and L_s <= L_t
     init = settings["init"] or ("uniform" if alike else "embeddings")
     if init == "random":  # no positions that training never reads
         shift = config.max_position_embeddings - config.max_tokens  # RoBERTa counts from pad_id + 1
@@ -134,11 +126,12 @@ def _from_teacher(settings: dict, teacher: Encoder) -> Start:
     for block, layer in zip(student.blocks, layers, strict=False):
         block.load_state_dict(teacher.blocks[layer - 1].state_dict())
     start = Start(student, method, init, layers)
+    if L_s > L_t:
+        start.warnings.append(f"the student has {L_s} layers, its teacher only {L_t}")
     if top and layers[:top] == list(range(1, top + 1)):
-        fewer = f"--student-layers {top - 1} or fewer, or " if top > 1 else ""
         start.warnings.append(
-            f"the student starts as a copy of teacher layers 1 to {top}, the very ones that it is"
-            f" to match, so it has little to learn; take {fewer}--init embeddings"
+            f"the student starts as a copy of teacher layers 1 to {top}, which it is to match; take"
+            " fewer --student-layers, or --init embeddings"
         )
     return start
 
@@ -149,7 +142,7 @@ def _random_student(config: EncoderConfig, settings: dict) -> Encoder:
 
 def method_of(settings: dict, student: EncoderConfig, teacher: EncoderConfig | None) -> Method:
     """Return the method that the settings of a run describe."""
-    names = method_class(settings["method"]).settings
+    names = METHODS[settings["method"]].settings
     given = {name: settings[name] for name in names if settings.get(name) is not None}
     plain = settings.get("plain", False)
     return build_method(settings["method"], student, teacher, plain=plain, **given)
@@ -185,8 +178,9 @@ def copied_layers(init: str, student: EncoderConfig, teacher: EncoderConfig, top
 
 
 def spread(layers: int, top: int) -> list[int]:
-    """Return so many layers, evenly spaced from 1 to `top`, rounded half up: 6 up to 12 are 1, 3,
-    5, 8, 10, 12. The first stays, since no other layer was trained to read the embeddings.
+    """Return layers evenly spaced from 1 to `top`, rounded half up: spread(4, 12) is 1, 5, 8, 12.
+
+    Layer 1 is one of them, since it alone was trained to read the embeddings. One layer is `top`.
     """
     if layers == 1:
         return [top]
@@ -210,16 +204,10 @@ def _copy_embeddings(student: Encoder, teacher: Encoder) -> None:
         student.embeddings.load_state_dict(teacher.embeddings.state_dict())
         return
     if D_s > D_t:
-        raise UserError(
-            f"--init embeddings: the student's width {D_s} exceeds the teacher's {D_t};"
-            " use --init random"
-        )
+        raise UserError(f"the student's width {D_s} exceeds the teacher's {D_t}; use --init random")
     word = teacher.embeddings.word.weight.double()  # (V, D_t)
     _, directions = torch.linalg.eigh(word.T @ word)  # (D_t, D_t), by ascending eigenvalue
     directions = directions[:, -D_s:]  # U (D_t, D_s)
-    # an eigenvector's sign is arbitrary: fix it, so that every machine starts the same student
-    largest = directions[directions.abs().argmax(dim=0), torch.arange(D_s)]  # (D_s,)
-    directions = directions * torch.sign(largest)
     for name, table in student.embeddings.named_parameters():
         if table.dim() == 2:
             table.copy_(teacher.embeddings.get_parameter(name).double() @ directions)

@@ -54,14 +54,13 @@ def test_what_a_run_leaves(run, method):
 @pytest.mark.slow
 def test_what_a_run_prints(run, monkeypatch, capsys):
     monkeypatch.setattr("distill.training.report.plot_loss", plot_loss)
-    out, _ = run("--steps", 1, "--student-layers", 3, "--eval-every", 1)
+    out, _ = run("--method", "mha", "--steps", 1, "--student-layers", 3, "--eval-every", 1)
     assert (out / "loss.png").read_bytes().startswith(b"\x89PNG")
     printed = capsys.readouterr().out
     for line in (
         r"student: 3 layers x 32, 4 heads, FFN 64, 36\.\d k parameters; --init uniform from"
         r" teacher layers 1, 2, 3",
         r"frozen, .* \(5\.4 k parameters\): blocks\.2\.output, blocks\.2\.attention_norm, .*",
-        r"note: training reads 16 tokens .*",
         r"WARNING: the student starts as a copy of teacher layers 1 to 3, .*",
         r"step +1/1  held-out loss 0\.\d{4}",
         r"WARNING: the student ended worse than it started; .*",
@@ -86,8 +85,7 @@ def test_the_model_card(run, method, task, source, monkeypatch):
     before, after = evals(log)[0], evals(log)[2]
     for words in (
         f"from `{source}`",
-        f"Held-out loss {before:.4f} -> {after:.4f} in 2 steps",
-        "Note: training reads 16 tokens",
+        f"Held-out loss {before:.4f} -> {after:.4f} in 2 steps on sequences of 16 tokens",
         "- web: 100.0% of the sequences",
         f"python train.py --method {method} --data 'a b'",
         f"AutoModel.from_pretrained('{out.name}', add_pooling_layer=False)",

@@ -20,10 +20,7 @@ SAFE = 90.0  # bits: 2^90 and its inverse, and sums of N of them, are well insid
 
 
 def lean_relation_loss(student, teacher, mask, relation_heads):
-    """Return what relation_loss does, with the same arguments, which are not checked here.
-
-    The mask may be None where every token is real.
-    """
+    """Return what relation_loss does; the mask may be None where every token is real."""
     total = _RelationLoss.apply(student, teacher.detach(), mask, relation_heads)
     count = mask.any(1).sum() if mask is not None else torch.full_like(total, len(student))
     return total, count.to(total.dtype)
@@ -104,9 +101,8 @@ def by_powers(states, d_t, d_s, real, table):
         row loss    log2 z_s - log2 z_t + <T, P_t T> - <S, P_t S>        <,>: token by token, bits
         gradient    (P_s + P_s^T - P_t - P_t^T) S                        P^T S = E (S / z)
 
-    So each side costs two matrix products and one pass of exp2 (twice as fast as exp on CPUs).
-    States stand as (d, N), since wide products are faster than tall ones. Padding stands as zero
-    columns in S, T and in the row of ones, `real`, so it drops out of every sum.
+    exp2 is twice as fast as exp on CPUs, and wide products, of (d, N), are faster than tall ones.
+    Padding stands as zero columns in S, T and in the row of ones, `real`: no sum contains it.
     """
     T, S, S_z = states.split((d_t, d_s, d_s), 1)
     student = states[:, d_t:]  # S and S / z

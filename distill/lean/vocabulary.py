@@ -1,16 +1,15 @@
 """od_loss and mlm_loss without the logits of all positions: a few positions at a time.
 
 XLM-R's V is 250,002: the logits of one 32 x 128 batch are 3.8 GiB for each model, and the plain
-formula keeps several tensors of that size. But logits = features W^T + b, and everything below them
-is known when the loss is computed. So the gradient can be computed at once, chunk by chunk:
+formula keeps several tensors of that size. But logits = features W^T + b, so the gradient can be
+computed together with the loss, chunk by chunk:
 
     for a chunk of positions:        logits = features W^T, of each model
         for some rows of it:         sum += loss(logits + b),  slope = d sum / d logits
         d features = slope W,  d W += slope^T features,  d b += slope summed over positions
 
-What outlives a chunk is three gradients, each as large as the tensor that it belongs to. The slope
-overwrites the logits, because fresh memory costs more than the arithmetic on it. Liger-Kernel's
-fused linear losses work like this on GPUs.
+Only three gradients outlive a chunk. The slope overwrites the logits, because fresh memory costs
+more than the arithmetic on it. Liger-Kernel's fused linear losses work like this on GPUs.
 """
 
 import torch
@@ -34,9 +33,8 @@ def factors_at(encoder, batch, positions):
 def lean_od_loss(student, teacher, temperature=1.0):
     """Return what od_loss(student logits, teacher logits, temperature) does, from their factors.
 
-    Shapes     student, teacher: (features (M, D), W (V, D), b (V,)) each; returns (sum, count).
-    Gradient   to the student's three. Under autocast the products run in its precision; the
-               distributions are float32 as in od_loss. Shapes are not checked: OD gives equal ones.
+    student, teacher: (features (M, D), W (V, D), b (V,)) each. Under autocast the products run in
+    its precision; the distributions are float32 as in od_loss.
     """
 
     def loss_and_slope(rows, z_s, z_t):
@@ -53,10 +51,7 @@ def lean_od_loss(student, teacher, temperature=1.0):
 
 
 def lean_mlm_loss(student, targets):
-    """Return what mlm_loss(student logits, targets) does, from the factors of the logits.
-
-    Shapes   student: (features (M, D), W (V, D), b (V,)); targets (M,); returns (sum, count).
-    """
+    """Return what mlm_loss(student logits, targets) does, from the factors of the logits."""
 
     def loss_and_slope(rows, logits):
         """lse(z) - z[target], summed;  its slope: softmax(z) - onehot(target)."""

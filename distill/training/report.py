@@ -26,8 +26,8 @@ tags: [distillation, {method}, sentence-transformers]
 
 An encoder trained from `{source}` by the method `{method}`:
 {sizes}.
-Held-out loss {losses} in {steps} steps.
-{note}
+Held-out loss {losses} in {steps} steps on sequences of {seq_len} tokens.
+
 ## Text
 
 {text}
@@ -58,8 +58,6 @@ def announce(config, run: Run, start: Start, text: list[dict], frozen: list[str]
         count = readable(sum(start.student.get_parameter(name).numel() for name in frozen))
         modules = ", ".join(dict.fromkeys(name.rpartition(".")[0] for name in frozen))
         print(f"frozen, this method never reaches them ({count} parameters): {modules}")
-    if start.positions:
-        print(f"note: {start.positions}")
     for warning in start.warnings:
         print(f"WARNING: {warning}")
     tokens = sum(corpus["tokens"] for corpus in text)
@@ -116,7 +114,6 @@ def write_card(folder: Path, record: dict, start: Start, losses: str) -> None:
         source=source,
         sizes=describe_encoder(start.student),
         losses=losses,
-        note=f"Note: {start.positions}.\n" if start.positions else "",
         text="\n".join(shares),
         command=f"{launcher(record['processes'])} {shlex.join(['train.py', *record['argv'][1:]])}",
     )
