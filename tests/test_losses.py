@@ -111,17 +111,6 @@ def test_equals_the_library(lengths):
         assert found[1].item() == count
 
 
-def test_rotations():
-    """A learned map can undo a rotation; DirectMiniLM's maps only one within a head."""
-    turn, within = (torch.linalg.qr(states(n, n, seed=3)).Q for n in (6, 4))
-    value = hs_loss(X, Y, MASK, W)[0].item()
-    assert hs_loss(X, Y @ turn, MASK, W @ turn)[0].item() == pytest.approx(value, rel=1e-12)
-    value = direct_loss(X, Y, MASK, HEAD_MAPS)[0].item()
-    turned = X @ torch.block_diag(*[within] * R)
-    undone = direct_loss(turned, Y, MASK, within.T @ HEAD_MAPS)[0].item()
-    assert undone == pytest.approx(value, rel=1e-12)
-
-
 @ALL
 def test_gradient_is_the_derivative_and_the_teacher_gets_none(loss):
     (student, teacher), mask = sides(), lengths_mask([0, 6, 3], 6)
@@ -197,34 +186,29 @@ def test_mistakes_name_both_numbers(loss, inputs, says):
         loss(*inputs)
 
 
-def chunks(monkeypatch, positions, rows, words):
+@pytest.fixture(params=[(1, 1, V), (7, 3, 4), (100, 9, 2)], ids=str)
+def chunks(request, monkeypatch):
     """Let the lean forms take that many positions, rows and words at a time."""
+    positions, rows, words = request.param
     monkeypatch.setattr(vocabulary, "CHUNK", positions * V)
     monkeypatch.setitem(vocabulary.ROWS, "cpu", rows * V)
     monkeypatch.setitem(vocabulary.WORDS, "cpu", words)
 
 
-@pytest.fixture
-def small_chunks(monkeypatch):
-    chunks(monkeypatch, 7, 3, 4)
-
-
 @OF_WORDS
-def test_gradient_of_words_is_the_derivative(loss, small_chunks):
+def test_gradient_of_words_is_the_derivative(loss, chunks):
     student, teacher = at(factors(2, 0), slice(0, 9)), at(factors(3, 5), slice(0, 9))
     inputs = [x.requires_grad_() for x in student]
     assert torch.autograd.gradcheck(lambda *s: loss(s, teacher, slice(0, 9))[0], inputs)
 
 
 @OF_WORDS
-def test_order_shift_and_other_positions(loss, small_chunks):
+def test_order_and_shift_are_irrelevant(loss):
     (x, weight, bias), teacher, order = factors(4, 0), factors(5, 5), torch.arange(M).flip(0)
     total, count = loss((x, weight, bias), teacher, slice(0, M))
     swapped, _ = loss((x[order], weight, bias), at(teacher, order), order)
     shifted, _ = loss((x, weight, bias + 5), teacher, slice(0, M))
     assert [swapped.item(), shifted.item()] == pytest.approx([total.item()] * 2, rel=1e-12)
-    differs, _ = loss((x, weight, bias), at(teacher, order), order)
-    assert abs(differs - total) > 0.01 * total
     assert count == M
 
 
@@ -238,18 +222,17 @@ def test_huge_logits_and_no_positions(loss):
 
 
 @pytest.mark.parametrize("plain", ["od_loss", "mlm_loss"])
-@pytest.mark.parametrize("sizes", [(1, 1, V), (7, 3, 4), (100, 9, 2)])
-def test_lean_equals_plain(plain, sizes, monkeypatch):
+def test_lean_equals_plain(plain, chunks):
     """Value, count and gradients, also of word embeddings that the features are made of, too."""
-    chunks(monkeypatch, *sizes)
-    for dtype, tolerance in ((torch.float64, 1e-12), (torch.float32, 2e-6)):
+    for dtype, tolerance in ((torch.float64, 1e-12), (torch.float32, 2e-6), (None, 2e-2)):
         results = []
         for name in (f"lean_{plain}", plain):
-            student = [x.requires_grad_() for x in factors(24, 0, dtype)]
-            teacher = [x.requires_grad_() for x in factors(40, 5, dtype)]
+            student = [x.requires_grad_() for x in factors(24, 0, dtype or torch.float32)]
+            teacher = [x.requires_grad_() for x in factors(40, 5, dtype or torch.float32)]
             x, weight, bias = student
             tied = x + weight.repeat(2, 1)[:M].tanh()
-            total, count = WORDS[name]((tied, weight, bias), teacher, slice(0, M))
+            with torch.autocast("cpu", torch.bfloat16, enabled=dtype is None):
+                total, count = WORDS[name]((tied, weight, bias), teacher, slice(0, M))
             (3 * total).backward()
             assert all(x.grad is None for x in teacher)
             results.append((total.item(), count.item(), [x.grad for x in student]))
@@ -260,7 +243,8 @@ def test_lean_equals_plain(plain, sizes, monkeypatch):
             assert (gradient - slope).norm() <= tolerance * slope.norm()
 
 
-def test_lean_form_holds_no_logits_of_all_positions(small_chunks):
+def test_lean_form_holds_no_logits_of_all_positions(monkeypatch):
+    monkeypatch.setattr(vocabulary, "CHUNK", 7 * V)
     student, teacher = [x.requires_grad_() for x in factors(3, 0)], factors(5, 5)
     largest = largest_tensor(lambda: lean_od_loss(student, teacher)[0].backward())
     assert largest == 2 * 7 * V < M * V  # one buffer for seven positions of both models

@@ -70,7 +70,6 @@ def test_layers_that_each_start_copies(teacher, init, method, expected):
         ("mha", "first", 6, True),
         ("mha", "1,2,3,4,6", 5, False),
         ("mha", "embeddings", 5, False),
-        ("hs", None, 5, False),
         ("hs", None, 6, True),
         ("mlm", None, 6, False),
     ],
@@ -126,13 +125,11 @@ def test_narrow_embeddings_keep_the_principal_directions(teacher):
     kept = student.embeddings.word.weight.double().square().sum()
     best = torch.linalg.svdvals(word)[:12].square().sum()
     assert kept.item() == pytest.approx(best.item(), rel=1e-6)
-    # one map for all three tables: the Gram matrix of their rows agrees with one orthonormal U
-    rows = torch.cat([word[:5], teacher.embeddings.position.weight.double()[:5]])
-    _, _, directions = torch.linalg.svd(word, full_matrices=False)
-    expected = rows @ directions[:12].T
-    tables = student.embeddings.word.weight, student.embeddings.position.weight
-    ours = torch.cat([table[:5] for table in tables]).double()
-    torch.testing.assert_close(ours @ ours.T, expected @ expected.T, rtol=1e-5, atol=1e-5)
+    # one map for all tables: products of their rows agree with one orthonormal U
+    U = torch.linalg.svd(word, full_matrices=False).Vh[:12].T
+    expected = word @ U @ U.T @ teacher.embeddings.position.weight.double().T
+    ours = student.embeddings.word.weight @ student.embeddings.position.weight.T
+    torch.testing.assert_close(ours.double(), expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -156,8 +153,7 @@ def test_default_sizes(given, expected, init):
         ({"init": "uniform", "student_hidden": 12}, r"\(width, heads, FFN\) are \(12, 4, 48\)"),
         ({"init": "last", "student_layers": 7}, "7 student layers, but the teacher has only 6"),
         ({"init": "1,2"}, "--init 1,2: list 3 layers, one a student layer, from 1 to 6"),
-        ({"init": "1,9,2"}, "list 3 layers"),
-        ({"init": "-1, 2, 3"}, "list 3 layers"),
+        ({"init": "-1, 2, 9"}, "list 3 layers"),
         ({"init": "2,"}, "^'?2,"),  # a folder's name
         ({"init": "embeddings", "student_hidden": 48}, "width 48 exceeds the teacher's 24"),
         ({"teacher_layer": 0}, "teacher layer 0: the teacher has"),  # 0 is not "not given"
@@ -174,7 +170,5 @@ def test_freeze_finds_what_the_method_never_reaches(teacher):
     method = build_method("mha", student.config, teacher.config)
     frozen = freeze_unreached(student, method, teacher, Batch(*tokens(student.config, (8, 8))))
     assert frozen == [n for n, p in student.named_parameters() if not p.requires_grad]
-    last = {f"blocks.2.{n}" for n in ("output", "attention_norm", "expand", "contract", "ffn_norm")}
-    head = {"mlm_head", "mlm_head.dense", "mlm_head.norm"}
-    assert {name.rpartition(".")[0] for name in frozen} == last | head
+    assert {name.rsplit(".", 2)[0] for name in frozen} == {"blocks.2", "mlm_head"}
     assert all(p.grad is None for p in student.parameters())
