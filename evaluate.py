@@ -24,20 +24,13 @@ from pathlib import Path
 import torch
 
 from distill.data.corpus import unknown_share
+from distill.evaluation import table
 from distill.evaluation.as_is import SENTENCES, neighbours_kept, probe_scores, sentence_vectors
 from distill.evaluation.columns import Model, load_columns
 from distill.evaluation.cost import measure_costs
 from distill.evaluation.finetune import Recipe, fine_tune
 from distill.evaluation.glue import GLUE, glue_task, xnli_task
 from distill.evaluation.named_tasks import NAMED
-from distill.evaluation.table import (
-    closing_lines,
-    markdown,
-    record,
-    short_names,
-    table,
-    task_records,
-)
 from distill.evaluation.tasks import Task, folder_task
 from distill.training import cli
 from distill.training.device import choose_device, choose_precision, provenance
@@ -115,7 +108,7 @@ def fine_tuned(
         )
         for name, model in models.items():
             results = fine_tune(model, task, recipe, seeds)
-            records += task_records(name, task, [result["scores"] for result in results])
+            records += table.task_records(name, task, [result["scores"] for result in results])
             if cut := results[0]["cut"]:
                 notes.append(f"{task.name}: {cut} inputs are too long for {name}, cut")
     return records, notes
@@ -126,13 +119,13 @@ def as_they_are(models: dict[str, Model], tasks: list[Task], **where) -> list[di
     records, vectors = [], {}
     for task in tasks:
         for name, model in models.items():
-            records += task_records(name, task, [probe_scores(model, task, **where)])
+            records += table.task_records(name, task, [probe_scores(model, task, **where)])
     for name, model in models.items() if tasks else ():
         texts = next(iter(tasks[0].scored.values())).texts
         vectors[name] = sentence_vectors(model, list(dict.fromkeys(texts))[:SENTENCES], **where)
         if model.teacher:
             kept = neighbours_kept(vectors[name], vectors[model.teacher.name])
-            records.append(record(name, "vectors", "neighbours kept", [kept]))
+            records.append(table.record(name, "vectors", "neighbours kept", [kept]))
     return records
 
 
@@ -156,7 +149,7 @@ def main(argv: list[str] | None = None) -> int:
     tasks, models = load_tasks(config), load_columns(config.runs, config.teacher)
     for model in models.values():
         model.encoder.to(device)
-    measured_by, labels = provenance(), short_names(list(models))
+    measured_by, labels = provenance(), table.short_names(list(models))
     where = f"{device}, {precision} (latencies float32), {measured_by['machine']}"
     show(f"evaluating {', '.join(models)} on {where}")
     warn_of_unknown_letters(models, tasks)
@@ -166,8 +159,9 @@ def main(argv: list[str] | None = None) -> int:
     costs = measure_costs(models)
     facts = [{"model": name, **model.logged, **costs[name]} for name, model in models.items()]
 
-    lines = markdown(table(facts, {"fine-tuned": tuned, "as it is": as_is}, labels))
-    closing = closing_lines(models, tasks, tuned + as_is, labels)
+    blocks = {"fine-tuned": tuned, "as it is": as_is}
+    lines = table.markdown(table.table(facts, blocks, labels))
+    closing = table.closing_lines(models, tasks, tuned + as_is, labels)
     notes = [f"measured on {where}", *notes]
     if out:
         from distill.evaluation.figures import draw_relations  # here: matplotlib takes a second

@@ -67,11 +67,14 @@ def test_the_whole_of_it(here, run, capsys, monkeypatch):
     shown = [teacher, cut, "mha", "./od", "direct-minilm (start)", "direct-minilm"]
     models = {model["model"]: model for model in results["models"]}
     assert list(models) == shown
-    assert models[cut]["latency_ms"] == models["mha"]["latency_ms"]
+    assert all(
+        models[cut][title] == value
+        for title, value in models["mha"].items()
+        if title.startswith(("layers", "latency"))
+    )
     for name in names:
         log = json.loads((here / name / "log.jsonl").read_text().splitlines()[-1])
-        model = models[name if name != "od" else "./od"]
-        assert [model[key] == log[key] for key in ("loss_before", "loss_after")] == [True] * 2
+        assert models[name if name != "od" else "./od"]["held-out loss"] == log["loss_after"]
 
     rows = {(r["model"], r["task"], r["metric"]): r for r in results["rows"]}
     for name in shown:

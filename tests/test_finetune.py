@@ -124,7 +124,7 @@ def test_the_vector_is_the_mean_over_real_tokens(model_type):
 
 
 def test_batches_hold_every_row_once_and_like_lengths():
-    examples = Examples(make_task(500).train, tiny_tokenizer(), tiny_config(), 40)
+    examples = Examples(make_task(500).train.texts, None, tiny_tokenizer(), tiny_config(), 40)
     batches = examples.shuffled(16, torch.Generator().manual_seed(0))
     assert sorted(np.concatenate(batches)) == list(range(500))
     padded = sum(len(rows) * examples.lengths[rows].max() for rows in batches)
@@ -144,7 +144,7 @@ def test_inputs_are_cut_to_what_fits_and_counted():
         assert list(tuner.used_ids[examples.ids[0]]) == ids
     for types, expected in ((1, {0}), (2, {0, 1})):  # RoBERTa's body has one, many pairs have two
         config, split = tiny_config(type_vocab_size=types), make_task(4, pairs=True).train
-        examples = Examples(split, tiny_tokenizer("bert"), config, 40)
+        examples = Examples(split.texts, split.text_pairs, tiny_tokenizer("bert"), config, 40)
         assert set(np.concatenate(examples.types)) == expected
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from distill.evaluation import finetune
 from distill.evaluation.columns import Model
 from distill.evaluation.metrics import METRICS
-from distill.evaluation.tasks import Split, Task
+from distill.evaluation.tasks import Task
 from distill.training.device import autocast
 
 SENTENCES, SENTENCE_TOKENS = 1000, 128  # at most
@@ -28,9 +28,9 @@ def sentence_vectors(
     model: Model, sentences: list[str], device: torch.device, precision: str = "fp32"
 ) -> Tensor:
     """Return (M, D) vectors of length 1, as sentence-transformers makes them, in float32."""
-    split = Split(sentences, None, [0] * len(sentences))
-    examples = finetune.Examples(split, model.tokenizer, model.encoder.config, SENTENCE_TOKENS)
-    vectors = torch.empty(len(sentences), model.encoder.config.hidden_size)
+    config = model.encoder.config
+    examples = finetune.Examples(sentences, None, model.tokenizer, config, SENTENCE_TOKENS)
+    vectors = torch.empty(len(sentences), config.hidden_size)
     for rows in examples.by_length(64):
         ids, mask, types = (tensor.to(device) for tensor in examples.batch(rows))
         with autocast(device, precision):
@@ -53,9 +53,6 @@ def retrieval_accuracy(queries: Tensor, candidates: Tensor, texts: list[str]) ->
     nearest = (queries @ candidates.T).argmax(dim=-1).tolist()
     hits = [texts[found] == text for found, text in zip(nearest, texts, strict=True)]
     return sum(hits) / len(hits)
-
-
-# ---- probe ---------------------------------------------------------------------------------------
 
 
 def probe(train: Tensor, targets: Tensor, tests: list[Tensor]) -> list[Tensor]:

@@ -34,15 +34,13 @@ class Model:
 
 
 def load_columns(runs: list[str], teacher: str | None = None) -> dict[str, Model]:
-    """Return all models by name: teachers first, then the runs, each behind its baseline.
-
-    teacher   compare with this one instead of each run's own
+    """Return all models by name: teachers (this one or each run's own) first, then the runs, each
+    behind its baseline.
     """
     logs = {name: Run(name).records() if Path(name, "log.jsonl").exists() else [] for name in runs}
-    teachers, models = {}, {}
-    for name, log in logs.items():
-        own = log[0]["teacher"]["name"] if log and log[0]["teacher"] else None
-        teachers[name] = teacher or own
+    own = {name: log[0]["teacher"] if log else None for name, log in logs.items()}
+    teachers = {name: teacher or (own[name] and own[name]["name"]) for name in logs}
+    models = {}
     for name in teachers.values():
         if name is not None and name not in models:
             models[name] = load_model(name, logs.get(name, []))
@@ -50,7 +48,12 @@ def load_columns(runs: list[str], teacher: str | None = None) -> dict[str, Model
         model = models.get(name) or load_model(name, log)
         if teachers[name] not in (None, name):
             model.teacher = models[teachers[name]]
-            check_teacher(model, log)
+            if log and model.tokenizer.hash != model.teacher.tokenizer.hash:
+                raise UserError(
+                    f"{name} and its teacher {teachers[name]} have different tokenizers"
+                )
+            if own[name] and own[name]["hash"] != model.teacher.hash:
+                print(printable(f"note: {name} learned from another teacher than {teachers[name]}"))
             model.baseline = cut_teacher(model, models) or untrained_start(model, log)
         if model.baseline:
             models[model.baseline.name] = model.baseline
@@ -62,22 +65,14 @@ def load_model(name: str, log: list[dict]) -> Model:
     try:
         model = Model(name, *load_pretrained(name))
     except UserError as error:
-        hint = f"finish a run with `python train.py --out {name} --resume`" if log else ""
-        hint = hint or "if it taught a run and was moved, give its new place as --teacher"
-        raise UserError(f"{error}; {hint}") from None
+        hint = "an unfinished run? resume it. A teacher that was moved? Name it with --teacher"
+        raise UserError(f"{error} ({hint})") from None
     if log:
         model.settings = log[0]["settings"]
-        losses = {key: log[-1].get(key) for key in ("loss_before", "loss_after")}
+        titles = {"before": "held-out loss before training", "after": "held-out loss"}
+        losses = {title: log[-1].get(f"loss_{when}") for when, title in titles.items()}
         model.logged = {"method": model.settings["method"], **losses}
     return model
-
-
-def check_teacher(run: Model, log: list[dict]) -> None:
-    """Refuse a teacher that reads otherwise than its student; note one that is not the run's."""
-    if log and run.tokenizer.hash != run.teacher.tokenizer.hash:
-        raise UserError(f"{run.name} and its teacher {run.teacher.name} have different tokenizers")
-    if log and log[0]["teacher"] and log[0]["teacher"]["hash"] != run.teacher.hash:
-        print(printable(f"note: {run.name} learned from another teacher than {run.teacher.name}"))
 
 
 def cut_teacher(run: Model, models: dict[str, Model]) -> Model | None:

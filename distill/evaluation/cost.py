@@ -4,9 +4,9 @@ multiplications and additions a token, forward, N tokens in a sequence:
     2 * (weights of all matrices that the token passes through)  +  4 * N * D * L  (Q K^T and A V)
 """
 
+import statistics
 import time
 
-import numpy as np
 import torch
 
 from distill.evaluation.columns import Model
@@ -16,10 +16,7 @@ LENGTH = 128  # tokens, of the latencies
 
 
 def measure_costs(models: dict[str, Model]) -> dict[str, dict]:
-    """Return parameters, bytes, arithmetic and latencies of each model, without MLM heads.
-
-    A baseline has the shape of its student and is not measured again.
-    """
+    """Return what each model costs, without MLM heads; a baseline costs what its student does."""
     same = {model.baseline.name: name for name, model in models.items() if model.baseline}
     encoders = {name: model.encoder for name, model in models.items() if name not in same}
     length = min(LENGTH, *(encoder.config.max_tokens for encoder in encoders.values()))
@@ -30,19 +27,16 @@ def measure_costs(models: dict[str, Model]) -> dict[str, dict]:
         blocks = sum(p.numel() for p in encoder.blocks.parameters())
         matrices = sum(p.numel() for p in encoder.blocks.parameters() if p.dim() == 2)
         costs[name] = {
-            "layers": layers,
-            "hidden": width,
+            "layers x width": f"{layers} x {width}",
             "parameters": tables + blocks,
-            "parameters_without_embeddings": blocks,
-            "bytes": 4 * (tables + blocks),  # as float32
-            "flops_per_token": 2 * matrices + 4 * length * width * layers,
-            "latency_ms": {},
+            "without embeddings": blocks,
+            "bytes, float32": 4 * (tables + blocks),
+            "FLOPs a token": 2 * matrices + 4 * length * width * layers,
         }
     for batch in (1, 32):
         seconds = latencies(list(encoders.values()), batch, length)
         for row, times in zip(costs.values(), seconds, strict=True):
-            median, p95 = 1e3 * np.quantile(times, [0.5, 0.95])
-            row["latency_ms"][f"{batch} x {length}"] = {"median": median, "p95": p95}
+            row[f"latency {batch} x {length}, ms"] = 1e3 * statistics.median(times)
     return {name: costs[same.get(name, name)] for name in models}
 
 

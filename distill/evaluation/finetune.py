@@ -12,7 +12,6 @@ To be quick, batches hold sentences of like length, and the word table has only 
 task reads (AdamW would move all of XLM-R's 250,002 at every step).
 """
 
-import hashlib
 import json
 import math
 import threading
@@ -27,7 +26,7 @@ from torch import Tensor, nn
 
 from distill.evaluation.columns import Model
 from distill.evaluation.metrics import METRICS
-from distill.evaluation.tasks import Split, Task
+from distill.evaluation.tasks import Task, sha256
 from distill.training.device import autocast
 from distill.training.setup import learning_rate, make_optimizer, set_learning_rate
 from minitransformer.config import EncoderConfig
@@ -61,15 +60,15 @@ class Examples:
     The token types end at the encoder's last one: RoBERTa's body has one, but many pairs two.
     """
 
-    def __init__(self, split: Split, tokenizer: Tokenizer, config: EncoderConfig, max_tokens: int):
-        limit, highest = min(max_tokens, config.max_tokens), config.type_vocab_size - 1
-        rows = tokenizer.encode_pairs(split.texts, split.text_pairs, max_tokens=limit)
-        whole = tokenizer.encode_pairs(split.texts, split.text_pairs, max_tokens=limit + 1)
+    def __init__(self, texts, text_pairs, tokenizer: Tokenizer, config: EncoderConfig, most: int):
+        limit, highest = min(most, config.max_tokens), config.type_vocab_size - 1
+        rows = tokenizer.encode_pairs(texts, text_pairs, max_tokens=limit)
+        whole = tokenizer.encode_pairs(texts, text_pairs, max_tokens=limit + 1)
         self.cut = sum(len(ids) > limit for ids, _ in whole)
         self.ids = [np.array(ids) for ids, _ in rows]
         self.types = [np.minimum(types, highest) for _, types in rows]
         self.lengths = np.array([len(ids) for ids in self.ids])
-        self.pad, self.labels = config.pad_token_id, np.array(split.labels)
+        self.pad = config.pad_token_id
 
     def batch(self, rows: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
         """Return (ids, mask, token types), (B, N) each; N is the length of the longest row."""
@@ -122,16 +121,16 @@ class Classifier(nn.Module):
 
 
 class Tuner:
-    """One model on one task, tokenised once; `train` makes one fine-tuned copy and scores it.
-
-    stop   when it is set, every `train` ends after its step
+    """One model on one task, tokenised once; `train` makes one fine-tuned copy and scores it, or
+    ends after its step when `stop` is set.
     """
 
     def __init__(self, encoder: Encoder, tokenizer: Tokenizer, task: Task, recipe: Recipe):
         self.encoder, self.task, self.recipe, self.stop = encoder, task, recipe, threading.Event()
         self.splits = {}
         for name, split in task.splits.items():
-            self.splits[name] = Examples(split, tokenizer, encoder.config, recipe.max_tokens)
+            sides = split.texts, split.text_pairs
+            self.splits[name] = Examples(*sides, tokenizer, encoder.config, recipe.max_tokens)
         # Ids up to the padding's keep their numbers: RoBERTa counts its positions from that one.
         used = [np.arange(encoder.config.pad_token_id + 1)]
         for examples in self.splits.values():
@@ -139,7 +138,7 @@ class Tuner:
         self.used_ids = np.unique(np.concatenate(used))
         for examples in self.splits.values():
             examples.ids = [np.searchsorted(self.used_ids, ids) for ids in examples.ids]
-        labels = self.splits["train"].labels
+        labels = np.array(task.train.labels)
         if not task.classes:
             labels = ((labels - labels.mean()) / (labels.std() or 1.0)).astype(np.float32)
         self.targets = torch.from_numpy(labels)
@@ -147,8 +146,8 @@ class Tuner:
     def train(self, seed: int) -> dict[str, dict[str, float | None]]:
         """Return {metric: {split: score}}; None where the loss became NaN or inf.
 
-        The seed decides the head's first weights and the order of the examples, and does so alike
-        for every model: scores of one seed are pairs.
+        The seed decides the head's first weights and the order of the examples, alike for every
+        model: scores of one seed are pairs.
         """
         recipe, task, generator = self.recipe, self.task, torch.Generator().manual_seed(seed)
         model = Classifier(self.encoder, self.used_ids, len(task.classes) or 1, generator)
@@ -182,35 +181,32 @@ class Tuner:
     @torch.inference_mode()
     def scores(self, model: Classifier) -> dict[str, dict[str, float | None]]:
         scores = {name: {} for name in (*self.task.metrics, DISTINCT)}
-        for split in self.task.scored:
-            examples = self.splits[split]
-            predictions = np.empty(len(examples.ids))
-            for rows in examples.by_length(64):
+        for split, examples in self.task.scored.items():
+            labels = np.array(examples.labels)
+            predictions = np.empty(len(labels))
+            for rows in self.splits[split].by_length(64):
                 outputs = self.outputs(model, split, rows).cpu()
                 predictions[rows] = outputs.argmax(-1) if self.task.classes else outputs.squeeze(-1)
             finite = np.isfinite(predictions).all()
             for name in self.task.metrics:
-                score = METRICS[name](predictions, examples.labels) if finite else None
+                score = METRICS[name](predictions, labels) if finite else None
                 scores[name][split] = score
             scores[DISTINCT][split] = len(np.unique(predictions))
         return scores
 
 
-# ---- cache ---------------------------------------------------------------------------------------
-
-
 def cache_file(**key) -> Path:
-    """Return where a result that depends on all of `key` is, or will be."""
+    """Return the file of a result that depends on all of `key`."""
     key |= {"format": FORMAT, "torch": torch.__version__}
     folder = cache_folder() / "evaluation"
     folder.mkdir(exist_ok=True)
-    return folder / f"{hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()}.json"
+    return folder / f"{sha256(json.dumps(key, sort_keys=True))}.json"
 
 
 def write_result(file: Path, result: dict) -> None:
     text = json.dumps(result)
     with atomic(file) as temporary:
-        temporary.write_text(f"{hashlib.sha256(text.encode()).hexdigest()}\n{text}")
+        temporary.write_text(f"{sha256(text)}\n{text}")
 
 
 def read_result(file: Path) -> dict | None:
@@ -219,8 +215,7 @@ def read_result(file: Path) -> dict | None:
         digest, _, text = file.read_text().partition("\n")
     except (OSError, UnicodeDecodeError):
         return None
-    whole = digest == hashlib.sha256(text.encode()).hexdigest()
-    return json.loads(text) if whole else None
+    return json.loads(text) if digest == sha256(text) else None
 
 
 def fine_tune(model: Model, task: Task, recipe: Recipe, seeds: int) -> list[dict]:

