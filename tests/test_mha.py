@@ -1,4 +1,4 @@
-"""MHA transfer: against loops, by hand, invariances; the lean form against the plain one."""
+"""MHA transfer: against loops, invariances; the lean form against the plain one."""
 
 import math
 
@@ -24,10 +24,8 @@ def form(request, monkeypatch):
 
 
 def by_loops(student, teacher, mask, relation_heads):
-    """The definition in numpy, one number at a time: as the bugs of others do not compute it.
-
-    Pytorch-MiniLM exchanges teacher and student in the divergence. How-to-distill-your-BERT
-    reshapes without permuting, so that a head is not a slice of each token.
+    """The definition in numpy. Pytorch-MiniLM exchanges teacher and student in the divergence;
+    How-to-distill-your-BERT reshapes without permuting: its heads are no slices of a token.
     """
 
     def relation_row(vectors, n):
@@ -63,16 +61,6 @@ def test_equals_explicit_loops(loss, lengths, left):
     assert count.item() == expected_count
 
 
-@FORMS
-def test_by_hand(loss):
-    # The worked example of mha.py repeats the teacher's number in 4 columns, so d = 4: the dot
-    # product is 4 times, 1/sqrt(d) half as large: scores double, ln 3 -> ln 9.
-    # Row 2: (1/10, 9/10); KL = 0.1 ln 0.2 + 0.9 ln 1.8 = 0.368064; / 2 = 0.184032.
-    teacher = torch.tensor([0.0, math.log(3) ** 0.5]).view(1, 2, 1).repeat(1, 1, 4)
-    total, _ = loss(torch.zeros(1, 2, 4), teacher, torch.ones(1, 2, dtype=torch.bool), 1)
-    assert total.item() == pytest.approx(0.184032, abs=1e-6)
-
-
 def assert_lean_equals_plain(inputs, tolerance, nothing=0.0, dtype=None):
     """Value and gradient of these inputs; the lean ones of them in another precision, if given."""
     student, teacher, mask, R = inputs
@@ -88,7 +76,6 @@ def assert_lean_equals_plain(inputs, tolerance, nothing=0.0, dtype=None):
 SIZES = [  # B, N, D_s, D_t, R, lengths
     (4, 33, 48, 32, 16, [33, 1, 0, 20]),
     (2, 48, 48, 192, 24, [48, 48]),
-    (1, 1, 8, 8, 2, [1]),
 ]
 
 
@@ -156,6 +143,5 @@ def test_choice_of_heads():
 def test_choice_of_layer():
     assert [choose_teacher_layer(n) for n in (1, 2, 12)] == [1, max(1, 2 - FROM_TOP), 12 - FROM_TOP]
     assert choose_teacher_layer(12, 12) == 12
-    for layer in (0, 13):
-        with pytest.raises(UserError, match=f"layer {layer}: the teacher has layers 1 to 12"):
-            choose_teacher_layer(12, layer)
+    with pytest.raises(UserError, match="layer 13: the teacher has layers 1 to 12"):
+        choose_teacher_layer(12, 13)
