@@ -7,12 +7,8 @@
 
 RUN is a run folder of train.py, or any folder or hub id with an encoder. A student stands beside
 its teacher and beside what costs no training: the teacher cut off after the student's number of
-layers or, where their widths differ, the student's untrained start. One table says what each model
-costs, and how good it is fine-tuned (distill/evaluation/finetune.py) and as it is (as_is.py); the
-lines below it, how far each student came from that baseline to its teacher.
-
-Scores are cached under ~/.cache/minitransformer/evaluation by weights, task and recipe, so a killed
-call can be repeated and a second one computes only what is new.
+layers or, where their widths differ, the student's untrained start. docs/evaluation.md explains the
+table. Scores are cached: a killed call can be repeated, and a second one computes what is new.
 """
 
 import argparse
@@ -95,38 +91,30 @@ def warn_of_unknown_letters(models: dict[str, Model], tasks: list[Task]) -> None
                     show(f"warning: {what} the tokenizer of {model.name}")
 
 
-def fine_tuned(
-    models: dict[str, Model], tasks: list[Task], seeds: int, **where
-) -> tuple[list[dict], list[str]]:
-    """Return the records of fine-tuning, and notes: the recipes, and the inputs that were cut."""
-    records, notes = [], []
+def score_all(models: dict[str, Model], tasks: list[Task], seeds: int, precision: str, device):
+    """Return the records {block: rows} and notes: recipes, and inputs that were cut."""
+    tuned, as_is, notes, vectors = [], [], [], {}
     for task in tasks:
-        recipe = Recipe(task.lr, task.epochs, task.batch_size, **where)
+        how = task.lr, task.epochs, task.batch_size
+        recipe = Recipe(*how, precision=precision, device=str(device))
         notes.append(
-            f"{task.name}: mean ± standard deviation over {seeds} seeds; learning rate"
-            f" {task.lr:g}, {task.epochs} epochs, batches of {task.batch_size}"
+            f"{task.name}: mean ± standard deviation over {seeds} seeds; learning rate {how[0]:g},"
+            f" {how[1]} epochs, batches of {how[2]}"
         )
         for name, model in models.items():
             results = fine_tune(model, task, recipe, seeds)
-            records += table.task_records(name, task, [result["scores"] for result in results])
+            tuned += table.task_records(name, task, [result["scores"] for result in results])
             if cut := results[0]["cut"]:
                 notes.append(f"{task.name}: {cut} inputs are too long for {name}, cut")
-    return records, notes
-
-
-def as_they_are(models: dict[str, Model], tasks: list[Task], **where) -> list[dict]:
-    """Return the records of all that needs no fine-tuning."""
-    records, vectors = [], {}
-    for task in tasks:
-        for name, model in models.items():
-            records += table.task_records(name, task, [probe_scores(model, task, **where)])
+            probed = probe_scores(model, task, device, precision)
+            as_is += table.task_records(name, task, [probed])
     for name, model in models.items() if tasks else ():
-        texts = next(iter(tasks[0].scored.values())).texts
-        vectors[name] = sentence_vectors(model, list(dict.fromkeys(texts))[:SENTENCES], **where)
+        texts = list(dict.fromkeys(next(iter(tasks[0].scored.values())).texts))[:SENTENCES]
+        vectors[name] = sentence_vectors(model, texts, device, precision)
         if model.teacher:
             kept = neighbours_kept(vectors[name], vectors[model.teacher.name])
-            records.append(table.record(name, "vectors", "neighbours kept", [kept]))
-    return records
+            as_is.append(table.record(name, "vectors", "neighbours kept", [kept]))
+    return {"fine-tuned": tuned, "as it is": as_is}, notes
 
 
 def show(*lines: str) -> None:
@@ -154,19 +142,18 @@ def main(argv: list[str] | None = None) -> int:
     show(f"evaluating {', '.join(models)} on {where}")
     warn_of_unknown_letters(models, tasks)
 
-    tuned, notes = fine_tuned(models, tasks, config.seeds, precision=precision, device=str(device))
-    as_is = as_they_are(models, tasks, precision=precision, device=device)
+    blocks, notes = score_all(models, tasks, config.seeds, precision, device)
     costs = measure_costs(models)
     facts = [{"model": name, **model.logged, **costs[name]} for name, model in models.items()]
 
-    blocks = {"fine-tuned": tuned, "as it is": as_is}
-    lines = table.markdown(table.table(facts, blocks, labels))
-    closing = table.closing_lines(models, tasks, tuned + as_is, labels)
+    rows = [row for block in blocks.values() for row in block]
     notes = [f"measured on {where}", *notes]
+    lines = table.markdown(table.table(facts, blocks, labels))
+    closing = table.closing_lines(models, tasks, rows, labels)
     if out:
         from distill.evaluation.figures import draw_relations  # here: matplotlib takes a second
 
-        results = {**measured_by, "settings": vars(config), "models": facts, "rows": tuned + as_is}
+        results = {**measured_by, "settings": vars(config), "models": facts, "rows": rows}
         results["notes"] = [*(note for task in tasks for note in task.notes), *notes, *closing]
         with atomic(out / "results.json") as unfinished:
             unfinished.write_text(json.dumps(results, indent=1, allow_nan=False), "utf-8")

@@ -18,18 +18,16 @@ from distill.evaluation.metrics import METRICS
 from distill.evaluation.tasks import Task
 from distill.training.device import autocast
 
-SENTENCES, SENTENCE_TOKENS = 1000, 128  # at most
+SENTENCES = 1000  # whose neighbours are compared, at most
 PROBE_ROWS = 10_000  # of train, at most: GLUE's largest has 393,000
 RIDGES = (0.001, 0.01, 0.1, 1.0, 10.0, 100.0, 1000.0)
 
 
 @torch.inference_mode()
-def sentence_vectors(
-    model: Model, sentences: list[str], device: torch.device, precision: str = "fp32"
-) -> Tensor:
+def sentence_vectors(model: Model, sentences: list[str], device, precision="fp32") -> Tensor:
     """Return (M, D) vectors of length 1, as sentence-transformers makes them, in float32."""
     config = model.encoder.config
-    examples = finetune.Examples(sentences, None, model.tokenizer, config, SENTENCE_TOKENS)
+    examples = finetune.Examples(sentences, None, model.tokenizer, config, 128)
     vectors = torch.empty(len(sentences), config.hidden_size)
     for rows in examples.by_length(64):
         ids, mask, types = (tensor.to(device) for tensor in examples.batch(rows))
@@ -41,7 +39,7 @@ def sentence_vectors(
 
 
 def neighbours_kept(student: Tensor, teacher: Tensor) -> float:
-    """Compare the vectors (M, D_s) and (M, D_t) of the same sentences: see the top of the file."""
+    """Compare the vectors (M, D_s) and (M, D_t) of the same sentences."""
     nearest = [(v @ v.T).fill_diagonal_(-2.0).argmax(dim=-1) for v in (student, teacher)]
     return float((nearest[0] == nearest[1]).float().mean())
 
@@ -85,11 +83,9 @@ def ridge_outputs(x: Tensor, y: Tensor, tests: list[Tensor], ridge: float) -> li
     return [(test.double() - x.mean(dim=0)) @ weights + y.mean(dim=0) for test in tests]
 
 
-def probe_scores(
-    model: Model, task: Task, device: torch.device, precision: str
-) -> dict[str, dict[str, float | None]]:
-    """Return {metric: {split: score}} through the cache: "probe METRIC" with the task's first
-    metric, and "retrieval accuracy" where the other scored splits are translations of the first.
+def probe_scores(model: Model, task: Task, device, precision: str) -> dict[str, dict]:
+    """Return {metric: {split: score}} through the cache: of the probe by the task's first metric,
+    and of retrieval where the other scored splits are translations of the first.
     """
     key = {"model": model.hash, "task": task.hash, "precision": precision, "device": str(device)}
     file = finetune.cache_file(what="probe", **key)
@@ -102,8 +98,7 @@ def probe_scores(
             order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))
             rows = order[:PROBE_ROWS].tolist()
         labels[name] = np.array([split.labels[n] for n in rows])
-        sides = [side for side in (split.texts, split.text_pairs) if side]
-        sides = [[side[n] for n in rows] for side in sides]
+        sides = [[side[n] for n in rows] for side in (split.texts, split.text_pairs) if side]
         first, *second = (sentence_vectors(model, side, device, precision) for side in sides)
         for other in second:
             first = torch.cat([first, other, (first - other).abs(), first * other], dim=-1)
@@ -117,10 +112,9 @@ def probe_scores(
     result = {f"probe {metric}": scores}
     if task.aligned:
         original, *translations = vectors
-        texts = task.scored[original].texts
-        result["retrieval accuracy"] = {
-            name: retrieval_accuracy(vectors[name], vectors[original], texts)
-            for name in translations
-        }
+        texts, found = task.scored[original].texts, {}
+        for name in translations:
+            found[name] = retrieval_accuracy(vectors[name], vectors[original], texts)
+        result["retrieval accuracy"] = found
     finetune.write_result(file, result)
     return result

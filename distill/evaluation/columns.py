@@ -15,9 +15,8 @@ from minitransformer.tokenizer import Tokenizer
 class Model:
     """One column of the table.
 
-    settings   of the run of train.py whose student it is; None for any other model
-    baseline   what the student must beat, since it costs no training: the teacher cut off after as
-               many layers as the student has, or else the run's untrained start
+    settings   of the run of train.py whose student it is
+    baseline   what the student must beat: see `cut_teacher` and `untrained_start`
     logged     method and held-out losses, as the run's log has them
     """
 
@@ -49,9 +48,7 @@ def load_columns(runs: list[str], teacher: str | None = None) -> dict[str, Model
         if teachers[name] not in (None, name):
             model.teacher = models[teachers[name]]
             if log and model.tokenizer.hash != model.teacher.tokenizer.hash:
-                raise UserError(
-                    f"{name} and its teacher {teachers[name]} have different tokenizers"
-                )
+                raise UserError(f"{name} and teacher {teachers[name]} have different tokenizers")
             if own[name] and own[name]["hash"] != model.teacher.hash:
                 print(printable(f"note: {name} learned from another teacher than {teachers[name]}"))
             model.baseline = cut_teacher(model, models) or untrained_start(model, log)
@@ -96,9 +93,7 @@ def cut_teacher(run: Model, models: dict[str, Model]) -> Model | None:
 
 
 def untrained_start(run: Model, log: list[dict]) -> Model | None:
-    """Return the run's untrained start, rebuilt from its settings; None, with a note why, where
-    that fails or is not what the log's hash says.
-    """
+    """Return the run's untrained start, rebuilt from its settings, if its hash is the log's."""
     if not log:
         return None
     problem = "rebuilt from its settings it is not what the log says"

@@ -14,7 +14,6 @@ task reads (AdamW would move all of XLM-R's 250,002 at every step).
 
 import json
 import math
-import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -121,12 +120,10 @@ class Classifier(nn.Module):
 
 
 class Tuner:
-    """One model on one task, tokenised once; `train` makes one fine-tuned copy and scores it, or
-    ends after its step when `stop` is set.
-    """
+    """One model on one task, tokenised once; `train` makes one fine-tuned copy and scores it."""
 
     def __init__(self, encoder: Encoder, tokenizer: Tokenizer, task: Task, recipe: Recipe):
-        self.encoder, self.task, self.recipe, self.stop = encoder, task, recipe, threading.Event()
+        self.encoder, self.task, self.recipe = encoder, task, recipe
         self.splits = {}
         for name, split in task.splits.items():
             sides = split.texts, split.text_pairs
@@ -157,8 +154,6 @@ class Tuner:
         for _ in range(recipe.epochs):
             batches += self.splits["train"].shuffled(recipe.batch_size, generator)
         for step, rows in enumerate(batches):
-            if self.stop.is_set():
-                raise KeyboardInterrupt
             outputs = self.outputs(model, "train", rows)
             targets = self.targets[rows].to(recipe.device)
             if task.classes:
@@ -221,8 +216,7 @@ def read_result(file: Path) -> dict | None:
 def fine_tune(model: Model, task: Task, recipe: Recipe, seeds: int) -> list[dict]:
     """Return {scores, cut} of each seed: from the cache, or trained now and kept at once.
 
-    On a CPU every core trains a model of its own: batches are too small to share among cores, and
-    the result does not depend on their number.
+    On a CPU every core trains a model of its own: batches are too small to share among cores.
     """
     key = {"model": model.hash, "task": task.hash, "recipe": asdict(recipe)}
     files = [cache_file(**key, seed=seed) for seed in range(seeds)]
@@ -241,9 +235,6 @@ def fine_tune(model: Model, task: Task, recipe: Recipe, seeds: int) -> list[dict
     threads = torch.get_num_threads()
     workers = threads if recipe.device == "cpu" else 1
     with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        try:
-            list(pool.map(train_one, missing))
-        finally:
-            tuner.stop.set()
+        list(pool.map(train_one, missing))
     torch.set_num_threads(threads)
     return results

@@ -1,10 +1,9 @@
-"""GLUE and XNLI, from the hub or from a folder (`--data-dir DIR`, one folder a task, offline).
+"""GLUE and XNLI (arXiv 1804.07461, 1809.05053), from the hub or offline from `--data-dir DIR`.
 
     DIR/cola/train-00000-of-00001.parquet, …    the hub's files, or others with the hub's columns
     DIR/xnli/fr/test.jsonl                      a folder a language; English alone has a train split
 
-Labels of GLUE's test splits are not public: its validation splits are scored. Sources: arXiv
-1804.07461 and 1809.05053.
+Labels of GLUE's test splits are not public: its validation splits are scored.
 """
 
 from dataclasses import replace

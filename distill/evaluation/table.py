@@ -2,9 +2,6 @@
 
 A record says {model, task, metric, mean, sd, seeds, values}, `values` being one score a seed; those
 of a task also have the number of `examples`, and `chance`, the score of the best constant answer.
-The table has a model a column and three blocks of rows: what a model is; fine-tuned; as it is.
-
-    recovered   (student - baseline) / (teacher - baseline)
 """
 
 import itertools
@@ -40,7 +37,7 @@ def task_records(model: str, task: Task, seeds: list[dict[str, dict]]) -> list[d
     its mean over the splits and, where there are several, that of each split.
     """
     records = []
-    distinct = [min(scores.get(DISTINCT, {"": 2}).values()) for scores in seeds]
+    distinct = [min(seed.get(DISTINCT, {"": 2}).values()) for seed in seeds]
     for metric in [name for name in seeds[0] if name != DISTINCT]:
         more = {"collapsed": distinct.count(1)}  # in so many seeds all answers are the same
         base, splits = metric.removeprefix("probe "), list(seeds[0][metric])
@@ -57,11 +54,10 @@ def task_records(model: str, task: Task, seeds: list[dict[str, dict]]) -> list[d
 
 
 def share(student: dict, teacher: dict, base: dict) -> str | None:
-    """Return how far the student came on the way from `base` to the teacher, in percent with its
-    standard deviation over seeds: that of (part - share * way) / mean(way), the ratio's first-order
-    term. None where a score is undefined, where that deviation is as large as the way, or where the
-    teacher is not above the base by more than the difference's deviation over seeds and by more
-    than the largest sampling error of a share of so many examples.
+    """Return (student - base) / (teacher - base) in percent with its standard deviation over seeds:
+    that of (part - share * way) / mean(way), the ratio's first-order term. None where a score is
+    undefined, that deviation is as large as the way, or the way is not above its own deviation and
+    the largest sampling error of a share of so many examples.
     """
     if None in (*base["values"], *student["values"], *teacher["values"]):
         return None
@@ -77,9 +73,7 @@ def share(student: dict, teacher: dict, base: dict) -> str | None:
     return f"{100 * ratio:.0f} %{spread}" if deviation < 1 else None
 
 
-def closing_lines(
-    models: dict[str, Model], tasks: list[Task], records: list[dict], labels: dict[str, str]
-) -> list[str]:
+def closing_lines(models: dict[str, Model], tasks: list[Task], records, labels) -> list[str]:
     """Say of each task's headlines how each student stands to its baseline and its teacher."""
     by_key = {(r["model"], r["task"], r["metric"]): r for r in records}
     students, lines = [model for model in models.values() if model.baseline], []
@@ -106,7 +100,7 @@ def closing_lines(
 
 
 def short_names(names: list[str]) -> dict[str, str]:
-    """Return for each name its last parts: as many as keep the names apart."""
+    """Return for each name its last parts, as many as keep the names apart."""
     parts = [name.rstrip("/").split("/") for name in names]
     for count in range(1, max(map(len, parts))):
         labels = ["/".join(part[-count:]) for part in parts]
@@ -115,9 +109,7 @@ def short_names(names: list[str]) -> dict[str, str]:
     return {name: name for name in names}
 
 
-def table(
-    facts: list[dict], blocks: dict[str, list[dict]], labels: dict[str, str]
-) -> list[list[str]]:
+def table(facts: list[dict], blocks: dict[str, list[dict]], labels: dict) -> list[list[str]]:
     """Return cells, with a first row and a first column that name them.
 
     facts     {model, and what was measured by title} in the order of the columns

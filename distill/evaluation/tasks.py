@@ -151,11 +151,9 @@ def number(name: str) -> float | None:
         return None
 
 
-def numbered(
-    split: Split, numbers: dict[str, int], missing: set[str], what: str, notes: list[str]
-) -> Split:
-    """Return the rows that have a label, named by `numbers` or, where that is {}, a number itself;
-    a note counts the others.
+def numbered(split: Split, numbers: dict, missing: set, what: str, notes: list[str]) -> Split:
+    """Return the rows that have a label, as a class number or, where `numbers` is {}, as what it
+    spells; a note counts the others.
     """
     rows = [n for n, label in enumerate(split.labels) if label not in missing]
     total, labels = len(split.labels), []
@@ -196,5 +194,4 @@ def folder_task(folder: str | Path) -> Task:
     name = folder.resolve().name
     for key, split in splits.items():
         splits[key] = numbered(split, numbers, missing, f"{name} {key}", notes)
-    scored = {"dev": splits["dev"]}
-    return Task(name, splits["train"], scored, tuple(numbers), metrics, tuple(notes))
+    return Task(name, splits.pop("train"), splits, tuple(numbers), metrics, tuple(notes))
