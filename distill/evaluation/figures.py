@@ -19,8 +19,7 @@ SENTENCE = "The bank refused the loan because it had lent too much money already
 def relation_map(states: Tensor, heads: int) -> np.ndarray:
     """softmax(X X^T / sqrt(d)), X one of Q, K, V, mean over relation heads: (1, N, D) -> (N, N).
 
-    What MHA transfer matches: how much each token (row) resembles each other one (column). A
-    token's relation to itself is most of every row: it is left out.
+    A token's relation to itself is most of every row: it is left out.
     """
     parts = split_heads(states, heads)  # (1, R, N, d)
     values = attention_map(parts, parts).mean(dim=1)[0].float().cpu().numpy()
@@ -46,13 +45,13 @@ def draw_relations(file: Path, model: Model, labels: dict[str, str]) -> None:
     batch = Batch(ids, torch.ones_like(ids, dtype=torch.bool))
     states = qkv_of(teacher, batch, layer), qkv_of(student, batch, last)
 
-    size = {"figsize": (10, 8), "layout": "constrained"}
-    figure, grid = plt.subplots(2, 3, sharex=True, sharey=True, **size)
+    figure, grid = plt.subplots(2, 3, figsize=(10, 8), layout="constrained", sharex=True)
     colours = matplotlib.colormaps["Blues"].with_extremes(bad="0.85")
     for column, name in zip(grid.T, ("query", "key", "value"), strict=True):
         maps = [relation_map(side[name], heads) for side in states]
         for axes, values in zip(column, maps, strict=True):
             image = axes.imshow(values, vmin=0, vmax=np.nanmax(maps), cmap=colours)
+            axes.set_yticks([])
         column[0].set_title(f"{name}-{name}", fontsize=11)
         column[1].set_xticks(range(len(tokens)), tokens, rotation=90, fontsize=9)
         bar = figure.colorbar(image, ax=list(column), location="bottom", shrink=0.9, aspect=30)
@@ -61,7 +60,6 @@ def draw_relations(file: Path, model: Model, labels: dict[str, str]) -> None:
     for axes, label in zip(grid[:, 0], sides, strict=True):
         axes.set_ylabel(label, fontsize=10)
         axes.set_yticks(range(len(tokens)), tokens, fontsize=9)
-    title = f"How much each token (row) resembles the others, mean over {heads} relation heads"
-    figure.suptitle(title, fontsize=11)
+    figure.suptitle(f"How much each token (row) resembles the others, mean over {heads} heads")
     figure.savefig(file, dpi=150)
     plt.close(figure)

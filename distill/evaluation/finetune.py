@@ -6,10 +6,8 @@
 The mean and not [CLS], because a student of MHA or DirectMiniLM has no trained [CLS]: its last
 block's output and FFN never learned. For the same reason every layer is trained. Cross-entropy, or
 for numbers the squared error of the labels brought to mean 0 and deviation 1; AdamW; the rate rises
-over a tenth of the steps, then falls to 0; no dropout.
-
-To be quick, batches hold sentences of like length, and the word table has only the rows that the
-task reads (AdamW would move all of XLM-R's 250,002 at every step).
+over a tenth of the steps, then falls to 0; no dropout. To be quick, batches hold sentences of like
+length, and the word table only the rows that the task reads, not all of XLM-R's 250,002.
 """
 
 import json
@@ -129,10 +127,9 @@ class Tuner:
             sides = split.texts, split.text_pairs
             self.splits[name] = Examples(*sides, tokenizer, encoder.config, recipe.max_tokens)
         # Ids up to the padding's keep their numbers: RoBERTa counts its positions from that one.
-        used = [np.arange(encoder.config.pad_token_id + 1)]
-        for examples in self.splits.values():
-            used += examples.ids
-        self.used_ids = np.unique(np.concatenate(used))
+        rows = [ids for examples in self.splits.values() for ids in examples.ids]
+        rows.append(np.arange(encoder.config.pad_token_id + 1))
+        self.used_ids = np.unique(np.concatenate(rows))
         for examples in self.splits.values():
             examples.ids = [np.searchsorted(self.used_ids, ids) for ids in examples.ids]
         labels = np.array(task.train.labels)
@@ -149,17 +146,14 @@ class Tuner:
         recipe, task, generator = self.recipe, self.task, torch.Generator().manual_seed(seed)
         model = Classifier(self.encoder, self.used_ids, len(task.classes) or 1, generator)
         model.to(recipe.device)
+        loss = F.cross_entropy if task.classes else F.mse_loss
         optimizer = make_optimizer(model, recipe.lr, recipe.weight_decay)
         batches = []
         for _ in range(recipe.epochs):
             batches += self.splits["train"].shuffled(recipe.batch_size, generator)
         for step, rows in enumerate(batches):
-            outputs = self.outputs(model, "train", rows)
             targets = self.targets[rows].to(recipe.device)
-            if task.classes:
-                F.cross_entropy(outputs, targets).backward()
-            else:
-                F.mse_loss(outputs.squeeze(-1), targets).backward()
+            loss(self.outputs(model, "train", rows), targets).backward()
             if not math.isfinite(nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)):
                 return {name: dict.fromkeys(task.scored) for name in task.metrics}
             rate = learning_rate(step, len(batches), recipe.lr, recipe.warmup)
@@ -171,7 +165,8 @@ class Tuner:
     def outputs(self, model: Classifier, split: str, rows: np.ndarray) -> Tensor:
         device = torch.device(self.recipe.device)
         with autocast(device, self.recipe.precision):
-            return model(*(part.to(device) for part in self.splits[split].batch(rows))).float()
+            outputs = model(*(part.to(device) for part in self.splits[split].batch(rows))).float()
+        return outputs if self.task.classes else outputs.squeeze(-1)
 
     @torch.inference_mode()
     def scores(self, model: Classifier) -> dict[str, dict[str, float | None]]:
@@ -181,11 +176,10 @@ class Tuner:
             predictions = np.empty(len(labels))
             for rows in self.splits[split].by_length(64):
                 outputs = self.outputs(model, split, rows).cpu()
-                predictions[rows] = outputs.argmax(-1) if self.task.classes else outputs.squeeze(-1)
+                predictions[rows] = outputs.argmax(-1) if self.task.classes else outputs
             finite = np.isfinite(predictions).all()
             for name in self.task.metrics:
-                score = METRICS[name](predictions, labels) if finite else None
-                scores[name][split] = score
+                scores[name][split] = METRICS[name](predictions, labels) if finite else None
             scores[DISTINCT][split] = len(np.unique(predictions))
         return scores
 

