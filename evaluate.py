@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 
 from distill.data.corpus import unknown_share
-from distill.evaluation import table
+from distill.evaluation import figures, table
 from distill.evaluation.as_is import SENTENCES, neighbours_kept, probe_scores, sentence_vectors
 from distill.evaluation.columns import Model, load_columns
 from distill.evaluation.cost import measure_costs
@@ -34,14 +34,13 @@ from distill.training.processes import world
 from minitransformer.files import UserError, atomic, printable
 
 KNOWN = ", ".join((*NAMED, "glue", *GLUE, "xnli", "none"))
-UNKNOWN = 0.05  # the share of a task's letters from which a warning says that they are not read
 
 
 def parse_config(argv: list[str] | None = None) -> argparse.Namespace:
     parser = cli.Parser(description=__doc__.splitlines()[0])
     add, path, tasks = parser.add_argument, os.path.expanduser, ["movies", "topics"]
     task_help = f"{KNOWN}, or a folder with train.* and dev.* (default: movies topics)"
-    precision_help = "of all but latencies; auto: bf16 where the hardware multiplies it, else fp32"
+    precision_help = "auto: bf16 where the hardware multiplies it, else fp32"
     add("runs", nargs="+", type=path, metavar="RUN", help="run folders, other folders, or hub ids")
     add("--teacher", type=path, help="what to compare with (default: each run's own teacher)")
     add("--tasks", nargs="+", type=path, default=tasks, metavar="T", help=task_help)
@@ -86,13 +85,13 @@ def warn_of_unknown_letters(models: dict[str, Model], tasks: list[Task]) -> None
         for task in tasks:
             for name, split in task.splits.items():
                 share = unknown_share(model.tokenizer, split.texts[:SENTENCES])
-                if share >= UNKNOWN:
-                    what = f"{share:.0%} of the letters of {task.name} {name} are unknown to"
-                    show(f"warning: {what} the tokenizer of {model.name}")
+                if share >= 0.05:
+                    what = f"{share:.0%} of the letters of {task.name} {name}"
+                    show(f"warning: the tokenizer of {model.name} does not know {what}")
 
 
 def score_all(models: dict[str, Model], tasks: list[Task], seeds: int, precision: str, device):
-    """Return the records {block: rows} and notes: recipes, and inputs that were cut."""
+    """Return the records {block: rows}, and a note of each task's recipe."""
     tuned, as_is, notes, vectors = [], [], [], {}
     for task in tasks:
         how = task.lr, task.epochs, task.batch_size
@@ -104,8 +103,6 @@ def score_all(models: dict[str, Model], tasks: list[Task], seeds: int, precision
         for name, model in models.items():
             results = fine_tune(model, task, recipe, seeds)
             tuned += table.task_records(name, task, [result["scores"] for result in results])
-            if cut := results[0]["cut"]:
-                notes.append(f"{task.name}: {cut} inputs are too long for {name}, cut")
             probed = probe_scores(model, task, device, precision)
             as_is += table.task_records(name, task, [probed])
     for name, model in models.items() if tasks else ():
@@ -126,13 +123,11 @@ def main(argv: list[str] | None = None) -> int:
     config = parse_config(argv)
     if world() > 1:
         raise UserError("evaluate.py works in one process; start it with python, not torchrun")
-    out = config.out and Path(config.out)
-    if out:  # before hours of work
+    if out := config.out and Path(config.out):  # before hours of work
         out.mkdir(parents=True, exist_ok=True)
     device = choose_device(config.device)
     precision = choose_precision(config.precision, device)
-    if config.threads:
-        torch.set_num_threads(config.threads)
+    torch.set_num_threads(config.threads or torch.get_num_threads())
 
     tasks, models = load_tasks(config), load_columns(config.runs, config.teacher)
     for model in models.values():
@@ -151,22 +146,18 @@ def main(argv: list[str] | None = None) -> int:
     lines = table.markdown(table.table(facts, blocks, labels))
     closing = table.closing_lines(models, tasks, rows, labels)
     if out:
-        from distill.evaluation.figures import draw_relations  # here: matplotlib takes a second
-
         results = {**measured_by, "settings": vars(config), "models": facts, "rows": rows}
         results["notes"] = [*(note for task in tasks for note in task.notes), *notes, *closing]
         with atomic(out / "results.json") as unfinished:
             unfinished.write_text(json.dumps(results, indent=1, allow_nan=False), "utf-8")
         with atomic(out / "results.md") as unfinished:
-            text = [lines, "  \n".join(notes), "  \n".join(closing)]
-            unfinished.write_text("\n\n".join(text).strip() + "\n", "utf-8")
+            unfinished.write_text("\n\n".join([lines, *notes, *closing]) + "\n", "utf-8")
         for model in models.values():
             if model.baseline and model.tokenizer.hash == model.teacher.tokenizer.hash:
                 stem = labels[model.name].replace("/", "-")
-                draw_relations(out / f"relations-{stem}.png", model, labels)
-    show("", *lines.split("\n"), "", *notes, "", *closing)
-    if out:
+                figures.draw_relations(out / f"relations-{stem}.png", model, labels)
         show(f"written to {out}")
+    show("", *lines.split("\n"), "", *notes, "", *closing)
     return 0
 
 

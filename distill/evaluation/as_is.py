@@ -45,9 +45,7 @@ def neighbours_kept(student: Tensor, teacher: Tensor) -> float:
 
 
 def retrieval_accuracy(queries: Tensor, candidates: Tensor, texts: list[str]) -> float:
-    """Return the share of queries (M, D) whose nearest candidate (M, D) has the text of their own
-    row: two rows may have the same original.
-    """
+    """Return the share of queries (M, D) whose nearest candidate (M, D) has their own text."""
     nearest = (queries @ candidates.T).argmax(dim=-1).tolist()
     hits = [texts[found] == text for found, text in zip(nearest, texts, strict=True)]
     return sum(hits) / len(hits)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from distill.student import build_start
+from distill.student import build_start, sizes
 from distill.training.run import Run
 from minitransformer.files import UserError, printable
 from minitransformer.model import Encoder
@@ -17,7 +17,7 @@ class Model:
 
     settings   of the run of train.py whose student it is
     baseline   what the student must beat: see `cut_teacher` and `untrained_start`
-    logged     method and held-out losses, as the run's log has them
+    logged     method and held-out losses, from the run's log
     """
 
     name: str
@@ -73,15 +73,12 @@ def load_model(name: str, log: list[dict]) -> Model:
 
 
 def cut_teacher(run: Model, models: dict[str, Model]) -> Model | None:
-    """Return the teacher cut off after the student's number of layers, with nothing trained.
-
-    None where the student is not a shallower encoder of its teacher's width, heads and FFN width.
+    """Return the teacher cut off after the student's number of layers, with nothing trained; None
+    where the student is no shallower or has another width, heads or FFN width.
     """
     teacher, layers = run.teacher, run.encoder.config.num_hidden_layers
     config = replace(teacher.encoder.config, num_hidden_layers=layers)
-    names = ("hidden_size", "num_attention_heads", "intermediate_size")
-    alike = all(getattr(config, name) == getattr(run.encoder.config, name) for name in names)
-    if not alike or layers >= len(teacher.encoder.blocks):
+    if sizes(config) != sizes(run.encoder.config) or layers >= len(teacher.encoder.blocks):
         return None
     name = f"{teacher.name} (first {layers} layers)"
     if name in models:

@@ -12,14 +12,12 @@ import torch
 from distill.evaluation.columns import Model
 from minitransformer.model import Encoder
 
-LENGTH = 128  # tokens, of the latencies
-
 
 def measure_costs(models: dict[str, Model]) -> dict[str, dict]:
     """Return what each model costs, without MLM heads; a baseline costs what its student does."""
     same = {model.baseline.name: name for name, model in models.items() if model.baseline}
     encoders = {name: model.encoder for name, model in models.items() if name not in same}
-    length = min(LENGTH, *(encoder.config.max_tokens for encoder in encoders.values()))
+    length = min(128, *(encoder.config.max_tokens for encoder in encoders.values()))
     costs = {}
     for name, encoder in encoders.items():
         layers, width = encoder.config.num_hidden_layers, encoder.config.hidden_size

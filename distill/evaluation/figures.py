@@ -29,9 +29,7 @@ def relation_map(states: Tensor, heads: int) -> np.ndarray:
 
 @torch.inference_mode()
 def draw_relations(file: Path, model: Model, labels: dict[str, str]) -> None:
-    """Draw teacher (above) and student at the layers and relation heads that the run was trained
-    with, or as MHA transfer chooses them. Both sides of a column have one scale.
-    """
+    """Draw teacher (above) and student with the layer and relation heads of the run, or of MHA."""
     teacher, student, settings = model.teacher.encoder, model.encoder, model.settings or {}
     if not settings.get("relation_heads"):
         settings = {}  # of another method, which reads another layer

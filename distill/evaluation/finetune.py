@@ -52,17 +52,13 @@ class Recipe:
 
 
 class Examples:
-    """A split as token ids that fit the encoder, and its batches; `cut` counts longer inputs.
-
-    The token types end at the encoder's last one: RoBERTa's body has one, but many pairs two.
-    """
+    """A split as token ids, cut to what fits the encoder, and its batches."""
 
     def __init__(self, texts, text_pairs, tokenizer: Tokenizer, config: EncoderConfig, most: int):
         limit, highest = min(most, config.max_tokens), config.type_vocab_size - 1
         rows = tokenizer.encode_pairs(texts, text_pairs, max_tokens=limit)
-        whole = tokenizer.encode_pairs(texts, text_pairs, max_tokens=limit + 1)
-        self.cut = sum(len(ids) > limit for ids, _ in whole)
         self.ids = [np.array(ids) for ids, _ in rows]
+        # RoBERTa's body has one token type, but many a tokenizer gives pairs two
         self.types = [np.minimum(types, highest) for _, types in rows]
         self.lengths = np.array([len(ids) for ids in self.ids])
         self.pad = config.pad_token_id
@@ -138,10 +134,8 @@ class Tuner:
         self.targets = torch.from_numpy(labels)
 
     def train(self, seed: int) -> dict[str, dict[str, float | None]]:
-        """Return {metric: {split: score}}; None where the loss became NaN or inf.
-
-        The seed decides the head's first weights and the order of the examples, alike for every
-        model: scores of one seed are pairs.
+        """Return {metric: {split: score}}; None where the loss became NaN or inf. The seed decides
+        the head's first weights and the order of the examples, alike for every model.
         """
         recipe, task, generator = self.recipe, self.task, torch.Generator().manual_seed(seed)
         model = Classifier(self.encoder, self.used_ids, len(task.classes) or 1, generator)
@@ -208,9 +202,8 @@ def read_result(file: Path) -> dict | None:
 
 
 def fine_tune(model: Model, task: Task, recipe: Recipe, seeds: int) -> list[dict]:
-    """Return {scores, cut} of each seed: from the cache, or trained now and kept at once.
-
-    On a CPU every core trains a model of its own: batches are too small to share among cores.
+    """Return {scores} of each seed: from the cache, or trained now and kept at once. On a CPU every
+    core trains a model of its own: batches are too small to share among cores.
     """
     key = {"model": model.hash, "task": task.hash, "recipe": asdict(recipe)}
     files = [cache_file(**key, seed=seed) for seed in range(seeds)]
@@ -220,10 +213,9 @@ def fine_tune(model: Model, task: Task, recipe: Recipe, seeds: int) -> list[dict
         return results
     print(printable(f"fine-tuning {model.name} on {task.name}, {len(missing)} seeds"), flush=True)
     tuner = Tuner(model.encoder, model.tokenizer, task, recipe)
-    cut = sum(examples.cut for examples in tuner.splits.values())
 
     def train_one(seed: int) -> None:
-        results[seed] = {"scores": tuner.train(seed), "cut": cut}
+        results[seed] = {"scores": tuner.train(seed)}
         write_result(files[seed], results[seed])
 
     threads = torch.get_num_threads()

@@ -71,6 +71,5 @@ def read_hub(dataset: str, config: str, split: str, columns: tuple[str, ...]) ->
     try:
         table = datasets.load_dataset(dataset, config, split=split).to_pandas()
     except Exception as error:  # whatever a hub, a network or a cache can do wrong
-        place = f"{dataset} {config} could not be downloaded"
-        raise UserError(f"{place}; pass --data-dir ({first_line(error)})") from None
+        raise UserError(f"{dataset} {config}: {first_line(error)}; or pass --data-dir") from None
     return make_split(table, columns)

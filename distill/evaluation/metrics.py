@@ -1,8 +1,7 @@
 """Scores of a task: accuracy, F1, Matthews, Pearson, Spearman; equal to scikit-learn's or scipy's.
 
-Every metric takes (predictions, labels), both (M,), and returns a float; 1.0 is perfect. Where F1
-or Matthews divide 0 by 0 the score is 0.0, as in scikit-learn and so in GLUE's own numbers. The
-linear or rank correlation with a constant is not defined: None.
+Each takes (predictions, labels), both (M,). Where F1 or Matthews divide 0 by 0 the score is 0.0, as
+in scikit-learn. The linear or rank correlation with a constant is not defined: None.
 """
 
 import numpy as np
@@ -40,9 +39,7 @@ METRICS = {f.__name__: f for f in (accuracy, f1, matthews, pearson, spearman)}
 
 
 def chance(metric, labels):
-    """The best score of a constant answer: the largest class' share for accuracy, "positive" for
-    f1, 0 for every correlation.
-    """
+    """The best score of a constant answer, such as the largest class' share for accuracy."""
     if metric not in ("accuracy", "f1"):
         return 0.0
     labels = np.asarray(labels)

@@ -80,9 +80,9 @@ def closing_lines(models: dict[str, Model], tasks: list[Task], records, labels) 
     for task in tasks:
         headlines = task.metrics[0], f"probe {task.metrics[0]}", "retrieval accuracy"
         for metric, run in itertools.product(headlines, students):
-            sides = run.baseline.name, run.name, run.teacher.name
             if (run.name, task.name, metric) not in by_key:
                 continue
+            sides = run.baseline.name, run.name, run.teacher.name
             base, student, teacher = (by_key[side, task.name, metric] for side in sides)
             below, name, above = (labels[side] for side in sides)
             way = share(student, teacher, base)
@@ -113,7 +113,7 @@ def table(facts: list[dict], blocks: dict[str, list[dict]], labels: dict) -> lis
     """Return cells, with a first row and a first column that name them.
 
     facts     {model, and what was measured by title} in the order of the columns
-    blocks    {title: the records that have a row in this block}
+    blocks    {title: records}
     """
     names = [model["model"] for model in facts]
     lines = [["", *(labels[name] for name in names)]]
@@ -138,8 +138,7 @@ def score(record: dict) -> str:
     if record["mean"] is None:
         return "undefined"
     text = f"{record['mean']:.3f}"
-    if record["sd"] is not None:
-        text += f" ± {record['sd']:.3f}"
+    text += "" if record["sd"] is None else f" ± {record['sd']:.3f}"
     if record.get("collapsed"):
         text += f", collapsed to one class in {record['collapsed']} of {record['seeds']} seeds"
     return text

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from minitransformer.files import UserError, check_regular, first_line
+from minitransformer.files import UserError, check_regular, first_line, shortened
 
 # no label: what pandas reads as "not a number", what people write, PyTorch's ignore_index
 MISSING = set("? -100 #N/A #NA -NaN -nan <NA> N/A NA NULL NaN None n/a nan null".split()) | {""}
@@ -65,8 +65,7 @@ class Task:
 
     def __str__(self) -> str:
         counts = ", ".join(f"{len(split.texts):,} {name}" for name, split in self.splits.items())
-        classes = f"{len(self.classes)} classes: {', '.join(self.classes[:6])}"
-        classes += ", …" if len(self.classes) > 6 else ""
+        classes = f"{len(self.classes)} classes: {shortened(', '.join(self.classes), 100)}"
         return f"{self.name}: {counts}; {classes if self.classes else 'numbers'}"
 
 
@@ -152,8 +151,8 @@ def number(name: str) -> float | None:
 
 
 def numbered(split: Split, numbers: dict, missing: set, what: str, notes: list[str]) -> Split:
-    """Return the rows that have a label, as a class number or, where `numbers` is {}, as what it
-    spells; a note counts the others.
+    """Return the rows that have a label, now a class number or, without `numbers`, the number that
+    it spells; a note counts the others.
     """
     rows = [n for n, label in enumerate(split.labels) if label not in missing]
     total, labels = len(split.labels), []
