@@ -127,10 +127,14 @@ class QKVMethod(Method):
         self.student_layer = student.num_hidden_layers
         self.teacher_layer = choose_teacher_layer(teacher.num_hidden_layers, teacher_layer)
         self.relation_heads = choose_heads(student.hidden_size, teacher.hidden_size, relation_heads)
+        widths = student.hidden_size, teacher.hidden_size
+        self.head_widths = [width // self.relation_heads for width in widths]
 
     def describe(self):
+        d_s, d_t = self.head_widths
         layers = f"student layer {self.student_layer}, teacher layer {self.teacher_layer}"
-        return f"{self.what}: {layers}, {self.relation_heads} relation heads"
+        heads = f"{self.relation_heads} relation heads of width {d_s} (student) and {d_t} (teacher)"
+        return f"{self.what}: {layers}, {heads}"
 
     def compare(self, name, student, teacher, batch):
         """Return (sum, count) for one of Q, K, V; `name` is "query", "key" or "value"."""

@@ -198,6 +198,7 @@ def test_settings_reach_the_method():
     settings = {"mapping": "single", "teacher_layer": 2, "relation_heads": 4}
     settings |= {"temperature": 2.0, "positions": "all"}
     heads = "student layer 2, teacher layer 2, 4 relation heads"
+    heads += " of width 4 (student) and 6 (teacher)"
     for name, said in {
         "mha": f"Q, K, V relations: {heads}",
         "direct-minilm": f"Q, K, V directly: {heads}",

@@ -26,7 +26,8 @@ tags: [distillation, {method}, sentence-transformers]
 
 An encoder trained from `{source}` by the method `{method}`:
 {sizes}.
-Held-out loss {losses} in {steps} steps on sequences of {seq_len} tokens.
+Held-out loss {losses} in {steps} steps on sequences of {seq_len} tokens;
+later positions were not trained.
 
 ## Text
 
@@ -58,6 +59,8 @@ def announce(config, run: Run, start: Start, text: list[dict], frozen: list[str]
         count = readable(sum(start.student.get_parameter(name).numel() for name in frozen))
         modules = ", ".join(dict.fromkeys(name.rpartition(".")[0] for name in frozen))
         print(f"frozen, this method never reaches them ({count} parameters): {modules}")
+    if (fit := start.student.config.max_tokens) > config.seq_len:
+        print(f"note: positions {config.seq_len + 1} to {fit} are not trained, they stay as copied")
     for warning in start.warnings:
         print(f"WARNING: {warning}")
     tokens = sum(corpus["tokens"] for corpus in text)
