@@ -112,6 +112,8 @@ WRONG = {
     "too many cells": ({"train.csv": 'text,label\n"a\nb",x\nc,d,e\n'}, "2 fields in line 3, saw 3"),
     "too few cells": ({"train.tsv": "text\tlabel\na\tb\nc\n"}, "row 2 has fewer cells"),
     "a Git LFS pointer": ({"train.jsonl": POINTER}, "git lfs pull"),
+    "an underscore": ({"train.csv": "text,label\na,.5\n", "dev.csv": "text,label\na,1_0\n"},
+                      "dev: label '1_0' is not a number"),
     "one class": ({"train.csv": "text,label\na,x\nb,x\n"}, "train has 1 classes"),
     "new label": ({"train.jsonl": GOOD, "dev.jsonl": LINE.replace('"x"', '"z"')},
                   "dev: label 'z' is not one of the classes x, y"),
