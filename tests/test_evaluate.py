@@ -9,13 +9,11 @@ import pytest
 import torch
 from conftest import WORDS, tiny_config, tiny_encoder, tiny_tokenizer
 from helpers import make_inputs
-from test_glue import write_glue, write_xnli
 from test_tasks import own
 
 import evaluate
 import train
 from distill.evaluation import as_is, columns, figures
-from distill.evaluation.glue import GLUE
 from minitransformer import Encoder, load_pretrained, save_pretrained
 from minitransformer.files import UserError
 
@@ -67,22 +65,16 @@ def test_the_whole_of_it(here, run, capsys, monkeypatch):
     shown = [teacher, cut, "mha", "./od", "direct-minilm (start)", "direct-minilm"]
     models = {model["model"]: model for model in results["models"]}
     assert list(models) == shown
-    assert all(
-        models[cut][title] == value
-        for title, value in models["mha"].items()
-        if title.startswith(("layers", "latency"))
-    )
-    for name in names:
-        log = json.loads((here / name / "log.jsonl").read_text().splitlines()[-1])
-        assert models[name if name != "od" else "./od"]["held-out loss"] == log["loss_after"]
-
+    titles = [title for title in models["mha"] if title.startswith(("parameters", "latency"))]
+    assert [models[cut][title] for title in titles] == [models["mha"][title] for title in titles]
+    log = json.loads((here / "mha" / "log.jsonl").read_text().splitlines()[-1])
+    assert models["mha"]["held-out loss"] == log["loss_after"]
     rows = {(r["model"], r["task"], r["metric"]): r for r in results["rows"]}
     for name in shown:
         tuned, probed = (rows[name, "mine", m] for m in ("accuracy", "probe accuracy"))
         assert (tuned["seeds"], len(tuned["values"]), probed["seeds"]) == (2, 2, 1)
         assert tuned.keys() >= {"model", "task", "metric", "mean", "sd", "seeds", "values"}
     assert 0 <= rows["mha", "vectors", "neighbours kept"]["mean"] <= 1
-    assert results.keys() >= {"argv", "commit", "versions", "machine", "settings"}
     printed, text = capsys.readouterr().out, (out / "results.md").read_text()
     mean = "{mean:.3f} ± {sd:.3f}".format(**rows["mha", "mine", "accuracy"])
     for shown in (printed, text):
@@ -105,17 +97,6 @@ def test_the_cut_teacher_is_its_first_layers_bit_for_bit(here):
     with torch.inference_mode():
         assert torch.equal(cut.encoder(ids).hidden[-1], by_hand(ids).hidden[-1])
     assert student.baseline is cut
-
-
-def test_a_copy_of_the_teacher_keeps_everything_and_has_no_baseline(here, run, tmp_path):
-    name = str(shutil.copytree(here / "teacher", tmp_path / "copy"))
-    results = run(name, "--teacher", "teacher", *QUICK, "--out", tmp_path / "out")
-    assert [model["model"] for model in results["models"]] == ["teacher", name]
-    scores = {"teacher": {}, name: {}}
-    for row in results["rows"]:
-        scores[row["model"]][row["task"], row["metric"]] = row["values"]
-    assert scores[name].pop(("vectors", "neighbours kept")) == [1.0]
-    assert scores[name] == scores["teacher"]
 
 
 @pytest.mark.parametrize("pooling", ["mean", "cls"])
@@ -145,19 +126,17 @@ def test_neighbours_are_others_and_translations_are_found_by_their_text():
 
 def test_the_probe_is_ridge_regression_and_chooses_its_ridge_on_a_part_of_train():
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(200, 5, generator=generator)
+    x = torch.randn(150, 5, generator=generator)
     y = torch.nn.functional.one_hot(x.argmax(dim=-1), 5)
     # by hand: an intercept that is not shrunk, as an augmented least-squares problem
     [found] = as_is.ridge_outputs(x, y, [x], 2.0)
-    centred = (x - x.mean(0)).double().numpy()
+    centred, mean = (x - x.mean(0)).double().numpy(), y.double().mean(0).numpy()
     rows = np.vstack([centred, np.sqrt(2.0) * np.eye(5)])
-    targets = np.vstack([(y - y.double().mean(0)).numpy(), np.zeros((5, 5))])
-    solution = np.linalg.lstsq(rows, targets, rcond=None)[0]
-    expected = centred @ solution + y.double().mean(0).numpy()
-    assert np.allclose(found.numpy(), expected)
+    solution = np.linalg.lstsq(rows, np.vstack([y.numpy() - mean, np.zeros((5, 5))]))[0]
+    assert np.allclose(found.numpy(), centred @ solution + mean)
     # pure noise: the most shrinking is best; exact lines: the least
     noise = torch.randn(150, 1, generator=generator)
-    [flat], [line] = (as_is.probe(x[:150], t, [x]) for t in (noise, x[:150, :1]))
+    [flat], [line] = (as_is.probe(x, t, [x]) for t in (noise, x[:, :1]))
     assert flat.std() < 0.1
     assert torch.allclose(line, x[:, :1].double(), atol=1e-3)
 
@@ -176,33 +155,15 @@ def test_another_teacher_is_noted_and_one_that_does_not_fit_refused(here, tmp_pa
 
 
 @pytest.mark.slow
-def test_all_of_glue_and_xnli_from_files(here, run, tmp_path):
-    write_glue(tmp_path / "data", "parquet")
-    write_xnli(tmp_path / "data", ("en", "de", "sw"))
-    flags = ("--epochs", "1", "--seeds", "1", "--out", tmp_path / "out")
-    results = run("mha", "--tasks", "glue", "xnli", "--data-dir", tmp_path / "data", *flags)
-    metrics = {}
-    for row in results["rows"]:
-        if row["model"] == "mha" and not row["metric"].startswith("probe"):
-            metrics.setdefault(row["task"], []).append(row["metric"])
-    assert list(metrics) == [*GLUE, "xnli", "vectors"]
-    assert metrics["mnli"] == ["accuracy", "accuracy matched", "accuracy mismatched"]
-    assert metrics["xnli"] == ["accuracy", *(f"accuracy {name}" for name in ("de", "en", "sw"))]
-
-
-@pytest.mark.slow
 def test_what_people_bring(here, run, tmp_path, capsys):
-    """One token type and pairs, lone surrogates, long inputs, hidden labels, another tokenizer, a
-    script that it cannot read.
-    """
+    """Another tokenizer, one token type and pairs, surrogates, long inputs, unknown letters."""
     save_pretrained(tmp_path / "roberta", tiny_encoder("roberta"), tiny_tokenizer("xlm-roberta"))
     rows = [["ok HALF bad", "the model", 0], ["the text " * 60, "of a token", 1]] * 4
     hidden = [["the", "a", -1], ["\u0e01\u0e02" * 900, "a", 1]]
     own(tmp_path / "odd", ["text", "text_pair", "label"], [*rows, *hidden], rows)
     for file in (tmp_path / "odd").iterdir():
         file.write_text(file.read_text().replace("HALF", "\\ud83d"))
-    flags = ("--tasks", tmp_path / "odd", "--epochs", "1", "--out", tmp_path / "out")
-    run(tmp_path / "roberta", *flags, "--teacher", "teacher")
+    run(tmp_path / "roberta", "--tasks", tmp_path / "odd", "--epochs", "1", "--teacher", "teacher")
     printed = capsys.readouterr().out
     assert "note: odd train: 1 of 10 rows have no label and are left out" in printed
     assert "the tokenizer of teacher does not know " in printed
@@ -221,19 +182,19 @@ def test_a_tilde_is_the_home_folder(monkeypatch):
     assert {config.teacher, config.data_dir, config.out} == {"/here/a"}
 
 
-@pytest.mark.parametrize(
-    ("flags", "message"),
-    [
-        (["--epochs", "0"], "--epochs is 0; it must be at least 1"),
-        (["--tasks", "mine", "other/mine"], "another task called mine"),
-        (["--tasks", "docs"], "--tasks docs: neither a folder nor one of movies, topics, claims"),
-        ([], "works in one process"),
-    ],
-)
+WRONG = [
+    ("--epochs 0", "--epochs is 0; it must be at least 1"),
+    ("--tasks mine other/mine", "another task called mine"),
+    ("--tasks docs", "--tasks docs: neither a folder nor one of movies, topics, claims"),
+    ("", "works in one process"),
+]
+
+
+@pytest.mark.parametrize(("flags", "message"), WRONG)
 def test_what_is_wrong_is_one_line_before_any_work(flags, message, here, monkeypatch):
     shutil.copytree(here / "mine", here / "other" / "mine", dirs_exist_ok=True)
     monkeypatch.setattr(evaluate, "load_columns", None)
     if not flags:
         monkeypatch.setattr(evaluate, "world", lambda: 2)
     with pytest.raises(UserError, match=message):
-        evaluate.main(["teacher", "--threads", "1", *flags])
+        evaluate.main(["teacher", "--threads", "1", *flags.split()])

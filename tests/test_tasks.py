@@ -13,20 +13,18 @@ from minitransformer.files import UserError
 
 def write(path, rows, columns):
     path.parent.mkdir(parents=True, exist_ok=True)
+    objects = [dict(zip(columns, row, strict=True)) for row in rows]
     if path.suffix == ".parquet":
-        cells = [list(column) for column in zip(*rows, strict=True)]
-        pyarrow.parquet.write_table(pyarrow.table(cells, names=columns), path)
-    elif path.suffix in (".jsonl", ".ndjson"):
-        objects = (dict(zip(columns, row, strict=True)) for row in rows)
-        path.write_text("".join(json.dumps(o, ensure_ascii=False) + "\n" for o in objects), "utf-8")
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(objects), path)
     elif path.suffix == ".json":
-        path.write_text(json.dumps([dict(zip(columns, row, strict=True)) for row in rows]))
-    elif path.suffix == ".csv":
-        with path.open("w", encoding="utf-8", newline="") as file:
-            csv.writer(file).writerows([columns, *rows])
+        path.write_text(json.dumps(objects))
+    elif path.suffix in (".jsonl", ".ndjson"):
+        path.write_text("\n".join(json.dumps(o, ensure_ascii=False) for o in objects), "utf-8")
     else:
-        lines = ["\t".join(map(str, row)) for row in [columns, *rows]]
-        path.write_text("\n".join(lines) + "\n", "utf-8")
+        plain = {"delimiter": "\t", "quoting": csv.QUOTE_NONE, "quotechar": None}
+        with path.open("w", encoding="utf-8", newline="") as file:
+            form = {} if path.suffix == ".csv" else plain
+            csv.writer(file, lineterminator="\n", **form).writerows([columns, *rows])
 
 
 def own(folder, columns, train, dev, suffix="jsonl"):
@@ -38,24 +36,20 @@ def own(folder, columns, train, dev, suffix="jsonl"):
 SUFFIXES = ("parquet", "jsonl", "csv", "TSV")
 
 
-@pytest.mark.parametrize("suffix", SUFFIXES)
-def test_own_classes_keep_their_names_and_numbers_their_order(suffix, tmp_path):
+@pytest.mark.parametrize("suffix", [*SUFFIXES, "json", "ndjson"])
+def test_classes_keep_their_names_numbers_their_order_and_fractions_are_predicted(suffix, tmp_path):
     rows = [["one", "x", "nein"], ["two", "y", "ja"], ["three", "z", "nein"]]
     task = folder_task(own(tmp_path / "votes", ["text", "text_pair", "label"], rows, rows, suffix))
     assert (task.name, task.classes, task.train.labels) == ("votes", ("ja", "nein"), [1, 0, 1])
-    assert task.train.text_pairs == ["x", "y", "z"]
-    rows = [["a", 10], ["b", 2], ["c", 0]]
-    task = folder_task(own(tmp_path / "numbers", ["text", "label"], rows, rows, suffix))
-    assert (task.classes, task.train.labels) == (("0", "2", "10"), [2, 1, 0])
-    assert task.train.text_pairs is None
-
-
-@pytest.mark.parametrize("suffix", [*SUFFIXES, "json", "ndjson"])
-def test_own_fractions_make_a_regression(suffix, tmp_path):
-    rows = [["a", 0.5], ["b", 2], ["c", -1]]
-    task = folder_task(own(tmp_path, ["text", "label"], rows, rows, suffix))
-    assert (task.classes, task.train.labels) == ((), [0.5, 2, -1])  # -1 is a number
-    assert (task.metrics, task.notes) == (("pearson", "spearman"), ())
+    assert (task.train.texts, task.train.text_pairs) == (["one", "two", "three"], ["x", "y", "z"])
+    for labels, classes, expected in (
+        ([10, 2, 0], ("0", "2", "10"), [2, 1, 0]),
+        ([0.5, 2, -1], (), [0.5, 2, -1]),  # -1 is a number
+    ):
+        rows = [["a", label] for label in labels]
+        task = folder_task(own(tmp_path / str(labels), ["text", "label"], rows, rows, suffix))
+        assert (task.classes, task.train.labels, task.notes) == (classes, expected, ())
+        assert task.train.text_pairs is None
 
 
 def test_labels_that_are_spelt_in_two_ways_are_two_classes(tmp_path):
@@ -109,7 +103,6 @@ POINTER = "version https://git-lfs.github.com/spec/v1\n"
 WRONG = {
     "no dev": ({"train.jsonl": GOOD, "dev.jsonl": None}, "one dev with .parquet, .jsonl, .n"),
     "two trains": ({"train.jsonl": GOOD, "train.csv": "text\n"}, "found train.csv, train.jsonl"),
-    "shards, too": ({"train.jsonl": GOOD, "train-0-of-1.jsonl": GOOD}, "found train-0-of-1.jsonl"),
     "empty": ({"train.jsonl": ""}, "train.jsonl: no rows in it"),
     "wrong columns": ({"train.csv": "txt,y\na,b\n"}, "0 columns 'text' among ['txt', 'y']"),
     "semicolons": ({"train.csv": "text;label\na;b\n"}, "['text;label']; a .csv is separated"),
