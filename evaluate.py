@@ -1,7 +1,7 @@
 """What did distillation bring, and what does the student cost?
 
     python evaluate.py runs/mha-1                          beside its teacher, on movies and topics
-    python evaluate.py runs/mha-1 runs/hs-1 --out results  several runs; JSON, Markdown, pictures
+    python evaluate.py runs/mha-1 runs/hs-1 --out results  several runs; also JSON and Markdown
     python evaluate.py RUN --tasks glue --data-dir GLUE    GLUE's eight tasks from files
     python evaluate.py RUN --tasks my/task --seeds 5       your own: my/task/train.* and dev.*
 
@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 
 from distill.data.corpus import unknown_share
-from distill.evaluation import figures, table
+from distill.evaluation import table
 from distill.evaluation.as_is import SENTENCES, neighbours_kept, probe_scores, sentence_vectors
 from distill.evaluation.columns import Model, load_columns
 from distill.evaluation.cost import measure_costs
@@ -51,7 +51,7 @@ def parse_config(argv: list[str] | None = None) -> argparse.Namespace:
     add("--precision", choices=["auto", "fp32", "bf16"], default="auto", help=precision_help)
     add("--device", default="auto", help="cpu, cuda, cuda:1, mps; auto is cuda where there is one")
     add("--threads", type=int, default=0, help="CPU threads (default: PyTorch's choice)")
-    add("--out", type=path, help="folder for results.json, results.md and pictures")
+    add("--out", type=path, help="folder for results.json and results.md")
     config = parser.parse_args(argv)
     for name, least in {"seeds": 1, "lr": 1e-12, "epochs": 1, "threads": 0}.items():
         cli.check_number(name, getattr(config, name), least)
@@ -100,9 +100,9 @@ def score_all(models: dict[str, Model], tasks: list[Task], seeds: int, precision
             f"{task.name}: mean ± standard deviation over {seeds} seeds; learning rate {how[0]:g},"
             f" {how[1]} epochs, batches of {how[2]}"
         )
-        for name, model in models.items():
-            results = fine_tune(model, task, recipe, seeds)
-            tuned += table.task_records(name, task, [result["scores"] for result in results])
+        results = fine_tune([*models.values()], task, recipe, seeds)
+        for (name, model), found in zip(models.items(), results, strict=True):
+            tuned += table.task_records(name, task, [result["scores"] for result in found])
             probed = probe_scores(model, task, device, precision)
             as_is += table.task_records(name, task, [probed])
     for name, model in models.items() if tasks else ():
@@ -152,10 +152,6 @@ def main(argv: list[str] | None = None) -> int:
             unfinished.write_text(json.dumps(results, indent=1, allow_nan=False), "utf-8")
         with atomic(out / "results.md") as unfinished:
             unfinished.write_text("\n\n".join([lines, *notes, *closing]) + "\n", "utf-8")
-        for model in models.values():
-            if model.baseline and model.tokenizer.hash == model.teacher.tokenizer.hash:
-                stem = labels[model.name].replace("/", "-")
-                figures.draw_relations(out / f"relations-{stem}.png", model, labels)
         show(f"written to {out}")
     show("", *lines.split("\n"), "", *notes, "", *closing)
     return 0

@@ -148,11 +148,11 @@ def test_killed_results_are_kept_and_nothing_is_computed_twice(monkeypatch):
     monkeypatch.setattr(Tuner, "train", killed)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     with pytest.raises(KeyboardInterrupt):
-        fine_tune(model, task, RECIPE, 3)
-    results = fine_tune(model, task, RECIPE, 3)
+        fine_tune([model], task, RECIPE, 3)
+    results = fine_tune([model], task, RECIPE, 3)
     assert sorted(trained) == [0, 1, 1, 2]
     monkeypatch.setattr(Tuner, "train", None)  # whoever calls it fails
-    assert fine_tune(Model("m", *make_model()), make_task(16), RECIPE, 3) == results
+    assert fine_tune([Model("m", *make_model())], make_task(16), RECIPE, 3) == results
 
 
 def test_a_result_that_was_changed_or_cut_off_is_computed_again(folder):
@@ -185,7 +185,7 @@ def test_whatever_a_score_depends_on_has_another_file(monkeypatch):
         changes.append({"recipe": replace(RECIPE, **{name: other})})
     for number, change in enumerate(changes, 1):
         case = used | change
-        fine_tune(Model("m", *case["model"]), case["task"], case["recipe"], case["seeds"])
+        fine_tune([Model("m", *case["model"])], case["task"], case["recipe"], case["seeds"])
         assert len(list(cache.iterdir())) == number, change
 
 

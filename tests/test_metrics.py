@@ -1,4 +1,4 @@
-"""Each metric against scikit-learn or scipy, to 1e-12; the relations of a picture by hand."""
+"""Each metric against scikit-learn or scipy, to 1e-12."""
 
 import itertools
 
@@ -6,9 +6,7 @@ import numpy as np
 import pytest
 import scipy.stats
 import sklearn.metrics
-import torch
 
-from distill.evaluation.figures import relation_map
 from distill.evaluation.metrics import METRICS, chance
 
 REFERENCES = {
@@ -50,12 +48,3 @@ def test_chance_is_the_best_constant_answer():
     assert chance("accuracy", labels) == 0.75
     assert chance("f1", labels) == pytest.approx(2 * 1 / (4 + 1))  # "positive" for everything
     assert [chance(name, labels) for name in ("matthews", "pearson", "spearman")] == [0, 0, 0]
-
-
-def test_relation_map_by_hand():
-    """Two tokens, two heads of one number: softmax of the products, and the heads' mean."""
-    states = torch.tensor([[[1.0, 0.0], [2.0, 1.0]]])  # head 1: 1, 2; head 2: 0, 1
-    first, second = np.exp([[1, 2], [2, 4]]), np.exp([[0, 0], [0, 1]])
-    expected = sum(e / e.sum(1, keepdims=True) for e in (first, second)) / 2
-    np.fill_diagonal(expected, np.nan)  # a token beside itself
-    assert np.allclose(relation_map(states, 2), expected, equal_nan=True)

@@ -1,1 +1,1 @@
-"""What a student kept: tasks, fine-tuning, scores, tables and pictures."""
+"""What a student kept: tasks, fine-tuning, scores and tables."""

@@ -201,26 +201,32 @@ def read_result(file: Path) -> dict | None:
     return json.loads(text) if digest == sha256(text) else None
 
 
-def fine_tune(model: Model, task: Task, recipe: Recipe, seeds: int) -> list[dict]:
-    """Return {scores} of each seed: from the cache, or trained now and kept at once. On a CPU every
-    core trains a model of its own: batches are too small to share among cores.
+def fine_tune(models: list[Model], task: Task, recipe: Recipe, seeds: int) -> list[list[dict]]:
+    """Return {scores} of each seed for each model: from the cache, or trained now and kept at once.
+    On a CPU every core trains a model of its own: batches are too small to share among cores.
     """
-    key = {"model": model.hash, "task": task.hash, "recipe": asdict(recipe)}
-    files = [cache_file(**key, seed=seed) for seed in range(seeds)]
-    results = [read_result(file) for file in files]
-    missing = [seed for seed in range(seeds) if results[seed] is None]
-    if not missing:
+    key, results = {"task": task.hash, "recipe": asdict(recipe)}, []
+    for model in models:
+        files = [cache_file(model=model.hash, **key, seed=seed) for seed in range(seeds)]
+        results.append([read_result(file) for file in files])
+    jobs = [
+        (m, seed) for m, found in enumerate(results) for seed in range(seeds) if not found[seed]
+    ]
+    if not jobs:
         return results
-    print(printable(f"fine-tuning {model.name} on {task.name}, {len(missing)} seeds"), flush=True)
-    tuner = Tuner(model.encoder, model.tokenizer, task, recipe)
+    names = ", ".join(dict.fromkeys(models[m].name for m, _ in jobs))
+    print(printable(f"fine-tuning on {task.name}, {len(jobs)} times: {names}"), flush=True)
+    tuners = {}
+    for m in dict.fromkeys(m for m, _ in jobs):
+        tuners[m] = Tuner(models[m].encoder, models[m].tokenizer, task, recipe)
 
-    def train_one(seed: int) -> None:
-        results[seed] = {"scores": tuner.train(seed)}
-        write_result(files[seed], results[seed])
+    def train_one(m: int, seed: int) -> None:
+        results[m][seed] = {"scores": tuners[m].train(seed)}
+        write_result(cache_file(model=models[m].hash, **key, seed=seed), results[m][seed])
 
     threads = torch.get_num_threads()
     workers = threads if recipe.device == "cpu" else 1
     with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        list(pool.map(train_one, missing))
+        list(pool.map(train_one, *zip(*jobs, strict=True)))
     torch.set_num_threads(threads)
     return results

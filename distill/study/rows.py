@@ -18,6 +18,7 @@ METHODS = {
     "direct-minilm-L-2": {"method": "direct-minilm", "teacher-layer": -2},
     "hs-single": {"method": "hs", "mapping": "single"},
     "hs-uniform": {"method": "hs", "mapping": "uniform"},
+    "hs-uniform-L-1": {"method": "hs", "mapping": "uniform", "teacher-layer": -1},
     "hs-last": {"method": "hs", "mapping": "last"},
     "hs-uniform-consecutive": {"method": "hs", "mapping": "uniform-consecutive"},
     "hs-uniform+last": {"method": "hs", "mapping": "uniform+last"},
