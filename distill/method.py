@@ -65,15 +65,6 @@ class Batch:
         tensors = {name: x for name, x in vars(self).items() if isinstance(x, Tensor)}
         return replace(self, **{k: x.to(device, non_blocking=True) for k, x in tensors.items()})
 
-    def sequences(self, start: int, stop: int) -> "Batch":
-        """Return the batch of sequences start, ..., stop - 1 alone."""
-        part, N = Batch(self.ids[start:stop], self.mask[start:stop]), self.ids.shape[1]
-        if self.masked_ids is not None:
-            part.masked_ids = self.masked_ids[start:stop]
-            row = self.positions // N
-            part.positions = self.positions[(start <= row) & (row < stop)] - start * N
-        return part
-
 
 class Method(nn.Module):
     """Base of all methods; constructed from the EncoderConfigs of both models and its settings."""

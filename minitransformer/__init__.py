@@ -6,16 +6,3 @@ from minitransformer.files import UserError
 from minitransformer.model import Encoder, EncoderOutput
 from minitransformer.pretrained import load_pretrained, model_hash, save_pretrained, weights_hash
 from minitransformer.tokenizer import Tokenizer
-
-__all__ = [
-    "DEFAULT_TEACHER",
-    "Encoder",
-    "EncoderConfig",
-    "EncoderOutput",
-    "Tokenizer",
-    "UserError",
-    "load_pretrained",
-    "model_hash",
-    "save_pretrained",
-    "weights_hash",
-]

@@ -7,7 +7,6 @@ import shlex
 from pathlib import Path
 
 import pytest
-import torch
 from helpers import ROOT, make_inputs
 
 from distill.study import help_text
@@ -72,7 +71,7 @@ class Pretended(Study):  # without train.py and evaluate.py
 
 calls = []
 METRICS = [f"reviews accuracy{part}" for part in ("", " de")]
-METRICS += [f"help retrieval{part}" for part in ("", " de", " tr")]
+METRICS += [f"reviews retrieval accuracy{part}" for part in ("", " de", " ja")]
 SETTINGS = dict.fromkeys(KEPT_SETTINGS, 1) | {"seq_len": 128}
 START = {"event": "start", "settings": SETTINGS, "sequences_a_step": 16, "versions": {}}
 START |= {"start": {"layers": [1, 2]}, "text": [{"tokens": 9}], "commit": "0" * 40, "machine": ""}
@@ -137,27 +136,6 @@ def test_paragraphs_are_joined_by_page_and_id_and_those_left_in_english_are_none
     assert help_text.different(found["de"], english) == {"a.html#par_id2": "Speichern"}
 
 
-def test_retrieval_reads_held_out_pages_and_counts_the_translations_that_are_nearest(monkeypatch):
-    english = {
-        f"{n}.html#1": f"A paragraph that is long enough for a query: {n}" for n in range(99)
-    }
-    german = {key: f"Absatz {key[:-7]}" for key in english if key > "2"}
-    texts = {"en-us": english, **dict.fromkeys(help_text.ASKED, german)}
-    queries, candidates = help_text.retrieval_sets(texts)["de"]
-    assert sorted(int(text.split()[-1]) for text in candidates)[:4] == [3, 7, 21, 35]
-
-    def vectors(model, texts, device):  # a translation is its English paragraph, but for two
-        angles = torch.tensor([int(text.split()[-1]) for text in texts]) / 99
-        angles = angles + 3 * torch.tensor([text in queries[:2] for text in texts])
-        return torch.stack([angles.cos(), angles.sin()], dim=-1)
-
-    monkeypatch.setattr(help_text, "paragraphs", lambda folder, name: texts[name])
-    monkeypatch.setattr(help_text, "load_columns", lambda *_: {"student": None})
-    monkeypatch.setattr(help_text, "sentence_vectors", vectors)
-    (share,) = help_text.retrieval("run", "teacher", Path())["student"]["help retrieval de"]
-    assert share == pytest.approx(1 - 2 / len(queries))
-
-
 def test_the_page_compares_with_the_cut_off_teacher_and_names_who_is_above_the_teacher(study):
     study.run([Row("own-2x32", "od", "first", seed, 4096) for seed in (0, 1)])
     study.run([Row("own-2x32", "hs-single", "first", 0, 4096)])
@@ -168,7 +146,7 @@ def test_the_page_compares_with_the_cut_off_teacher_and_names_who_is_above_the_t
     row = "| `od from 1,2` | 71.0 ± 1.0 | +21.0 ± 1.0 | 71.0 ± 1.0 | 2.000 → 0.500 | 2 |"
     assert page.count(row) == 2  # 0.20 and 0.22 above; on the first screen and in the section
     assert "Above the teacher: `hs-single from 1,2` on reviews by 5.0." in page
-    assert "| help retrieval | distilled on | kept out | de | tr |" in page
+    assert "| reviews retrieval accuracy | distilled on | kept out | de | ja |" in page
     assert {file.stem for file in folder.glob("*.png")} == {"ranking", "tokens", "languages"}
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import matplotlib
 import matplotlib.pyplot as plt
 
-from distill.study.help_text import KEPT_OUT
+from distill.study.rows import KEPT_OUT
 
 matplotlib.use("agg")  # files only; a window needs a screen
 VIEWS = {

@@ -14,12 +14,11 @@ import numpy as np
 
 from distill.evaluation.table import markdown
 from distill.study import figures
-from distill.study.help_text import KEPT_OUT
-from distill.study.rows import ENGLISH
+from distill.study.rows import ENGLISH, KEPT_OUT
 from distill.study.run import read_records
 from minitransformer.files import UserError
 
-KEPT = "vectors neighbours kept"
+KEPT, RETRIEVAL = "vectors neighbours kept", "reviews retrieval accuracy"
 REFERENCES = ("teacher", "teacher with MLM head", "untrained start", "cut-off teacher")
 TEMPLATE = "# Study\n\n<!-- table -->\n\n![](<!-- folder -->/ranking.png)\n\n<!-- sections -->"
 
@@ -43,9 +42,9 @@ class Section:
         keys: dict[str, str] = {}
         for key in self.base:
             keys.setdefault(key.split()[0], key)
-        self.tasks = [key for name, key in keys.items() if name not in ("vectors", "help", "glue")]
+        self.tasks = [key for name, key in keys.items() if name not in ("vectors", "glue")]
         probes = (key.replace(" ", " probe ", 1) for key in self.tasks)
-        self.as_is = [key for key in (*probes, KEPT, "help retrieval") if key in self.base]
+        self.as_is = [key for key in (*probes, KEPT, RETRIEVAL) if key in self.base]
         self.student, self.tokens, rows = student, tokens, {}
         for record in records:
             if record.get("tokens") == tokens:
@@ -161,9 +160,8 @@ def write_report(results: Path, page: Path) -> int:
     parts = []
     for section in found:
         parts.append(section.text())
-        if "help retrieval" in section.base:
-            whats = ("help retrieval", "reviews accuracy")
-            tables = {what: by_language(section, what) for what in whats}
+        if RETRIEVAL in section.base:
+            tables = {w: by_language(section, w) for w in (RETRIEVAL, "reviews accuracy")}
             figures.draw_languages(folder / "languages.png", tables)
             parts += [language_table(what, *found) for what, found in tables.items()]
     commits = sorted({record["commit"][:12] for record in records})

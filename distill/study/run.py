@@ -133,7 +133,7 @@ class Study:
             "student-hidden": width,
             "student-heads": config.heads,
             "student-ffn": config.ffn,
-            "init": None if row.start == "default" else row.start,
+            "init": row.start,
             "eval-every": min(steps, 5000),  # seldom: the held-out text is long
             "save-every": min(max(1, steps // 4), 500),
             **method,
@@ -183,10 +183,6 @@ class Study:
         for score in json.loads((out / "results.json").read_text("utf-8"))["rows"]:
             scores = models.setdefault(roles[score["model"]], {})
             scores[f"{score['task']} {score['metric']}"] = score["values"]
-        if row.setting == "multilingual":
-            found = help_text.retrieval(str(run), teacher, self.folder / "help")
-            for name, scores in found.items():
-                models[roles[name]] |= scores
         return models
 
     def _call(self, *words: str) -> None:

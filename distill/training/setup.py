@@ -48,7 +48,7 @@ def freeze_unreached(
 
     DistributedDataParallel would wait for these gradients, and weight decay would shrink them.
     """
-    check_method(method, student, teacher, batch.sequences(0, 1))
+    check_method(method, student, teacher, batch)
     unreached = {name: p for name, p in student.named_parameters() if p.grad is None}
     for parameter in unreached.values():
         parameter.requires_grad_(False)
