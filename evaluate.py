@@ -60,17 +60,19 @@ def parse_config(argv: list[str] | None = None) -> argparse.Namespace:
 
 def load_tasks(config: argparse.Namespace) -> list[Task]:
     groups, tasks = {"glue": list(GLUE), "none": []}, {}
-    for name in dict.fromkeys(n for given in config.tasks for n in groups.get(given, [given])):
+    names = dict.fromkeys(n for given in config.tasks for n in groups.get(given, [given]))
+    for name in names.keys() - {*NAMED, *GLUE, "xnli"}:  # before anything is downloaded
+        if not Path(name).is_dir():
+            raise UserError(f"--tasks {name}: neither a folder nor one of {KNOWN}")
+    for name in names:
         if name in NAMED:
             task = NAMED[name]()
         elif name in GLUE:
             task = glue_task(name, config.data_dir)
         elif name == "xnli":
             task = xnli_task(config.data_dir)
-        elif Path(name).is_dir():
-            task = folder_task(name)
         else:
-            raise UserError(f"--tasks {name}: neither a folder nor one of {KNOWN}")
+            task = folder_task(name)
         if task.name in tasks:
             raise UserError(f"--tasks {name}: there is another task called {task.name}; rename one")
         lr, epochs = config.lr or task.lr, config.epochs or task.epochs

@@ -78,13 +78,14 @@ def test_a_mistake_is_one_line(flags, message, here, tmp_path, monkeypatch, capf
         ({"preexec_fn": lambda: os.close(1)}, ""),
         ({"env": {"RANK": "1", "WORLD_SIZE": ""}}, ""),
         ({"env": {"RANK": "0", "WORLD_SIZE": "2"}}, "use torchrun, or unset RANK"),
-        ({"env": {"PYTHONIOENCODING": "latin2"}}, ""),
+        ({"env": {"WORLD_SIZE": "2"}}, ""),
+        ({"env": {"PYTHONIOENCODING": "ascii"}}, ""),
     ],
 )
 def test_what_the_surroundings_do_is_one_line_or_nothing(change, says, here, tmp_path):
-    """Files of 500 bytes at most; no stdout; what other programs left in the environment."""
+    """Small files, no stdout, what other programs left in the environment, a name beyond ASCII."""
     env = environment(here.parent) | {"HOME": str(tmp_path)} | change.pop("env", {})
-    command = [sys.executable, f"{ROOT}/train.py", *usual(here), "--out", "~/run", "--device=cpu"]
+    command = [sys.executable, f"{ROOT}/train.py", *usual(here), "--out", "~/r±n", "--device=cpu"]
     ended = subprocess.run(
         command, cwd=tmp_path, env=env, stderr=subprocess.PIPE, text=True, **change
     )
@@ -92,7 +93,7 @@ def test_what_the_surroundings_do_is_one_line_or_nothing(change, says, here, tmp
     assert ended.stderr.count("\n") == bool(says)
     assert says in ended.stderr
     left = [path.name for path in tmp_path.glob("[!.]*")]  # matplotlib makes .config
-    assert left == ([] if says else ["run"])
+    assert left == ([] if says else ["r±n"])
 
 
 FULL_DISK = RuntimeError("unexpected pos")  # as torch.save raises it

@@ -145,6 +145,12 @@ def test_another_teacher_is_noted_and_one_that_does_not_fit_refused(here, tmp_pa
     with pytest.raises(UserError, match=r"mha and teacher .* different tokenizers"):
         columns.load_columns(["mha"], str(tmp_path / "roberta"))
     assert list(columns.load_columns(["mha"], "mha")) == ["mha"]  # a run may be its own teacher
+    (tmp_path / "killed").mkdir()
+    shutil.copy(here / "mha" / "log.jsonl", tmp_path / "killed")
+    with pytest.raises(
+        UserError, match=r"killed: .* config.json.* \(an unfinished run\? resume it"
+    ):
+        columns.load_columns([str(tmp_path / "killed")])
 
 
 @pytest.mark.slow
@@ -178,7 +184,7 @@ def test_a_tilde_is_the_home_folder(monkeypatch):
 WRONG = [
     ("--epochs 0", "--epochs is 0; it must be at least 1"),
     ("--tasks mine other/mine", "another task called mine"),
-    ("--tasks docs", "--tasks docs: neither a folder nor one of movies, topics, claims"),
+    ("--tasks movies docs", "--tasks docs: neither a folder nor one of movies, topics, claims"),
     ("", "works in one process"),
 ]
 
@@ -187,6 +193,7 @@ WRONG = [
 def test_what_is_wrong_is_one_line_before_any_work(flags, message, here, monkeypatch):
     shutil.copytree(here / "mine", here / "other" / "mine", dirs_exist_ok=True)
     monkeypatch.setattr(evaluate, "load_columns", None)
+    monkeypatch.setitem(evaluate.NAMED, "movies", None)  # whoever fetches it fails
     if not flags:
         monkeypatch.setattr(evaluate, "world", lambda: 2)
     with pytest.raises(UserError, match=message):

@@ -189,7 +189,7 @@ def lines(file: BinaryIO, limit: int) -> Iterator[str]:
     """Yield the lines of a text; one of more than `limit` characters comes in parts."""
     with io.TextIOWrapper(file, "utf-8") as stream:
         while line := stream.readline(limit):
-            if line.startswith("\0") or line.endswith("\0\n"):  # of a UTF-16 line break
+            if "\0" in (line[:1], line.rstrip("\n")[-1:]):  # beside a UTF-16 line break
                 raise UserError("NULs, as in UTF-16; convert it to UTF-8 first")
             yield line.removeprefix("\ufeff")  # of any line: files with a BOM were joined
 
