@@ -67,6 +67,11 @@ def stored(pipeline):
     return pipeline
 
 
+def forgetful(pipeline):
+    pipeline.model.dropout = 0.5
+    return pipeline
+
+
 VOCAB = {"vocab.txt": vocab_txt()}
 MASKLESS = {"vocab.txt": vocab_txt().replace("[MASK]\n", "")}
 RENAMED = {"vocab.txt": vocab_txt().replace("[CLS]", "<start>")}
@@ -77,6 +82,10 @@ KINDS = {
     "vocab.txt cased": bert(VOCAB, do_lower_case=False),
     "vocab.txt alone": {},
     "vocab.txt keeps accents": bert(VOCAB, strip_accents=False),
+    "vocab.txt, Chinese signs together": bert(VOCAB, tokenize_chinese_chars=False),
+    "vocab.txt and added_tokens.json": bert(
+        VOCAB | {"added_tokens.json": {"<ent>": len(BERT_WORDS)}}
+    ),
     "vocab.txt other names": bert(RENAMED, cls_token="<start>"),
     "vocab.txt without a mask": bert(MASKLESS),
     "json and added tokens": bert(word_pieces(), added_tokens_decoder=ENTITY),
@@ -87,6 +96,7 @@ KINDS = {
     "word pieces in RoBERTa": WORDS_IN_ROBERTA | {"config": {"pad_token_id": 0}, "pad_token_id": 0},
     "byte level with space, config not": roberta(byte_level(True), add_prefix_space=False),
     "byte level, config with space": roberta(byte_level(), add_prefix_space=True),
+    "byte level with dropout": roberta(forgetful(byte_level())),
     "vocab.json and merges.txt": roberta(byte_files(), ""),
     "unigrams": xlm_r(unigrams()),
     "unigrams in BERT": bert(unigrams(), do_lower_case=True),

@@ -155,6 +155,13 @@ def test_killed_results_are_kept_and_nothing_is_computed_twice(monkeypatch):
     assert fine_tune([Model("m", *make_model())], make_task(16), RECIPE, 3) == results
 
 
+def test_each_model_of_a_call_gets_its_own_scores():
+    models, task = [Model(f"m{n}", *make_model(seed=n)) for n in (0, 1)], make_task(numbers=True)
+    expected = [[{"scores": Tuner(m.encoder, m.tokenizer, task, RECIPE).train(0)}] for m in models]
+    assert fine_tune(models, task, RECIPE, 1) == expected
+    assert expected[0] != expected[1]
+
+
 def test_a_result_that_was_changed_or_cut_off_is_computed_again(folder):
     file, result = cache_file(what="this"), {"scores": {"accuracy": {"dev": 0.8125}}}
     write_result(file, result)
