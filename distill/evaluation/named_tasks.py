@@ -30,7 +30,7 @@ TOPICS_SHA256 = "a2cd3f5cd9b03682d72b173ee4c82a9a3dd994469b6810dbcaf32e3a054a7c9
 BIGBENCH_SHA256 = "9278731a8edc4b81e82843125941f10a42b2bcb5cee093e97dde6011a59148f2"
 SIZES = {  # of train and dev; reviews has a dev split in each language
     "movies": (1000, 2500),
-    "topics": (1000, 1250),
+    "topics": (1000, 2500),
     "claims": (3000, 2500),
     "reviews": (1500, 1000),
 }
