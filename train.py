@@ -51,7 +51,7 @@ class TrainConfig:
 
     teacher: str = setting("minilm", "minilm, a folder, or a hub id")
     method: str = setting("hs", "what to transfer", choices=tuple(METHODS))
-    plain: bool = setting(False, "compute the loss by the formula as its page shows it; slower")
+    plain: bool = setting(False, "compute the loss by the formula in the method's file; slower")
     mapping: str = setting("uniform", "hs: student to teacher layers", choices=STRATEGIES)
     teacher_layer: int | None = setting(None, "highest teacher layer to learn from", least=1)
     relation_heads: int | None = setting(None, "mha, direct-minilm; default: near 48", least=1)
@@ -63,7 +63,7 @@ class TrainConfig:
     student_ffn: int | None = setting(None, "default: the teacher's, or 4 x the width", least=1)
     init: str | None = setting(None, INIT_HELP)
     data: list[str] = setting(["docs"], DATA_HELP)  # noqa: RUF009 - makes a default_factory
-    alpha: float = setting(0.3, "n tokens get a share as n^alpha does", least=0, most=1)
+    alpha: float = setting(0.3, "a corpus of n tokens gets a share ~ n^alpha", least=0, most=1)
     seq_len: int = setting(128, "tokens in a sequence", least=3)
     batch_size: int = setting(16, "sequences a process and micro-batch", least=1, most=MOST)
     accumulate: int = setting(1, "micro-batches a process in each step", least=1, most=MOST)
@@ -134,7 +134,7 @@ def distil(config: TrainConfig, run: Run, signals: Signals) -> int:
     if config.threads:
         torch.set_num_threads(config.threads)
     precision = choose_precision(config.precision, device)
-    lr = PEAK_LR[config.method] if config.lr is None else config.lr
+    lr = PEAK_LR.get(config.method, PEAK_LR["mha"]) if config.lr is None else config.lr
     config = replace(config, precision=precision, lr=lr)
     products = autocast(device, precision)
 
@@ -260,7 +260,7 @@ def distil(config: TrainConfig, run: Run, signals: Signals) -> int:
 
 
 def check_finite(step: int, what: str, value: float) -> None:
-    """End the run before it saves what it can no longer learn from; the same on all ranks."""
+    """End the run on all ranks before a checkpoint could hold a state that is not finite."""
     if not math.isfinite(value):
         raise UserError(f"the {what} of step {step} is not finite; lower --lr and --resume")
 

@@ -1,6 +1,6 @@
 """What a method is: which tensors of teacher and student it reads, and the loss it returns.
 
-The methods read (:) the two encoders at four places:
+Dotted lines (:) show the four places where methods read the two encoders:
 
     hidden[i-1] ─┬─ Q, K, V ─ attention ─ output ─(+)─ norm ─┬─ FFN ─(+)─ norm ── hidden[i] ─ ...
                  │     :                           │         │        │               :

@@ -80,8 +80,8 @@ class Start:
 
 
 def build_start(settings: dict, teacher: Encoder | None) -> Start:
-    """Build the student that the settings describe, and their method; from the settings in a run's
-    start record, that run's untrained student bit for bit.
+    """Build the student and the method that the settings describe. The settings of a run's start
+    record rebuild that run's untrained student bit for bit.
 
     Errors: UserError: sizes that contradict the folder of `--init`, or a start that is impossible.
     """

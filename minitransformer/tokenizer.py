@@ -1,11 +1,11 @@
 """Text to token ids, through the `tokenizers` library.
 
-What training reads is what the export gives: the pipeline that training uses is written back as
-tokenizer.json, beside a tokenizer_config.json in which nothing overrules it: transformers goes by
-do_lower_case, add_prefix_space and the class named there, whatever tokenizer.json says.
+The export writes the pipeline that training used as tokenizer.json. Its tokenizer_config.json does
+not contradict that, since transformers follows do_lower_case, add_prefix_space and the class named
+there even where tokenizer.json differs.
 
-Read is tokenizer.json, else BERT's vocab.txt, else RoBERTa's vocab.json with merges.txt. Files that
-another class reads in another way are refused: their ids would be wrong without a sign.
+This module reads tokenizer.json, else BERT's vocab.txt, else RoBERTa's vocab.json with merges.txt.
+It refuses files that another class reads in another way: their ids would be silently wrong.
 """
 
 import functools

@@ -6,8 +6,9 @@ from dataclasses import replace
 import pytest
 import torch
 from conftest import lengths_mask, same, tiny_config, tiny_encoder
-from helpers import ROOT
+from helpers import ROOT, make_inputs
 
+import train as train_py
 from distill import METHODS, build_method
 from distill.hs import hs_loss
 from distill.method import Batch, check_method
@@ -186,7 +187,7 @@ def test_no_question_to_a_device_and_nothing_left_on_the_cpu(name, plain, length
     assert all(slope.is_meta for slope in gradients(student, method))
 
 
-def test_the_method_of_the_docs(monkeypatch):
+def test_the_method_of_the_docs(monkeypatch, folder):
     """docs/add_a_method.md: registered as it stands there, the class trains by its name."""
     page = (ROOT / "docs" / "add_a_method.md").read_text("utf-8")
     method_file, registration = re.findall(r"```python\n(.*?)```", page, re.DOTALL)[:2]
@@ -199,6 +200,11 @@ def test_the_method_of_the_docs(monkeypatch):
     losses = train(method, student, teacher)
     assert losses[-1] < 0.5 * losses[0]
     check_micro_batches(method, student, teacher)
+    make_inputs(folder)
+    usual = {"teacher": "teacher", "data": ["web=text.txt"], "seq_len": 16, "steps": 2}
+    config = train_py.TrainConfig(method=name, out="run", **usual)
+    monkeypatch.setattr(train_py, "parse_config", lambda argv: config)  # it knows no cosine here
+    assert train_py.main() == 0
 
 
 def test_settings_reach_the_method():

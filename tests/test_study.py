@@ -76,7 +76,7 @@ SETTINGS = dict.fromkeys(KEPT_SETTINGS, 1) | {"seq_len": 128}
 START = {"event": "start", "settings": SETTINGS, "sequences_a_step": 16, "versions": {}}
 START |= {"start": {"layers": [1, 2]}, "text": [{"tokens": 9}], "commit": "0" * 40, "machine": ""}
 EVALS = [{"event": "eval", "step": step, "loss": loss} for step, loss in ((0, 2.0), (2, 0.5))]
-LOG = [START, *[{"event": "step", "tokens_per_s": 2048}] * 2, *EVALS, {"event": "summary"}]
+LOG = [START, *[{"event": "step"}] * 2, *EVALS, {"event": "summary"}]
 LOG = [json.dumps(record) + "\n" for record in LOG]
 
 

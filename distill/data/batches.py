@@ -35,7 +35,7 @@ class Text:
     ):
         self.tokenizer, self.length, self.seed = tokenizer, length, seed
         sources = [look_up(source) if source.hub else source for source in parse_sources(specs)]
-        # Of every corpus alike one document in fifty is held out, of little text more.
+        # Hold out one document in fifty of every corpus; more if these fill no whole sequence.
         for one_in in (50, 10, 3):
             self._open(sources, alpha, sequences, one_in)
             if any(len(corpus.held) for corpus in self.corpora):

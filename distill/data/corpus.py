@@ -162,8 +162,8 @@ def is_held_out(text: str, one_in: int) -> bool:
 
 
 def encode(tokenizer: Tokenizer, texts: list[str]) -> Iterator[tuple[list[int], int, int]]:
-    """Yield of each text its ids with [SEP] (or []), its number of letters and digits, and how many
-    of these no known token stands for.
+    """Yield for each text its ids with [SEP] (or []), the number of its letters and digits, and
+    how many of these no known token covers.
     """
     encoded = tokenizer.pipeline.encode_batch(without_surrogates(texts), add_special_tokens=False)
     for text, encoding in zip(texts, encoded, strict=True):

@@ -25,7 +25,7 @@ from minitransformer.files import UserError, check_regular, first_line
 
 LONGEST_DOCUMENT = 10_000  # characters; a longer text is cut into several documents
 LONGEST_LINE = 2**26  # characters of a line of JSON
-PART, PARTS = 2**16, 64  # of a large file so many parts of so many bytes are hashed
+PART, PARTS = 2**16, 64  # bytes in a part; parts of a large file that are hashed
 
 
 @dataclass(frozen=True)
@@ -200,6 +200,6 @@ COMPRESSIONS = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
 
 
 def file_format(file: str) -> tuple[str, str]:
-    """Return the suffix of a file's name without that of a compression, and the latter or ""."""
+    """Return a file's suffix and its compression suffix or "": (".txt", ".gz") for a.txt.gz."""
     name, suffix = os.path.splitext(file.lower())
     return (os.path.splitext(name)[1], suffix) if suffix in COMPRESSIONS else (suffix, "")

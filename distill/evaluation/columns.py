@@ -1,4 +1,4 @@
-"""The models of a table: teachers, what costs no training, students."""
+"""The models of a table: teachers, baselines, students."""
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path

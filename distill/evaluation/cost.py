@@ -28,7 +28,6 @@ def measure_costs(models: dict[str, Model]) -> dict[str, dict]:
             "layers x width": f"{layers} x {width}",
             "parameters": tables + blocks,
             "without embeddings": blocks,
-            "bytes, float32": 4 * (tables + blocks),
             "FLOPs a token": 2 * matrices + 4 * length * width * layers,
         }
     for batch in (1, 32):

@@ -122,7 +122,7 @@ class Tuner:
         for name, split in task.splits.items():
             sides = split.texts, split.text_pairs
             self.splits[name] = Examples(*sides, tokenizer, encoder.config, recipe.max_tokens)
-        # Ids up to the padding's keep their numbers: RoBERTa counts its positions from that one.
+        # Ids up to the padding id stay as they are: RoBERTa counts positions from that id.
         rows = [ids for examples in self.splits.values() for ids in examples.ids]
         rows.append(np.arange(encoder.config.pad_token_id + 1))
         self.used_ids = np.unique(np.concatenate(rows))

@@ -52,8 +52,8 @@ def xnli_task(data_dir: str | None = None) -> Task:
 
 
 def make_task(name: str, places: dict[str, tuple], columns, classes, metrics) -> Task:
-    """Return the task of these splits {name: (folder or None, dataset, configuration, split)}. The
-    hub's class numbers and the classes' names, in capitals or not, are one.
+    """Return the task of these splits {name: (folder or None, dataset, configuration, split)}.
+    A label may be the hub's class number or the class's name, in upper or lower case.
     """
     numbers, notes, splits = {}, [], {}
     for number, label in enumerate(classes):

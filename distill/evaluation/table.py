@@ -55,9 +55,9 @@ def task_records(model: str, task: Task, seeds: list[dict[str, dict]]) -> list[d
 
 def share(student: dict, teacher: dict, base: dict) -> str | None:
     """Return (student - base) / (teacher - base) in percent with its standard deviation over seeds:
-    that of (part - share * way) / mean(way), the ratio's first-order term. None where a score is
-    undefined, that deviation is as large as the way, or the way is not above its own deviation and
-    the largest sampling error of a share of so many examples.
+    that of the ratio's first-order term, (part - ratio * way) / mean(way). None where a score is
+    undefined, that deviation is 1 or more, or teacher - base is at most its own deviation or
+    0.5 / sqrt(examples), the largest standard error of an accuracy.
     """
     if None in (*base["values"], *student["values"], *teacher["values"]):
         return None
@@ -74,7 +74,7 @@ def share(student: dict, teacher: dict, base: dict) -> str | None:
 
 
 def closing_lines(models: dict[str, Model], tasks: list[Task], records, labels) -> list[str]:
-    """Say of each task's headlines how each student stands to its baseline and its teacher."""
+    """Compare each student with its baseline and teacher by each task's headline metrics."""
     by_key = {(r["model"], r["task"], r["metric"]): r for r in records}
     students, lines = [model for model in models.values() if model.baseline], []
     for task in tasks:

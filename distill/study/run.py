@@ -7,7 +7,6 @@ a record is never started again. Several processes may share the list: each row 
 import argparse
 import json
 import shutil
-import statistics
 import subprocess
 import sys
 import time
@@ -216,18 +215,16 @@ def read_log(folder: Path) -> list[dict]:
 
 
 def log_facts(folder: Path) -> dict:
-    """Return what a run's log says: settings, text, machine; held-out losses; seconds of steps."""
+    """Return what a run's log says: settings, text, machine, held-out losses."""
     log = read_log(folder)
     start = log[0]
     settings = {name: start["settings"][name] for name in KEPT_SETTINGS}
-    speeds = [record["tokens_per_s"] for record in log if record["event"] == "step"]
-    tokens_read = len(speeds) * start["sequences_a_step"] * settings["seq_len"]
+    steps = sum(record["event"] == "step" for record in log)
     return {
         "settings": settings,
         "layers": start["start"]["layers"],  # of the teacher, which the start copies
         "text_tokens": sum(corpus["tokens"] or 0 for corpus in start["text"]),
-        "tokens_read": tokens_read,
+        "tokens_read": steps * start["sequences_a_step"] * settings["seq_len"],
         "curve": [[record["step"], record["loss"]] for record in log if record["event"] == "eval"],
-        "seconds": round(tokens_read / max(1, statistics.median(speeds)), 1),
         **{name: start[name] for name in ("commit", "machine", "versions")},
     }

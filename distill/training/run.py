@@ -46,8 +46,8 @@ class Run:
 
     @contextlib.contextmanager
     def open(self, stem: str, resume: bool = False) -> Iterator["Run"]:
-        """Lock the folder for the block, and make it unless to resume in it; a folder in which no
-        run began is removed. Without a name it is the first new one of STEM-1, STEM-2, ...
+        """Lock the folder during the block. Create it unless resuming; remove it if no run began.
+        Without a name, the first free one of STEM-1, STEM-2, ... is taken.
         """
         if not self.writes:
             yield self
