@@ -34,13 +34,14 @@ from distill.training.cli import setting
 from distill.training.device import autocast, choose_device, choose_precision, provenance
 from distill.training.processes import rank, world
 from distill.training.run import Run, Signals, inputs, is_finished, resume, resumed_settings
-from distill.training.validation import held_out_loss
 from minitransformer.files import UserError
 from minitransformer.model import Encoder
 
 # peak learning rate of each method where --lr is not given
 PEAK_LR = {"mha": 1e-3, "hs": 1e-3, "od": 6e-4, "direct-minilm": 1e-3, "mlm": 6e-4}
-DATA_HELP = "docs, NAME=path/glob[:column] or NAME=hub:dataset[:config][:split][:column]; repeats"
+DATA_HELP = (
+    "wordnet, docs, NAME=path/glob[:column] or NAME=hub:dataset[:config][:split][:column]; repeats"
+)
 INIT_HELP = "random, embeddings, uniform (default if sizes match), first, last, 2,4,6, or a folder"
 MOST = 2**16
 
@@ -62,7 +63,7 @@ class TrainConfig:
     student_heads: int | None = setting(None, "default: near the teacher's", least=1)
     student_ffn: int | None = setting(None, "default: the teacher's, or 4 x the width", least=1)
     init: str | None = setting(None, INIT_HELP)
-    data: list[str] = setting(["docs"], DATA_HELP)  # noqa: RUF009 - makes a default_factory
+    data: list[str] = setting(["wordnet"], DATA_HELP)  # noqa: RUF009 - makes a default_factory
     alpha: float = setting(0.3, "a corpus of n tokens gets a share ~ n^alpha", least=0, most=1)
     seq_len: int = setting(128, "tokens in a sequence", least=3)
     batch_size: int = setting(16, "sequences a process and micro-batch", least=1, most=MOST)
@@ -257,6 +258,20 @@ def distil(config: TrainConfig, run: Run, signals: Signals) -> int:
     if rank() == 0:
         report.finish(config, run, start)
     return 0
+
+
+@torch.no_grad()
+def held_out_loss(transfer: Transfer, teacher: Encoder | None, batches: list[Batch], products):
+    """Return the loss on text that training never sees; each rank computes its share of it."""
+    zero = torch.zeros((), device=batches[0].ids.device)  # a rank may have no batch
+    totals, counts = [zero], [zero]
+    for batch in batches[rank() :: world()]:
+        with products:
+            total, count = transfer(teacher, batch)
+        totals.append(total)
+        counts.append(count)
+    total, count = processes.sums_over_ranks(totals, counts).tolist()
+    return total / count if count else math.nan
 
 
 def check_finite(step: int, what: str, value: float) -> None:

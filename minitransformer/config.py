@@ -16,11 +16,8 @@ MODEL_TYPES = {
     "xlm-roberta": "XLMRoberta",
     "camembert": "Camembert",
 }
-
-
 # what a config.json must say; the defaults below are for code
-NEEDED = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")
-NEEDED += ("intermediate_size",)
+NEEDED = "vocab_size hidden_size num_hidden_layers num_attention_heads intermediate_size".split()
 
 
 @dataclass(frozen=True)

@@ -8,14 +8,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-LONGEST = 390  # characters of a message
-
 
 class UserError(ValueError):
     """A user error; the message is one line: what is wrong, expected and actual values, remedy."""
 
     def __init__(self, message: str):
-        super().__init__(shortened(printable(message), LONGEST))
+        super().__init__(shortened(printable(message), 390))
 
 
 def printable(text: str) -> str:

@@ -59,7 +59,7 @@ def test_what_data_may_say(folder, monkeypatch):
     }
     for where, found in files.items():
         assert parse_source(f"web={where}").files == found
-    assert parse_source("docs") == Source("docs")
+    assert parse_sources(["docs", "wordnet"]) == [Source("docs"), Source("wordnet")]
     expected = Source("w", ("F.JSONL.GZ",), None, "body", 2_000_000)
     assert parse_source("w=F.JSONL.GZ:body@2e6") == expected
     hub = (f"{folder}/b", "sw", "validation")
@@ -70,7 +70,7 @@ def test_what_data_may_say(folder, monkeypatch):
 @pytest.mark.parametrize(
     ("specs", "message"),
     [
-        ("web", "unknown; give docs"),
+        ("web", "unknown; give wordnet, docs"),
         ("web=~/none*.txt", r"no such file: ~/none\*.txt"),
         ("web=a.csv", r"a.csv is none of .txt, .parquet, .jsonl, .ndjson, .json"),
         ("web=folder.t*", r"folder.t\*; of a folder, give FOLDER/\*.txt"),

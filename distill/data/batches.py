@@ -146,13 +146,14 @@ def prefetch(
     """
     batch_size, accumulate, _, world = split
     with ThreadPoolExecutor(1) as thread:
-        ahead = []
+        ahead = None
         for step in range(steps):
             draw = first_draw + step * batch_size * accumulate * world
-            ahead.append(thread.submit(text.step, draw, *split, masked=masked))
-            if step > 0:
-                yield ahead.pop(0).result()
-        yield from (last.result() for last in ahead)
+            made, ahead = ahead, thread.submit(text.step, draw, *split, masked=masked)
+            if made:
+                yield made.result()
+        if ahead:
+            yield ahead.result()
 
 
 def mask_tokens(

@@ -20,7 +20,7 @@ from typing import BinaryIO
 import fsspec
 import xxhash
 
-from distill.data.docs import docs_identity, docs_texts
+from distill.data.built_in import BUILT_IN
 from minitransformer.files import UserError, check_regular, first_line
 
 LONGEST_DOCUMENT = 10_000  # characters; a longer text is cut into several documents
@@ -30,7 +30,7 @@ PART, PARTS = 2**16, 64  # bytes in a part; parts of a large file that are hashe
 
 @dataclass(frozen=True)
 class Source:
-    """One corpus as `--data` names it: `docs`, files, or the files of a hub dataset."""
+    """One corpus as `--data` names it: built in, files, or the files of a hub dataset."""
 
     name: str
     files: tuple[str, ...] = ()  # paths or URLs; those of a hub dataset are found by look_up
@@ -49,11 +49,13 @@ def parse_sources(specs: list[str]) -> list[Source]:
 
 
 def parse_source(spec: str) -> Source:
-    if spec == "docs":
-        return Source("docs")
+    if spec in BUILT_IN:
+        return Source(spec)
     match = re.fullmatch(r"([^=]+)=(.+?)(?:@(\d+(?:\.\d*)?(?:[eE]\d\d?)?))?", spec)
     if not match:
-        raise UserError(f"--data {spec}: unknown; give docs, NAME=FILES or NAME=hub:DATASET")
+        raise UserError(
+            f"--data {spec}: unknown; give wordnet, docs, NAME=FILES or NAME=hub:DATASET"
+        )
     name, where, size = match.groups()
     tokens = size and int(float(size))
     if where.startswith("hub:"):
@@ -97,7 +99,7 @@ def readable(files: list[str]) -> tuple[str, ...]:
 def identity(source: Source) -> str:
     """Return what the token cache is keyed by; a URL of the hub holds the commit."""
     if not source.files:
-        return docs_identity()
+        return BUILT_IN[source.name][0]()
     names = [os.path.basename(file) for file in source.files]
     digest = xxhash.xxh3_128(repr([source.column, names]).encode())
     for file in source.files:
@@ -115,9 +117,10 @@ def identity(source: Source) -> str:
 
 def documents(source: Source, skipped: Counter) -> Iterator[str]:
     """Yield the documents of a source; count rows without text in `skipped`, by reason."""
-    for file in source.files or ("docs",):
+    for file in source.files or (source.name,):
         try:
-            for value in read_file(file, source.column) if source.files else docs_texts():
+            built_in = None if source.files else BUILT_IN[source.name][1]
+            for value in built_in() if built_in else read_file(file, source.column):
                 if not isinstance(value, str | None):
                     kind = type(value).__name__
                     raise UserError(f"column {source.column!r} holds {kind}, not text")

@@ -21,13 +21,11 @@ def measure_costs(models: dict[str, Model]) -> dict[str, dict]:
     costs = {}
     for name, encoder in encoders.items():
         layers, width = encoder.config.num_hidden_layers, encoder.config.hidden_size
-        tables = sum(p.numel() for p in encoder.embeddings.parameters())  # are looked up
-        blocks = sum(p.numel() for p in encoder.blocks.parameters())
+        parts = encoder.embeddings, encoder.blocks
         matrices = sum(p.numel() for p in encoder.blocks.parameters() if p.dim() == 2)
         costs[name] = {
             "layers x width": f"{layers} x {width}",
-            "parameters": tables + blocks,
-            "without embeddings": blocks,
+            "parameters": sum(p.numel() for part in parts for p in part.parameters()),
             "FLOPs a token": 2 * matrices + 4 * length * width * layers,
         }
     for batch in (1, 32):

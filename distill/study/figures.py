@@ -38,6 +38,7 @@ def draw_tokens(file: Path, sections: list) -> None:
     names = [name for section in sections for name in section.rows]
     names = [name for name in dict.fromkeys(names) if names.count(name) > 1]
     figure, panels = plt.subplots(1, 2, figsize=(10, 4.5), layout="constrained")
+    ticks = [section.tokens / 1e6 for section in sections]
     for axes, (view, title) in zip(panels, VIEWS.items(), strict=True):
         for number, name in enumerate(names):
             found = [section for section in sections if name in section.rows]
@@ -46,12 +47,9 @@ def draw_tokens(file: Path, sections: list) -> None:
             axes.plot(tokens, means, "osD^"[number // 10] + "-", label=name)
         for line, name in zip(("--", ":", "-."), sections[0].references, strict=False):
             axes.axhline(sections[0].view(name, view)[0], ls=line, color="black", label=name)
-        axes.set_xscale("log")
-        ticks = [section.tokens / 1e6 for section in sections]
+        axes.set(xscale="log", xlabel="million tokens read", ylabel=title)
         axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         axes.minorticks_off()
-        axes.set_xlabel("million tokens read")
-        axes.set_ylabel(title)
     panels[1].legend(**LEGEND)
     save(figure, file, panels)
 
@@ -64,8 +62,9 @@ def draw_languages(file: Path, tables: dict[str, tuple[list, dict]]) -> None:
             axes.plot(names, found, "osD^"[number // 10] + ":", lw=0.7, label=model)
         seen = sum(name not in KEPT_OUT for name in names)
         axes.axvspan(seen - 0.5, len(names) - 0.5, alpha=0.1)
-        axes.set_ylabel(f"{what} (percent)")
-    axes.set_xlabel("language; shaded: not in the distillation text")
+        axes.set(
+            ylabel=f"{what} (percent)", xlabel="language; shaded: not in the distillation text"
+        )
     panels[0].legend(**LEGEND)
     save(figure, file, panels)
 

@@ -2,17 +2,15 @@
 
 Page (an HTML file) and paragraph (`<p id="par_id...">`) have the same names in every language, so
 the text is parallel. An English paragraph that stands on several pages counts once; one that the
-translators left in English counts as English alone. A fifth of the pages is left out of training:
-parallel text that no student has read, for tests of one's own.
+translators left in English counts as English alone.
 
-    FOLDER/LANGUAGE.txt      the pages to train on, one document each
+    FOLDER/LANGUAGE.txt      its pages, one document each
 
 Source   packages libreoffice-help-LANGUAGE of Debian 12 (MPL 2.0), fetched with apt-get and
          unpacked with dpkg; the .deb files may lie in FOLDER/packages already.
 """
 
 import functools
-import hashlib
 import html
 import itertools
 import re
@@ -24,8 +22,7 @@ from minitransformer.files import UserError, atomic
 
 ENGLISH = "en-us"
 # of the languages of `reviews`, it, ja, nl and pl are missing: tested, never distilled on
-TRAINED = (ENGLISH, "cs", "de", "el", "es", "fi", "fr", "hi", "hu", "ko", "pt-br", "ru", "sv")
-TRAINED += ("tr", "vi", "zh-cn")
+TRAINED = f"{ENGLISH} cs de el es fi fr hi hu ko pt-br ru sv tr vi zh-cn".split()
 
 PARAGRAPH = re.compile(r'<p\b[^>]*\bid="(par_id[^"]*)"[^>]*>(.*?)</p>', re.DOTALL)
 
@@ -73,15 +70,11 @@ def package(folder: Path, language: str) -> Path:
     return next(folder.glob(f"{name}_*.deb"))
 
 
-def held_out(key: str) -> bool:
-    return hashlib.sha256(key.partition("#")[0].encode()).digest()[0] < 51  # of 256: a fifth
-
-
 def training_text(folder: Path, language: str) -> Path:
-    """Return the file with the pages that are not held out."""
+    """Return the file of a language; the first call writes it."""
     file = folder / f"{language}.txt"
     if not file.exists():
-        texts = {k: text for k, text in paragraphs(folder, language).items() if not held_out(k)}
+        texts = paragraphs(folder, language)
         pages = itertools.groupby(texts, lambda key: key.partition("#")[0])
         documents = ["\n".join(texts[key] for key in keys) for _, keys in pages]
         with atomic(file) as unfinished:

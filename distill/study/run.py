@@ -161,11 +161,11 @@ class Study:
         """Return the values of --data; the texts are made on the first call."""
         if row.setting == "own":
             return self.config.data
-        names = help_text.TRAINED if row.setting == "multilingual" else [help_text.ENGLISH]
+        if row.setting == "english":
+            return ["wordnet"]
         with self._lock("help text"):
-            files = [help_text.training_text(self.folder / "help", name) for name in names]
-        corpora = [f"{name}={file}" for name, file in zip(names, files, strict=True)]
-        return corpora if row.setting == "multilingual" else ["docs", *corpora]
+            files = [help_text.training_text(self.folder / "help", n) for n in help_text.TRAINED]
+        return [f"{file.stem}={file}" for file in files]
 
     def _evaluate(self, row: Row, run: Path) -> dict[str, dict]:
         """Return {teacher, baseline, student: {"TASK METRIC": a value for each seed}}."""

@@ -1,6 +1,9 @@
-"""`docs`: the prose of docstrings."""
+"""The built-in corpora: `docs`, the prose of docstrings, and `wordnet`."""
 
-from distill.data import docs
+from collections import Counter
+
+from distill.data import built_in
+from distill.data.sources import Source, documents, identity
 
 MODULE = '''
 """This is a paragraph of the module with more than eight words in it.
@@ -26,13 +29,26 @@ def test_docs_are_the_prose_of_docstrings(tmp_path, monkeypatch):
         (tmp_path / f"{name}.py").write_text(source)
     (tmp_path / "tests").mkdir()
     (tmp_path / "tests" / "d.py").write_text('"""The words of tests are not read, however many."""')
-    monkeypatch.setattr(docs, "topics", {"x": "A topic of the reference has eight words or more."})
-    monkeypatch.setattr(docs, "PACKAGES", [])
+    monkeypatch.setattr(
+        built_in, "topics", {"x": "A topic of the reference has eight words or more."}
+    )
+    monkeypatch.setattr(built_in, "PACKAGES", [])
     monkeypatch.setattr("sysconfig.get_path", lambda name: tmp_path)
-    topic, text = docs.docs_texts()
+    topic, text = built_in.docs_texts()
     assert topic == "A topic of the reference has eight words or more."
     assert text == (
         "This is a paragraph of the module with more than eight words in it.\n"
         "The same paragraph stands here and in another module with many words.\n"
         "A class has words, too, and they are read like those of modules."
     )
+
+
+def test_wordnet_is_a_line_a_sense_and_is_known_by_its_hash(tmp_path, monkeypatch):
+    data = '  1 Free.\n01 03 n 02 hot_dog 0 frank 0 001 @ 02 n | a sausage; "eat it"  \n'
+    for member in built_in.WORDNET:
+        (tmp_path / member).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / member).write_text(data if member.endswith("verb") else "")
+    monkeypatch.setattr(built_in, "package_files", lambda *_: tmp_path)
+    assert list(built_in.wordnet_texts()) == ['hot dog: a sausage; "eat it"']
+    assert [*documents(Source("wordnet"), Counter())] == ['hot dog: a sausage; "eat it"']
+    assert built_in.WORDNET_SHA256 in identity(Source("wordnet"))
