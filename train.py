@@ -39,9 +39,7 @@ from minitransformer.model import Encoder
 
 # peak learning rate of each method where --lr is not given
 PEAK_LR = {"mha": 1e-3, "hs": 1e-3, "od": 6e-4, "direct-minilm": 1e-3, "mlm": 6e-4}
-DATA_HELP = (
-    "wordnet, docs, NAME=path/glob[:column] or NAME=hub:dataset[:config][:split][:column]; repeats"
-)
+DATA_HELP = "wordnet, docs, NAME=path/glob[:column], NAME=hub:dataset[:config][:split][:column]"
 INIT_HELP = "random, embeddings, uniform (default if sizes match), first, last, 2,4,6, or a folder"
 MOST = 2**16
 

