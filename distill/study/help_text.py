@@ -1,10 +1,9 @@
 """LibreOffice's help: a text in many languages that everyone can fetch.
 
-Page (an HTML file) and paragraph (`<p id="par_id...">`) have the same names in every language, so
-the text is parallel. An English paragraph that stands on several pages counts once; one that the
-translators left in English counts as English alone.
-
     FOLDER/LANGUAGE.txt      its pages, one document each
+
+A paragraph that stands on several pages counts once; one that the translators left in English
+counts as English alone.
 
 Source   packages libreoffice-help-LANGUAGE of Debian 12 (MPL 2.0), fetched with apt-get and
          unpacked with dpkg; the .deb files may lie in FOLDER/packages already.
@@ -12,7 +11,6 @@ Source   packages libreoffice-help-LANGUAGE of Debian 12 (MPL 2.0), fetched with
 
 import functools
 import html
-import itertools
 import re
 import subprocess
 from pathlib import Path
@@ -24,37 +22,20 @@ ENGLISH = "en-us"
 # of the languages of `reviews`, it, ja, nl and pl are missing: tested, never distilled on
 TRAINED = f"{ENGLISH} cs de el es fi fr hi hu ko pt-br ru sv tr vi zh-cn".split()
 
-PARAGRAPH = re.compile(r'<p\b[^>]*\bid="(par_id[^"]*)"[^>]*>(.*?)</p>', re.DOTALL)
-
-
-def read_pages(root: Path) -> dict[str, str]:
-    """Return {page#id: text} of all HTML files under `root`, white space made single."""
-    found = {}
-    for file in sorted(root.rglob("*.html")):
-        page = file.relative_to(root).as_posix()
-        for name, content in PARAGRAPH.findall(file.read_text("utf-8")):
-            text = " ".join(html.unescape(re.sub("<[^>]*>", "", content)).split())
-            if text:
-                found.setdefault(f"{page}#{name}", text)
-    return found
+PARAGRAPH = re.compile(r'<p\b[^>]*\bid="par_id[^>]*>(.*?)</p>', re.DOTALL)
 
 
 @functools.cache
-def paragraphs(folder: Path, language: str) -> dict[str, str]:
-    """Return {page#id: text} of one language, out of its package (10 seconds)."""
+def read_pages(folder: Path, language: str) -> list[list[str]]:
+    """Return the paragraphs of each page (an HTML file), white space made single (10 seconds)."""
+    pages = []
     with TemporaryDirectory() as unpacked:
         subprocess.run(["dpkg", "-x", package(folder, language), unpacked], check=True)
-        (root,) = Path(unpacked, "usr/share/libreoffice/help").glob("*/text")
-        found = read_pages(root)
-    return different(found, None if language == ENGLISH else paragraphs(folder, ENGLISH))
-
-
-def different(found: dict[str, str], english: dict[str, str] | None) -> dict[str, str]:
-    """Return the translations of English paragraphs; of English (None) each text's first place."""
-    if english is not None:
-        return {key: text for key, text in found.items() if english.get(key, text) != text}
-    first = {text: key for key, text in reversed(found.items())}
-    return {key: text for key, text in found.items() if first[text] == key}
+        for file in sorted(Path(unpacked).rglob("*.html")):
+            found = PARAGRAPH.findall(file.read_text("utf-8"))
+            texts = (html.unescape(re.sub("<[^>]*>", "", content)) for content in found)
+            pages.append([" ".join(text.split()) for text in texts if text.strip()])
+    return pages
 
 
 def package(folder: Path, language: str) -> Path:
@@ -74,9 +55,12 @@ def training_text(folder: Path, language: str) -> Path:
     """Return the file of a language; the first call writes it."""
     file = folder / f"{language}.txt"
     if not file.exists():
-        texts = paragraphs(folder, language)
-        pages = itertools.groupby(texts, lambda key: key.partition("#")[0])
-        documents = ["\n".join(texts[key] for key in keys) for _, keys in pages]
+        english = [] if language == ENGLISH else read_pages(folder, ENGLISH)
+        seen, documents = {text for page in english for text in page}, []
+        for page in read_pages(folder, language):
+            new = [text for text in dict.fromkeys(page) if text not in seen]
+            seen.update(new)
+            documents += ["\n".join(new)] if new else []
         with atomic(file) as unfinished:
             unfinished.write_text("\n\n".join(documents) + "\n", "utf-8")
     return file
