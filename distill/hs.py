@@ -101,7 +101,8 @@ class HS(Method):
         super().__init__()
         self.mapping, self.student_layer = mapping, student.num_hidden_layers
         # as in the paper, the map ends at the teacher's last layer unless a lower one is asked for
-        top = choose_teacher_layer(teacher.num_hidden_layers, teacher_layer, from_top=0)
+        last = teacher.num_hidden_layers
+        top = choose_teacher_layer(last, teacher_layer, default=last)
         self.teacher_layer, self.pairs = top, layer_map(mapping, self.student_layer, top)
         self.maps = None  # (pairs, D_s, D_t)
         if student.hidden_size != teacher.hidden_size:

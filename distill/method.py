@@ -30,7 +30,9 @@ from torch import Tensor, nn
 from minitransformer.config import divisors
 from minitransformer.files import UserError
 
-FROM_TOP = 1  # by default Q, K and V are learned from teacher layer m = L_t - FROM_TOP
+FROM_TOP = (
+    2  # by default Q, K and V are learned from teacher layer m = L_t - FROM_TOP (docs/defaults.md)
+)
 NARROWEST = 8  # width of a relation head by default; MiniLMv2's are 8 and wider
 
 
@@ -115,8 +117,10 @@ class QKVMethod(Method):
 
     def __init__(self, student, teacher, teacher_layer=None, relation_heads=None):
         super().__init__()
-        self.student_layer = student.num_hidden_layers
-        self.teacher_layer = choose_teacher_layer(teacher.num_hidden_layers, teacher_layer)
+        self.student_layer, layers = student.num_hidden_layers, teacher.num_hidden_layers
+        # from above the student's depth: it may start as a copy of the layers below
+        default = max(layers - FROM_TOP, min(self.student_layer + 1, layers))
+        self.teacher_layer = choose_teacher_layer(layers, teacher_layer, default)
         self.relation_heads = choose_heads(student.hidden_size, teacher.hidden_size, relation_heads)
         widths = student.hidden_size, teacher.hidden_size
         self.head_widths = [width // self.relation_heads for width in widths]
@@ -159,10 +163,10 @@ def logits_at(encoder, batch, positions):
     return encoder.mlm_logits(hidden_at(encoder, batch, positions))
 
 
-def choose_teacher_layer(layers, teacher_layer=None, from_top=FROM_TOP):
-    """Return teacher layer m (1 to `layers`) as given, else `layers` - from_top, at least 1."""
+def choose_teacher_layer(layers, teacher_layer, default):
+    """Return teacher layer m (1 to `layers`) as given, else the default."""
     if teacher_layer is None:
-        return max(1, layers - from_top)
+        return default
     if not 1 <= teacher_layer <= layers:
         raise UserError(f"teacher layer {teacher_layer}: the teacher has layers 1 to {layers}")
     return teacher_layer

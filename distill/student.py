@@ -3,10 +3,10 @@
     random       every weight is drawn anew, N(0, initializer_range)
     embeddings   the teacher's embeddings (their principal directions where the student is
                  narrower) and random layers
-    uniform      the teacher's embeddings and evenly spaced layers,     12 -> 6, mha:  1 3 5 7 9 11
+    uniform      the teacher's embeddings and evenly spaced layers,     12 -> 6, mha:  1 3 5 6 8 10
                  the first one among them                               12 -> 6, hs:   1 3 5 8 10 12
     first        the teacher's embeddings and its first layers          12 -> 6:       1 .. 6
-    last         the teacher's embeddings and the last layers that      12 -> 6, mha:  6 .. 11
+    last         the teacher's embeddings and the last layers that      12 -> 6, mha:  5 .. 10
                  the method reads                                       12 -> 6, hs:   7 .. 12
     2,4,6        the teacher's embeddings and these layers
     FOLDER       another student (or hub id, or `minilm`), whose sizes hold

