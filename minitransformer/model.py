@@ -92,9 +92,11 @@ class Block(nn.Module):
         """Return the output of the layer, given its input x and its Q, K, V; (B, N, D) each."""
         query, key, value = (split_heads(part, self.heads) for part in (query, key, value))
         read = merge_heads(attention(query, key, value, mask))  # (B, A, N, d) -> (B, N, D)
-        x = self.attention_norm(x + self.output(read))  # (B, N, D)
-        # (B, N, D) -> (B, N, intermediate_size) -> (B, N, D)
-        return self.ffn_norm(x + self.contract(F.gelu(self.expand(x))))
+        # To take less memory the sums are written into the products, which nothing else reads.
+        x = self.attention_norm(self.output(read).to(x.dtype).add_(x))  # (B, N, D)
+        wide = self.expand(x)  # (B, N, intermediate_size)
+        wide = F.gelu(wide) if wide.requires_grad else torch.ops.aten.gelu_(wide)
+        return self.ffn_norm(self.contract(wide).to(x.dtype).add_(x))  # (B, N, D)
 
 
 def cast_once(x):
