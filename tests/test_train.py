@@ -54,7 +54,8 @@ def test_what_a_run_leaves(run, method):
 @pytest.mark.slow
 def test_what_a_run_prints(run, monkeypatch, capsys):
     monkeypatch.setattr("distill.training.report.plot_loss", plot_loss)
-    out, _ = run("--method", "mha", "--steps", 1, "--student-layers", 3, "--eval-every", 1)
+    layers = "--student-layers", 3, "--teacher-layer", 3
+    out, _ = run("--method", "mha", "--steps", 1, *layers, "--eval-every", 1)
     assert (out / "loss.png").read_bytes().startswith(b"\x89PNG")
     printed = capsys.readouterr().out
     for line in (
