@@ -119,8 +119,8 @@ def documents(source: Source, skipped: Counter) -> Iterator[str]:
     """Yield the documents of a source; count rows without text in `skipped`, by reason."""
     for file in source.files or (source.name,):
         try:
-            built_in = None if source.files else BUILT_IN[source.name][1]
-            for value in built_in() if built_in else read_file(file, source.column):
+            texts = read_file(file, source.column) if source.files else BUILT_IN[file][1]()
+            for value in texts:
                 if not isinstance(value, str | None):
                     kind = type(value).__name__
                     raise UserError(f"column {source.column!r} holds {kind}, not text")
