@@ -49,7 +49,7 @@ def movies() -> Task:
         texts = [(text, label) for text in rows.text]
         splits[in_dev].extend(chosen(texts, SIZES["movies"][in_dev] // 2))
     splits = [chosen(rows, len(rows)) for rows in splits]
-    return named_task("movies", *splits, lr=2e-4, epochs=2)
+    return named_task("movies", *splits)
 
 
 def topics() -> Task:
@@ -63,7 +63,7 @@ def topics() -> Task:
     train, dev = splits
     train = list(dict.fromkeys(train).keys() - set(dev))
     splits = [chosen(rows, size) for rows, size in zip((train, dev), SIZES["topics"], strict=True)]
-    return named_task("topics", *splits, lr=3e-4, epochs=3, batch_size=16)
+    return named_task("topics", *splits)
 
 
 def claims() -> Task:
@@ -74,7 +74,7 @@ def claims() -> Task:
         page = passage.split(":")[0]
         halves[sha256(page) >= "8"].append((passage, claim, label))
     splits = [chosen(half, size) for half, size in zip(halves, SIZES["claims"], strict=True)]
-    return named_task("claims", *splits, lr=2e-4, epochs=2)
+    return named_task("claims", *splits)
 
 
 def reviews() -> Task:
@@ -89,7 +89,7 @@ def reviews() -> Task:
     first, last = SIZES["reviews"]
     train = [aligned["en"][n][1:] for n in order[:first]]
     dev = {name: [rows[n][1:] for n in order[-last:]] for name, rows in aligned.items()}
-    return named_task("reviews", train, dev, aligned=True, lr=2e-4, epochs=2)
+    return named_task("reviews", train, dev, aligned=True)
 
 
 def bigbench() -> Path:
@@ -103,7 +103,7 @@ def examples(file: Path) -> list[tuple[str, str]]:
     return [(row["input"], max(row["target_scores"], key=row["target_scores"].get)) for row in rows]
 
 
-def named_task(name: str, train: list[tuple], dev: list[tuple] | dict, **fine_tuning) -> Task:
+def named_task(name: str, train: list[tuple], dev: list[tuple] | dict, **options) -> Task:
     """Return the task of these rows (text, [pair,] label)."""
     scored = dev if isinstance(dev, dict) else {"dev": dev}
     classes = sorted({row[-1] for rows in (train, *scored.values()) for row in rows})
@@ -112,8 +112,8 @@ def named_task(name: str, train: list[tuple], dev: list[tuple] | dict, **fine_tu
         texts, *pairs, labels = zip(*rows, strict=True)
         numbers = [classes.index(label) for label in labels]
         splits[split] = Split(list(texts), list(pairs[0]) if pairs else None, numbers)
-    fine_tuning = {"batch_size": 8, **fine_tuning}
-    return Task(name, splits.pop("train"), splits, tuple(classes), ("accuracy",), **fine_tuning)
+    options = {"lr": 2e-4, "epochs": 2, **options}
+    return Task(name, splits.pop("train"), splits, tuple(classes), ("accuracy",), **options)
 
 
 def chosen(rows: list[tuple], size: int) -> list[tuple]:
