@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 
+import pytest
 from checkpoints import refusal
 
 from minitransformer import UserError
@@ -18,6 +19,7 @@ with atomic(pathlib.Path(sys.argv[1])) as path:
 """
 
 
+@pytest.mark.slow
 def test_what_a_killed_program_left_is_swept_by_the_next_and_nothing_else(tmp_path):
     target = tmp_path / "a[1].json"
     subprocess.run([sys.executable, "-c", DIES, target], check=False)

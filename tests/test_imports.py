@@ -69,6 +69,7 @@ def test_a_planted_import_is_found():
     assert upward("evaluate", "def f():\n    import transformers")
 
 
+@pytest.mark.slow
 def test_every_module_imports_without_transformers():
     program = "import sys; sys.modules.update(transformers=None, sentence_transformers=None)\n"
     program += f"import {', '.join(NAMES.values())}"

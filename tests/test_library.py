@@ -2,10 +2,12 @@
 
 import re
 
+import pytest
 import torch
 from helpers import ROOT
 
 
+@pytest.mark.slow
 def test_the_page_runs(folder):
     page = (ROOT / "docs" / "library.md").read_text("utf-8")
     names = {}
