@@ -72,7 +72,7 @@ class Method(nn.Module):
     """Base of all methods; constructed from the EncoderConfigs of both models and its settings."""
 
     settings: tuple[str, ...] = ()  # keyword arguments of __init__: flags of train.py
-    plain = False  # True: compute the formula of the method's page, not its form in distill/lean/
+    plain = False  # True: compute the formula in the method's file, not its form in distill/lean/
     masked_text = False  # True: reads batch.masked_ids and predicts at batch.positions
     needs_teacher = True
     teacher_layer: int | None = None  # the highest teacher layer that is read; None: no teacher

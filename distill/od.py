@@ -4,7 +4,7 @@
 
 Hinton's knowledge distillation (arXiv 1503.02531) on the masked-language-model head: the teacher's
 whole distribution over the vocabulary says more than the one right word does. It constrains the
-last layer only, so the student is free in how it gets there; in the study it lags behind transfer
+last layer only, so the student is free in how it gets there; in the paper it lags behind transfer
 from inside the network. tau > 1 flattens both distributions, so that unlikely words count for more,
 and tau^2 keeps the size of the gradient.
 

@@ -1,4 +1,4 @@
-"""Real weights in, a folder that transformers opens out.
+"""Load pretrained weights; save a folder that transformers opens.
 
 load_pretrained("minilm")                         the teacher that comes with this project
 load_pretrained("google-bert/bert-base-uncased")  a hub id, through the hub's own cache

@@ -1,6 +1,6 @@
 """Text to token ids, through the `tokenizers` library.
 
-The export writes the pipeline that training used as tokenizer.json. Its tokenizer_config.json does
+The export writes training's pipeline to tokenizer.json. Its tokenizer_config.json does
 not contradict that, since transformers follows do_lower_case, add_prefix_space and the class named
 there even where tokenizer.json differs.
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from conftest import WORDS, tiny_config, tiny_encoder, tiny_tokenizer
 from helpers import make_inputs
+from sklearn.linear_model import Ridge
 from test_tasks import own
 
 import evaluate
@@ -117,21 +118,30 @@ def test_neighbours_are_others_and_translations_are_found_by_their_text():
     assert as_is.retrieval_accuracy(queries, candidates, ["a", "b", "b"]) == pytest.approx(2 / 3)
 
 
-def test_the_probe_is_ridge_regression_and_chooses_its_ridge_on_a_part_of_train():
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(150, 5, generator=generator)
-    y = torch.nn.functional.one_hot(x.argmax(dim=-1), 5)
-    # by hand: an intercept that is not shrunk, as an augmented least-squares problem
-    [found] = as_is.ridge_outputs(x, y, [x], 2.0)
-    centred, mean = (x - x.mean(0)).double().numpy(), y.double().mean(0).numpy()
-    rows = np.vstack([centred, np.sqrt(2.0) * np.eye(5)])
-    solution = np.linalg.lstsq(rows, np.vstack([y.numpy() - mean, np.zeros((5, 5))]))[0]
-    assert np.allclose(found.numpy(), centred @ solution + mean)
-    # pure noise: the most shrinking is best; exact lines: the least
-    noise = torch.randn(150, 1, generator=generator)
-    [flat], [line] = (as_is.probe(x, t, [x]) for t in (noise, x[:, :1]))
-    assert flat.std() < 0.1
-    assert torch.allclose(line, x[:, :1].double(), atol=1e-3)
+@pytest.mark.parametrize("classes", [3, None])
+def test_the_probe_is_the_ridge_regression_of_least_leave_one_out_error(classes):
+    """By scikit-learn, fitted anew without each example."""
+    chosen = set()
+    for seed in range(12):
+        generator = np.random.default_rng(seed)
+        x, test = generator.normal(size=(12, 8)), generator.normal(size=(50, 8))
+        y = x[:, :4] @ generator.normal(size=(4, classes or 1)) + 2  # the intercept counts
+        y += 2 * generator.normal(size=y.shape)
+        y = np.eye(classes)[y.argmax(axis=1)] if classes else y
+        errors = {}
+        for ridge in as_is.RIDGES:
+            left_out = []
+            for n in range(12):
+                fitted = Ridge(alpha=ridge).fit(np.delete(x, n, 0), np.delete(y, n, 0))
+                left_out.append(fitted.predict(x[n : n + 1]).reshape(-1))
+            wrong = np.argmax(left_out, 1) != y.argmax(1) if classes else np.square(left_out - y)
+            errors[ridge] = wrong.mean()
+        best = min(errors, key=errors.get)
+        chosen.add(best)
+        expected = Ridge(alpha=best).fit(x, y).predict(test).reshape(len(test), -1)
+        [found] = as_is.probe(*map(torch.from_numpy, (x, y)), [torch.from_numpy(test)])
+        assert np.allclose(found, expected)
+    assert len(chosen) > 3
 
 
 def test_another_teacher_is_noted_and_one_that_does_not_fit_refused(here, tmp_path, capsys):

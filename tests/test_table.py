@@ -119,5 +119,5 @@ def test_how_far_the_student_came_is_said_in_words():
         " (baseline 0.500 ± 0.014, student 0.600 ± 0.014, teacher 0.700 ± 0.014)"
     )
     assert "RUN is below BASE, which needs no training" in words(base=0.6, run=0.5, teacher=0.7)
-    assert "from there to TEACHER is within the noise" in words(base=0.5, run=0.6, teacher=0.5)
+    assert "TEACHER's lead is within the noise" in words(base=0.5, run=0.6, teacher=0.5)
     assert "RUN cannot be compared" in words(base=0.5, run=None, teacher=0.5)

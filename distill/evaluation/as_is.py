@@ -7,6 +7,8 @@ retrieval    share of translations whose nearest original is their own
 A vector is the last layer's output, pooled as the model's files say.
 """
 
+import math
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -54,31 +56,32 @@ def retrieval_accuracy(queries: Tensor, candidates: Tensor, texts: list[str]) ->
 def probe(train: Tensor, targets: Tensor, tests: list[Tensor]) -> list[Tensor]:
     """Fit a linear map by ridge regression; return its outputs (M, C) for each of `tests`.
 
-    train, targets   vectors (M, D) in an order that says nothing about the targets (M, C)
+    train, targets   vectors (M, D) and what they should give (M, C)
 
-        W = (X^T X + ridge I)^-1 X^T Y,  X and Y centred
+        W = A^-1 X^T Y,  A = X^T X + ridge I,  X and Y centred
 
-    The ridge is the one of RIDGES with which four fifths of train predict the last fifth best, by
-    the largest output or, for a single number, by squared error. Nothing here is random.
+    The ridge is the one of RIDGES with the least leave-one-out error: of the largest output or, for
+    a single number, the squared error. Without example n, the map's error at n is
+
+        (y_n - x_n W) / (1 - h_n),  h_n = 1/M + x_n A^-1 x_n^T
     """
-    fit = len(train) * 4 // 5
-    held_out = targets[fit:]
-
-    def error(ridge: float) -> float:
-        [outputs] = ridge_outputs(train[:fit], targets[:fit], [train[fit:]], ridge)
-        if targets.shape[1] == 1:
-            return float((outputs - held_out).square().mean())
-        return float((outputs.argmax(dim=-1) != held_out.argmax(dim=-1)).float().mean())
-
-    return ridge_outputs(train, targets, tests, min(RIDGES, key=error))
-
-
-def ridge_outputs(x: Tensor, y: Tensor, tests: list[Tensor], ridge: float) -> list[Tensor]:
-    x, y = x.double(), y.double()
-    centred = x - x.mean(dim=0)
-    matrix = centred.T @ centred + ridge * torch.eye(x.shape[1], dtype=torch.double)
-    weights = torch.linalg.solve(matrix, centred.T @ (y - y.mean(dim=0)))  # (D, C)
-    return [(test.double() - x.mean(dim=0)) @ weights + y.mean(dim=0) for test in tests]
+    x, y = train.double(), targets.double()
+    mean_x, mean_y = x.mean(dim=0), y.mean(dim=0)
+    x, y = x - mean_x, y - mean_y
+    identity, least = torch.eye(x.shape[1], dtype=torch.double), math.inf
+    for ridge in RIDGES:
+        inverse = torch.linalg.inv(x.T @ x + ridge * identity)
+        weights = inverse @ (x.T @ y)  # (D, C)
+        leverage = ((x @ inverse) * x).sum(dim=1) + 1 / len(x)  # (M,)
+        residuals = (y - x @ weights) / (1 - leverage)[:, None]  # (M, C)
+        if y.shape[1] == 1:
+            error = residuals.square().mean().item()
+        else:
+            predicted = (targets - residuals).argmax(dim=1)
+            error = (predicted != targets.argmax(dim=1)).double().mean().item()
+        if error < least:
+            least, best = error, weights
+    return [(test.double() - mean_x) @ best + mean_y for test in tests]
 
 
 def probe_scores(model: Model, task: Task, device, precision: str) -> dict[str, dict]:

@@ -5,11 +5,11 @@
         ->  linear head  ->  classes or one number, (B, C)
 
 The mean and not [CLS], because a student of MHA or DirectMiniLM has no trained [CLS]: its last
-block's output and FFN never learned. For the same reason every layer is trained. Its deviation is
-1, so that the head learns as fast behind every encoder. Cross-entropy, or
-for numbers the squared error of the labels brought to mean 0 and deviation 1; AdamW; the rate rises
-over a tenth of the steps, then falls to 0; no dropout. To be quick, batches hold sentences of like
-length, and the word table only the rows that the task reads, not all of XLM-R's 250,002.
+block's output and FFN never learned; for the same reason every layer is trained. The mean has
+deviation 1, so that the head learns equally fast on every encoder. Cross-entropy, or for numbers
+the squared error of the labels brought to mean 0 and deviation 1; AdamW; the rate rises over a
+tenth of the steps, then falls to 0; no dropout. To be quick, batches hold sentences of like length,
+and the word table only the rows that the task reads, not all of XLM-R's 250,002.
 """
 
 import json

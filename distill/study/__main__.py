@@ -6,7 +6,7 @@
     python -m distill.study report                           the page of the records in --results
 
 Several `run` at once share the list: one for each GPU (CUDA_VISIBLE_DEVICES=1), or one for each
-core (OMP_NUM_THREADS=1). The text needs Debian's apt-get, the multilingual teacher the hub or
+core (OMP_NUM_THREADS=1). Multilingual text needs Debian's apt-get, its teacher the hub or
 --teacher. For a student of your own see docs/full_scale.md.
 """
 
@@ -28,7 +28,7 @@ def parse_config(argv: list[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add("command", choices=["list", "run", "report"])
     add("--only", default="", metavar="NAME", help="rows whose names begin so; * matches any part")
-    add("--hours", type=float, default=math.inf, help="run: then start no other row")
+    add("--hours", type=float, default=math.inf, help="run: after that, start none")
     add("--folder", type=Path, default=Path("runs/study"), help="work folder")
     add("--results", type=Path, default=Path("results/study.jsonl"), help="file of the records")
     add("--page", type=Path, default=Path("results/study.md"), help="report: to write")

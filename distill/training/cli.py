@@ -112,5 +112,5 @@ def answer(error: BaseException) -> tuple[int, str | None]:
     # gloo has no error type of its own; the process that failed has said why
     lost = isinstance(error, dist.DistBackendError) or "gloo" in text
     if dist.is_initialized() and isinstance(error, RuntimeError) and lost:
-        return 1, f"rank {dist.get_rank()} lost another process ({text}); nothing was saved"
+        return 1, f"rank {dist.get_rank()} lost another process ({text}); use --resume"
     return 1, None
