@@ -17,7 +17,7 @@ import shlex
 import signal
 import sys
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 
 import torch
 from torch import Tensor, nn
@@ -61,7 +61,7 @@ class TrainConfig:
     student_heads: int | None = setting(None, "default: near the teacher's", least=1)
     student_ffn: int | None = setting(None, "default: the teacher's, or 4 x the width", least=1)
     init: str | None = setting(None, INIT_HELP)
-    data: list[str] = setting(["wordnet"], DATA_HELP)  # noqa: RUF009 - makes a default_factory
+    data: tuple[str, ...] = setting(("wordnet",), DATA_HELP)
     alpha: float = setting(0.3, "a corpus of n tokens gets a share ~ n^alpha", least=0, most=1)
     seq_len: int = setting(128, "tokens in a sequence", least=3)
     batch_size: int = setting(16, "sequences a process and micro-batch", least=1, most=MOST)
@@ -83,7 +83,8 @@ class TrainConfig:
     resume: bool = setting(False, "resume the run in --out")
 
     def __post_init__(self):
-        cli.check_bounds(self)
+        for f in fields(self):  # as declared above
+            cli.check_number(f.name, getattr(self, f.name), f.metadata["least"], f.metadata["most"])
 
 
 def parse_config(argv: list[str] | None = None) -> TrainConfig:
@@ -185,11 +186,6 @@ def distil(config: TrainConfig, run: Run, signals: Signals) -> int:
         run.log("start", **record)
     report.announce(config, run, start, record["text"], frozen)
 
-    def save(step: int) -> None:
-        # no random state: order and masks follow from (seed, draw), and there is no dropout
-        state = {name: part.state_dict() for name, part in parts.items()}
-        run.save(step, {**state, "sequences": drawn})
-
     # ---- the loop: one turn more than steps, so that the last evaluation is like the others ----
     share = (config.batch_size, config.accumulate, rank(), world())
     batches = prefetch(text, drawn, config.steps - first, *share, masked=method.masked_text)
@@ -201,7 +197,9 @@ def distil(config: TrainConfig, run: Run, signals: Signals) -> int:
         last = step == config.steps
         # the last step is saved in any case, so that a kill during the export costs no step
         if step > first and (stop or last or step % config.save_every == 0):
-            save(step)
+            # no random state: order and masks follow from (seed, draw), and there is no dropout
+            state = {name: part.state_dict() for name, part in parts.items()}
+            run.save(step, {**state, "sequences": drawn})
         if stop and not last:
             break
         if step % config.eval_every == 0 or last:

@@ -9,16 +9,10 @@ from distill.od import OD
 METHODS = {"mha": MHA, "hs": HS, "od": OD, "direct-minilm": DirectMiniLM, "mlm": MLM}
 
 
-def build_method(name, student, teacher, *, plain=False, **settings):
-    """Return the method of that name for two EncoderConfigs (teacher None for mlm).
-
-    Settings that only other methods list are ignored, so that one call fits all methods. plain=True
-    computes the formulas of the pages instead of their lean forms.
-    """
-    kind = METHODS[name]
-    for key in settings:
-        if not any(key in other.settings for other in METHODS.values()):
-            raise TypeError(f"no method has a setting {key!r}")
-    method = kind(student, teacher, **{k: v for k, v in settings.items() if k in kind.settings})
-    method.plain = plain
+def build_method(settings, student, teacher):
+    """Return the method that a run's settings describe, for two EncoderConfigs (mlm: None)."""
+    kind = METHODS[settings["method"]]
+    given = {name: settings[name] for name in kind.settings if settings.get(name) is not None}
+    method = kind(student, teacher, **given)
+    method.plain = settings.get("plain", False)
     return method

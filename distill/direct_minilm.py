@@ -69,7 +69,7 @@ class DirectMiniLM(QKVMethod):
     def __init__(self, student, teacher, teacher_layer=None, relation_heads=None):
         super().__init__(student, teacher, teacher_layer, relation_heads)
         R = self.relation_heads
-        maps = initial_maps(3 * R, student.hidden_size // R, teacher.hidden_size // R)
+        maps = initial_maps(3 * R, *self.head_widths)
         # (R, D_s/R, D_t/R) each
         self.query, self.key, self.value = (nn.Parameter(W.clone()) for W in maps.split(R))
 

@@ -30,9 +30,8 @@ from torch import Tensor, nn
 from minitransformer.config import divisors
 from minitransformer.files import UserError
 
-FROM_TOP = (
-    2  # by default Q, K and V are learned from teacher layer m = L_t - FROM_TOP (docs/defaults.md)
-)
+# by default Q, K and V are learned from teacher layer m = L_t - FROM_TOP (docs/defaults.md)
+FROM_TOP = 2
 NARROWEST = 8  # width of a relation head by default; MiniLMv2's are 8 and wider
 
 
@@ -121,8 +120,8 @@ class QKVMethod(Method):
         # from above the student's depth: it may start as a copy of the layers below
         default = max(layers - FROM_TOP, min(self.student_layer + 1, layers))
         self.teacher_layer = choose_teacher_layer(layers, teacher_layer, default)
-        self.relation_heads = choose_heads(student.hidden_size, teacher.hidden_size, relation_heads)
         widths = student.hidden_size, teacher.hidden_size
+        self.relation_heads = choose_heads(*widths, relation_heads)
         self.head_widths = [width // self.relation_heads for width in widths]
 
     def describe(self):

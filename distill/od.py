@@ -48,7 +48,8 @@ def od_loss(student_logits, teacher_logits, temperature=1.0):
     Source     Hinton et al., DistilBERT; differs as said at the top of this page.
     Lean form  in distill/lean/vocabulary.py; if you edit this formula, train with --plain.
     """
-    check_temperature(temperature)
+    if not temperature > 0:  # NaN is refused too
+        raise UserError(f"the temperature is {temperature}; it must be above 0")
     if student_logits.shape != teacher_logits.shape:
         s, t = (tuple(logits.shape) for logits in (student_logits, teacher_logits))
         raise UserError(f"(positions, vocabulary) is {s} in the student and {t} in the teacher")
@@ -59,11 +60,6 @@ def od_loss(student_logits, teacher_logits, temperature=1.0):
     return total, total.new_full((), len(student_logits))
 
 
-def check_temperature(temperature):
-    if not temperature > 0:  # NaN is refused too
-        raise UserError(f"the temperature is {temperature}; it must be above 0")
-
-
 class OD(Method):
     """od_loss at the positions drawn for prediction, or at all real ones, of masked text."""
 
@@ -72,7 +68,6 @@ class OD(Method):
 
     def __init__(self, student, teacher, *, temperature=1.0, positions="masked"):
         super().__init__()
-        check_temperature(temperature)
         if student.vocab_size != teacher.vocab_size:
             sizes = f"{student.vocab_size} in the student, {teacher.vocab_size} in the teacher"
             raise UserError(f"OD compares predictions word by word, but the vocabulary is {sizes}")

@@ -104,7 +104,7 @@ def _from_folder(settings: dict, teacher: Encoder | None) -> Start:
     if student.mlm_head is None:
         student.mlm_head = _random_student(student.config, settings).mlm_head
         _copy_mlm_head(student, teacher)
-    method = method_of(settings, student.config, teacher and teacher.config)
+    method = build_method(settings, student.config, teacher and teacher.config)
     return Start(student, method, init, tokenizer=tokenizer)
 
 
@@ -116,7 +116,7 @@ def _from_teacher(settings: dict, teacher: Encoder) -> Start:
     if init == "random":  # no positions that training never reads
         shift = config.max_position_embeddings - config.max_tokens  # RoBERTa counts from pad_id + 1
         config = replace(config, max_position_embeddings=settings["seq_len"] + shift)
-    method = method_of(settings, config, teacher.config)
+    method = build_method(settings, config, teacher.config)
     top = method.teacher_layer
     layers = copied_layers(init, config, teacher.config, top)
     student = _random_student(config, settings)
@@ -138,14 +138,6 @@ def _from_teacher(settings: dict, teacher: Encoder) -> Start:
 
 def _random_student(config: EncoderConfig, settings: dict) -> Encoder:
     return Encoder(config).reset_parameters(torch.Generator().manual_seed(settings["seed"]))
-
-
-def method_of(settings: dict, student: EncoderConfig, teacher: EncoderConfig | None) -> Method:
-    """Return the method that the settings of a run describe."""
-    names = METHODS[settings["method"]].settings
-    given = {name: settings[name] for name in names if settings.get(name) is not None}
-    plain = settings.get("plain", False)
-    return build_method(settings["method"], student, teacher, plain=plain, **given)
 
 
 def copied_layers(init: str, student: EncoderConfig, teacher: EncoderConfig, top) -> list[int]:

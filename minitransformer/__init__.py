@@ -1,8 +1,7 @@
 """A Transformer encoder in the open: weights of BERT and RoBERTa's family in, and out again."""
 
 from minitransformer.config import EncoderConfig
-from minitransformer.default_teacher import DEFAULT_TEACHER
 from minitransformer.files import UserError
 from minitransformer.model import Encoder, EncoderOutput
-from minitransformer.pretrained import load_pretrained, model_hash, save_pretrained, weights_hash
+from minitransformer.pretrained import load_pretrained, model_hash, save_pretrained
 from minitransformer.tokenizer import Tokenizer

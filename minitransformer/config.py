@@ -49,8 +49,7 @@ class EncoderConfig:
         for field in (field for field in fields(self) if field.type is not str):
             value = getattr(self, field.name)
             least = 0 if field.type is float or field.name == "pad_token_id" else 1
-            fits = isinstance(value, (int, field.type)) and value >= least  # NaN fails, too
-            if not fits:
+            if not (isinstance(value, (int, field.type)) and value >= least):  # NaN fails, too
                 kind = f"{field.type.__name__} of at least {least}"
                 raise UserError(f"config: {field.name} must be {kind}, not {value!r:.80}")
         width, heads = self.hidden_size, self.num_attention_heads

@@ -177,16 +177,11 @@ def write_json(path: Path, values: dict | list) -> None:
     path.write_bytes((json.dumps(values, indent=2, sort_keys=True) + "\n").encode())
 
 
-def weights_hash(encoder: Encoder) -> str:
-    """Return sha256 of an encoder's exported tensors: names, dtypes, shapes, bytes."""
+def model_hash(encoder: Encoder, tokenizer: Tokenizer) -> str:
+    """Return sha256 of all that decides what a model computes: weights, config, tokenizer."""
     digest = hashlib.sha256()
     for name, tensor in sorted(to_hugging_face(encoder).items()):
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
         digest.update(tensor.detach().reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
-
-
-def model_hash(encoder: Encoder, tokenizer: Tokenizer) -> str:
-    """Return sha256 of all that decides what a model computes: weights, config, tokenizer."""
-    parts = [weights_hash(encoder), asdict(encoder.config), tokenizer.hash]
+    parts = [digest.hexdigest(), asdict(encoder.config), tokenizer.hash]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

@@ -72,11 +72,6 @@ class Tokenizer:
         text = json.dumps([model, parts, named, pair.ids, pair.type_ids], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
-    def encode_batch(self, texts: list[str]) -> list[list[int]]:
-        """Return the ids of a corpus's texts: no special tokens, nothing cut, nothing padded."""
-        rows = self.pipeline.encode_batch_fast(without_surrogates(texts), add_special_tokens=False)
-        return [row.ids for row in rows]
-
     def encode_pairs(self, texts, text_pairs=None, *, max_tokens: int):
         """Return [(ids, token type ids)] with special tokens, cut longest first."""
         rows = without_surrogates(texts)

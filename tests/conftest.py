@@ -24,6 +24,7 @@ from tokenizers import AddedToken, models, normalizers, pre_tokenizers, processo
 from tokenizers import Tokenizer as Pipeline
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from distill.data.corpus import encode
 from minitransformer import Encoder, EncoderConfig, load_pretrained, save_pretrained
 from minitransformer.tokenizer import load_tokenizer
 
@@ -145,6 +146,11 @@ def unigrams(start=START, prepend="always", split=True):
     )
     pipeline.add_special_tokens([*START, AddedToken("<mask>", lstrip=True)])
     return pipeline
+
+
+def corpus_ids(tokenizer, texts):
+    """Return the ids that training reads of these texts, without [SEP]."""
+    return [ids[:-1] for ids, *_ in encode(tokenizer, texts)]
 
 
 def save_tiny(folder, model_type="bert", mlm_head=True, seed=0):

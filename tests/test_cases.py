@@ -10,7 +10,7 @@ import re
 import pytest
 import torch
 from checkpoints import BERT_WORDS, checkpoint, refusal, vocab_txt, word_pieces
-from conftest import same
+from conftest import corpus_ids, same
 
 from minitransformer import load_pretrained, save_pretrained
 
@@ -62,7 +62,7 @@ def test_rows_without_a_token_are_refused_only_where_most_are(source):
 
 def test_a05_a_cased_vocab_txt_alone(source, capsys):
     tokenizer = load_pretrained(checkpoint(source))[1]
-    [row] = tokenizer.encode_batch(["Hello world é"])
+    [row] = corpus_ids(tokenizer, ["Hello world é"])
     assert [BERT_WORDS[number] for number in row] == ["hello", "world", "e"]
     assert "text is lower-cased" in capsys.readouterr().out
 

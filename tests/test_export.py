@@ -13,7 +13,7 @@ import sentence_transformers
 import tokenizers
 import transformers
 from checkpoints import BERT_WORDS, CAMEMBERT_START, byte_files, checkpoint, vocab_txt, word_pieces
-from conftest import byte_level, unigrams
+from conftest import byte_level, corpus_ids, unigrams
 from test_pretrained import EXPORT
 
 from minitransformer import load_pretrained, save_pretrained
@@ -114,7 +114,7 @@ def test_every_reader_of_the_export_gives_the_ids_of_training(kind, tmp_path):
     folder = tmp_path / "export"
     save_pretrained(folder, encoder, tokenizer)
     size = encoder.config.max_tokens
-    corpus = tokenizer.encode_batch(LINES)
+    corpus = corpus_ids(tokenizer, LINES)
     alone = tokenizer.encode_pairs(LINES, max_tokens=size)
     pairs = tokenizer.encode_pairs(LINES, OTHERS, max_tokens=size)
     assert max(len(ids) for ids, _ in pairs) == max(len(ids) for ids, _ in alone) == size

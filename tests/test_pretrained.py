@@ -12,6 +12,7 @@ from checkpoints import refusal
 from conftest import (
     FORMS,
     Attack,
+    corpus_ids,
     rewrite,
     same,
     save_tiny,
@@ -46,7 +47,7 @@ def test_transformers_gives_the_same_states_and_logits(model_type, mlm_head, tmp
     assert same(encoder, tiny_encoder(model_type, mlm_head))
     architectures = json.loads((folder / "config.json").read_bytes())["architectures"]
     assert architectures == ["BertForMaskedLM" if mlm_head else "XLMRobertaModel"]
-    ids = torch.tensor(tokenizer.encode_batch(TEXTS))
+    ids = torch.tensor(corpus_ids(tokenizer, TEXTS))
     ours = encoder(ids).hidden[-1]
     model, report = transformers.AutoModel.from_pretrained(folder, output_loading_info=True)
     assert all(name.startswith("pooler.") for name in report["missing_keys"])

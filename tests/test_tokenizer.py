@@ -6,7 +6,7 @@ import pytest
 import tokenizers
 import transformers
 from checkpoints import byte_files, refusal, vocab_txt, word_pieces, write_files
-from conftest import byte_level, tiny_config
+from conftest import byte_level, corpus_ids, tiny_config
 from test_export import LINES as ALL_LINES
 
 from minitransformer.tokenizer import load_tokenizer
@@ -22,7 +22,7 @@ def load(folder, files, model_type="bert"):
 
 def assert_equal_ids(ours, theirs):
     """Corpora (no special tokens) and tasks (special tokens, pairs, cut) come out the same."""
-    assert ours.encode_batch(LINES) == theirs(LINES, add_special_tokens=False)["input_ids"]
+    assert corpus_ids(ours, LINES) == theirs(LINES, add_special_tokens=False)["input_ids"]
     cut = {"truncation": "longest_first", "max_length": 12, "return_token_type_ids": True}
     rows = theirs(LINES, OTHERS, **cut)
     rows = list(zip(rows["input_ids"], rows["token_type_ids"], strict=True))
@@ -63,7 +63,7 @@ def test_bpe_dropout_is_switched_off_and_said(tmp_path):
     pipeline.model.dropout = 0.5
     ours = load(tmp_path, {"tokenizer.json": pipeline}, "roberta")
     expected = load(tmp_path, {"tokenizer.json": byte_level()}, "roberta")
-    assert ours.encode_batch(["the book"] * 20) == expected.encode_batch(["the book"] * 20)
+    assert corpus_ids(ours, ["the book"] * 20) == corpus_ids(expected, ["the book"] * 20)
     assert ours.notes[0].startswith("switched off the BPE dropout")
 
 

@@ -24,6 +24,8 @@ BLOCK = 4096  # rows of a hub dataset that are shuffled together
 AT_ONCE = 256  # documents that are tokenised together
 WAIT = 3  # seconds for another process, before it is said
 
+content_hash = xxhash.xxh3_128_hexdigest
+
 
 class Corpus:
     """The rows of one source; one in `one_in` of its documents is held out.
@@ -114,10 +116,6 @@ def open_tokens(stem: Path) -> tuple[dict, np.ndarray, np.ndarray] | None:
         return None
     whole = hashed == content_hash(json.dumps(facts).encode())
     return (facts, *files) if whole and facts["hash"] == [*map(content_hash, files)] else None
-
-
-def content_hash(content: bytes | np.ndarray) -> str:
-    return xxhash.xxh3_128_hexdigest(content)
 
 
 def write_tokens(

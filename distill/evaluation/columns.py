@@ -15,7 +15,6 @@ from minitransformer.tokenizer import Tokenizer
 class Model:
     """One column of the table.
 
-    settings   of the run of train.py whose student it is
     baseline   what the student must beat: see `cut_teacher` and `untrained_start`
     logged     method and held-out losses, from the run's log
     """
@@ -23,7 +22,6 @@ class Model:
     name: str
     encoder: Encoder
     tokenizer: Tokenizer
-    settings: dict | None = None
     teacher: "Model | None" = None
     baseline: "Model | None" = None
     logged: dict = field(default_factory=dict)
@@ -65,10 +63,9 @@ def load_model(name: str, log: list[dict]) -> Model:
         hint = "an unfinished run? resume it. A teacher that was moved? Name it with --teacher"
         raise UserError(f"{error} ({hint})") from None
     if log:
-        model.settings = log[0]["settings"]
         titles = {"before": "held-out loss before training", "after": "held-out loss"}
         losses = {title: log[-1].get(f"loss_{when}") for when, title in titles.items()}
-        model.logged = {"method": model.settings["method"], **losses}
+        model.logged = {"method": log[0]["settings"]["method"], **losses}
     return model
 
 
@@ -95,7 +92,7 @@ def untrained_start(run: Model, log: list[dict]) -> Model | None:
         return None
     problem = "rebuilt from its settings it is not what the log says"
     try:
-        encoder = build_start(run.settings, run.teacher.encoder).student.eval()
+        encoder = build_start(log[0]["settings"], run.teacher.encoder).student.eval()
         start = Model(f"{run.name} (start)", encoder, run.tokenizer, teacher=run.teacher)
         if start.hash == log[0]["start"]["hash"]:
             return start

@@ -208,13 +208,10 @@ def fine_tune(models: list[Model], task: Task, recipe: Recipe, seeds: int) -> li
     """Return {scores} of each seed for each model: from the cache, or trained now and kept at once.
     On a CPU every core trains a model of its own: batches are too small to share among cores.
     """
-    key, results = {"task": task.hash, "recipe": asdict(recipe)}, []
-    for model in models:
-        files = [cache_file(model=model.hash, **key, seed=seed) for seed in range(seeds)]
-        results.append([read_result(file) for file in files])
-    jobs = [
-        (m, seed) for m, found in enumerate(results) for seed in range(seeds) if not found[seed]
-    ]
+    key = {"task": task.hash, "recipe": asdict(recipe)}
+    files = [[cache_file(model=m.hash, **key, seed=n) for n in range(seeds)] for m in models]
+    results = [[read_result(file) for file in row] for row in files]
+    jobs = [(m, n) for m, row in enumerate(results) for n, found in enumerate(row) if not found]
     if not jobs:
         return results
     names = ", ".join(dict.fromkeys(models[m].name for m, _ in jobs))
@@ -225,7 +222,7 @@ def fine_tune(models: list[Model], task: Task, recipe: Recipe, seeds: int) -> li
 
     def train_one(m: int, seed: int) -> None:
         results[m][seed] = {"scores": tuners[m].train(seed)}
-        write_result(cache_file(model=models[m].hash, **key, seed=seed), results[m][seed])
+        write_result(files[m][seed], results[m][seed])
 
     threads = torch.get_num_threads()
     workers = threads if recipe.device == "cpu" else 1

@@ -62,9 +62,7 @@ def draw_languages(file: Path, tables: dict[str, tuple[list, dict]]) -> None:
             axes.plot(names, found, "osD^"[number // 10] + ":", lw=0.7, label=model)
         seen = sum(name not in KEPT_OUT for name in names)
         axes.axvspan(seen - 0.5, len(names) - 0.5, alpha=0.1)
-        axes.set(
-            ylabel=f"{what} (percent)", xlabel="language; shaded: not in the distillation text"
-        )
+        axes.set(xlabel="language; shaded: kept out of the text", ylabel=f"{what} (percent)")
     panels[0].legend(**LEGEND)
     save(figure, file, panels)
 

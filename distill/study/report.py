@@ -72,9 +72,8 @@ class Section:
         return self.tuned(self.models[name]).mean(), self.difference(name, self.base_name)[1]
 
     def table(self) -> str:
-        titles = [
-            key.replace("vectors ", "").replace(" accuracy", "") for key in self.tasks + self.as_is
-        ]
+        keys = self.tasks + self.as_is
+        titles = [key.replace("vectors ", "").replace(" accuracy", "") for key in keys]
         titles.insert(len(self.tasks), f"mean above the {self.base_name}")
         lines = [["", *titles, "own held-out loss", "seeds"]]
         for name, seeds in self.models.items():

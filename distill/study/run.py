@@ -209,9 +209,8 @@ def append(file: Path, record: dict) -> None:
 def read_log(folder: Path) -> list[dict]:
     """Return the whole lines of a run's log; [] where it has not begun."""
     file = folder / "log.jsonl"
-    return (
-        [json.loads(line) for line in file.read_bytes().split(b"\n")[:-1]] if file.exists() else []
-    )
+    lines = file.read_bytes().split(b"\n")[:-1] if file.exists() else []
+    return [json.loads(line) for line in lines]
 
 
 def log_facts(folder: Path) -> dict:

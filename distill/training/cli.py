@@ -36,8 +36,6 @@ class Parser(argparse.ArgumentParser):
 def setting(default, help: str, *, least=None, most=1e15, choices=None):
     """Declare a setting as a dataclass field: its default, help, bounds or choices."""
     metadata = {"help": help, "least": least, "most": most, "choices": choices}
-    if isinstance(default, list):
-        return field(default_factory=lambda: list(default), metadata=metadata)
     return field(default=default, metadata=metadata)
 
 
@@ -49,7 +47,7 @@ def given_settings(config_class: type, description: str, argv: list[str] | None)
         options = {"help": f.metadata["help"]}
         if kind is bool:
             options["action"] = "store_true"
-        elif get_origin(kind) is list:
+        elif get_origin(kind) is tuple:
             options["action"] = "append"
         else:
             options |= {"type": kind, "choices": f.metadata["choices"]}
@@ -61,12 +59,6 @@ def given_settings(config_class: type, description: str, argv: list[str] | None)
 
 def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
-
-
-def check_bounds(config) -> None:
-    """Refuse a setting outside the bounds declared beside it."""
-    for f in fields(config):
-        check_number(f.name, getattr(config, f.name), f.metadata["least"], f.metadata["most"])
 
 
 def check_number(name: str, value, least: float | None, most: float = 1e15) -> None:

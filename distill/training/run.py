@@ -212,15 +212,15 @@ def resume(run: Run, record: dict, parts: dict) -> tuple[int, int]:
     return step, sequences
 
 
-class Signals:
+class Signals(contextlib.ExitStack):
     """Let the step in progress finish, so that it is saved, on a signal or, under torchrun, when
     torchrun itself is gone. Handlers stand from `listen` to the end of the context.
     """
 
     def __init__(self):
+        super().__init__()
         self.received = 0
         self._launcher = os.getppid() if world() > 1 else None
-        self._before = {}
 
     def listen(self) -> None:
         if threading.current_thread() is not threading.main_thread():
@@ -228,17 +228,10 @@ class Signals:
         for name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1"):
             number = getattr(signal, name, None)  # Windows lacks the last two
             if number and signal.getsignal(number) != signal.SIG_IGN:  # nohup's choice stays
-                self._before[number] = signal.signal(number, self._note)
+                self.callback(signal.signal, number, signal.signal(number, self._note))
 
     def _note(self, number: int, frame) -> None:
         self.received = self.received or number
-
-    def __enter__(self) -> "Signals":
-        return self
-
-    def __exit__(self, *exception) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
 
     def vote(self, device: torch.device) -> torch.Tensor:
         """Return 1 if this process is to stop, else 0, to be summed over the ranks."""

@@ -51,7 +51,8 @@ def build(case, contender, device="cpu"):
         return textbook(case, models, batch)
     student, teacher = models
     teacher.requires_grad_(False)
-    method = build_method(name, *configs, relation_heads=R, plain=contender == PLAIN).to(device)
+    settings = {"method": name, "relation_heads": R, "plain": contender == PLAIN}
+    method = build_method(settings, *configs).to(device)
 
     def loss():
         total, count = method(student, teacher, batch)
