@@ -59,9 +59,12 @@ class Section:
         scores = [[record["scores"][key] for record in seeds] for key in self.tasks]
         return 100 * np.array(scores, dtype=float)
 
-    def difference(self, name: str, other: str) -> tuple[float, float]:
-        """Return the mean over tasks of name - other, and its standard error."""
-        d = (self.tuned(self.models[name]) - self.tuned(self.models[other])).mean(axis=0)  # (S, F)
+    def above_baseline(self, name: str, task: int | None = None) -> tuple[float, float]:
+        """Return what it has above the baseline, and its standard error: in one task or, by
+        default, in their mean.
+        """
+        d = self.tuned(self.models[name]) - self.tuned(self.models[self.base_name])  # (T, S, F)
+        d = d.mean(axis=0) if task is None else d[task]
         parts = [mean_and_error(d.mean(axis=axis))[1] for axis in (0, 1)]
         return d.mean(), math.hypot(*parts)
 
@@ -69,19 +72,19 @@ class Section:
         """Return mean and standard error, "tuned" of the tasks, "kept" of nearest neighbours."""
         if which == "kept":
             return mean_and_error(values(self.models[name], KEPT))
-        return self.tuned(self.models[name]).mean(), self.difference(name, self.base_name)[1]
+        return self.tuned(self.models[name]).mean(), self.above_baseline(name)[1]
 
     def table(self) -> str:
         keys = self.tasks + self.as_is
         titles = [key.replace("vectors ", "").replace(" accuracy", "") for key in keys]
-        titles.insert(len(self.tasks), f"mean above the {self.base_name}")
         lines = [["", *titles, "own held-out loss", "seeds"]]
         for name, seeds in self.models.items():
             tasks = self.tuned(seeds)
             tasks = tasks.mean(axis=2) if len(seeds) > 1 else tasks[:, 0]
             cells = [plus_minus(*mean_and_error(task)) for task in tasks]
-            above = plus_minus(*self.difference(name, self.base_name), "+")
-            cells.append(above if name != self.base_name else "")
+            if name != self.base_name:
+                gains = [self.above_baseline(name, n) for n in range(len(cells))]
+                cells = [f"{c} ({plus_minus(*g, '+')})" for c, g in zip(cells, gains, strict=True)]
             cells += [plus_minus(*mean_and_error(values(seeds, key))) for key in self.as_is]
             curve = seeds[0].get("curve")
             cells.append(f"{curve[0][1]:.3f} → {curve[-1][1]:.3f}" if curve else "")
