@@ -8,19 +8,16 @@ import matplotlib.pyplot as plt
 from distill.study.rows import KEPT_OUT
 
 matplotlib.use("agg")  # files only; a window needs a screen
-VIEWS = {
-    "tuned": "fine-tuned: mean of the tasks (percent)",
-    "kept": "as it is: nearest neighbours kept (percent)",
-}
 LEGEND = {"fontsize": 8, "loc": "center left", "bbox_to_anchor": (1, 0.5)}
 
 
 def draw_ranking(file: Path, section) -> None:
     """Each row's mean with two standard errors; lines for the teacher and the baseline."""
     names = list(section.rows)[::-1]
-    size = (10, 1.5 + 0.3 * len(names))
-    figure, panels = plt.subplots(1, 2, sharey=True, figsize=size, layout="constrained")
-    for axes, (view, title) in zip(panels, VIEWS.items(), strict=True):
+    size = (11, 1.5 + 0.3 * len(names))
+    views, options = section.views, {"sharey": True, "figsize": size, "layout": "constrained"}
+    figure, panels = plt.subplots(1, len(views), **options)
+    for axes, (title, view) in zip(panels, views.items(), strict=True):
         for place, name in enumerate(names):
             mean, error = section.view(name, view)
             axes.errorbar(mean, place, xerr=2 * error, fmt="o", color="C0")
@@ -28,7 +25,7 @@ def draw_ranking(file: Path, section) -> None:
             axes.axvline(section.view(name, view)[0], ls="--", lw=1, color=f"C{number}", label=name)
         axes.set_xlabel(title, fontsize=9)
     panels[0].set_yticks(range(len(names)), names)
-    panels[0].legend(fontsize=8)
+    panels[-1].legend(**LEGEND)
     figure.suptitle(f"{section.title}; bars: two standard errors", fontsize=10)
     save(figure, file, panels)
 
@@ -37,9 +34,10 @@ def draw_tokens(file: Path, sections: list) -> None:
     """Scores over the tokens that were read, of the rows that have more than one budget."""
     names = [name for section in sections for name in section.rows]
     names = [name for name in dict.fromkeys(names) if names.count(name) > 1]
-    figure, panels = plt.subplots(1, 2, figsize=(10, 4.5), layout="constrained")
+    views, options = sections[0].views, {"figsize": (11, 4.5), "layout": "constrained"}
+    figure, panels = plt.subplots(1, len(views), **options)
     ticks = [section.tokens / 1e6 for section in sections]
-    for axes, (view, title) in zip(panels, VIEWS.items(), strict=True):
+    for axes, (title, view) in zip(panels, views.items(), strict=True):
         for number, name in enumerate(names):
             found = [section for section in sections if name in section.rows]
             means = [section.view(name, view)[0] for section in found]
@@ -50,7 +48,7 @@ def draw_tokens(file: Path, sections: list) -> None:
         axes.set(xscale="log", xlabel="million tokens read", ylabel=title)
         axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         axes.minorticks_off()
-    panels[1].legend(**LEGEND)
+    panels[-1].legend(**LEGEND)
     save(figure, file, panels)
 
 

@@ -68,11 +68,19 @@ class Section:
         parts = [mean_and_error(d.mean(axis=axis))[1] for axis in (0, 1)]
         return d.mean(), math.hypot(*parts)
 
-    def view(self, name: str, which: str) -> tuple[float, float]:
-        """Return mean and standard error, "tuned" of the tasks, "kept" of nearest neighbours."""
-        if which == "kept":
+    @property
+    def views(self) -> dict:
+        """What the pictures show, {title: argument of `view`}: up to three tasks, or their mean."""
+        tasks = {f"{key}, fine-tuned (%)": n for n, key in enumerate(self.tasks)}
+        if len(tasks) > 3:
+            tasks = {"fine-tuned: mean of the tasks (%)": None}
+        return tasks | {"as it is: nearest neighbours kept (%)": KEPT}
+
+    def view(self, name: str, which: int | str | None) -> tuple[float, float]:
+        """Return mean and standard error in a task, in the tasks' mean, or of neighbours kept."""
+        if which == KEPT:
             return mean_and_error(values(self.models[name], KEPT))
-        return self.tuned(self.models[name]).mean(), self.above_baseline(name)[1]
+        return self.tuned(self.models[name])[which].mean(), self.above_baseline(name, which)[1]
 
     def table(self) -> str:
         keys = self.tasks + self.as_is
