@@ -50,13 +50,14 @@ def run(here):
 
 @pytest.mark.slow
 def test_the_whole_of_it(here, run, capsys):
-    """A run as deep as another has the same baseline; a narrower one has its untrained start."""
+    """The baselines: the teacher's first layers, and the start where it is another model."""
     results = run("mha", "./od", "direct-minilm", *QUICK, "--out", "results")
     out, teacher = here / "results", str(here / "teacher")
     assert {path.name for path in out.iterdir()} == {"results.json", "results.md"}
     layers = load_pretrained("mha")[0].config.num_hidden_layers
     cut = f"{teacher} (first {layers} layers)"
-    shown = [teacher, cut, "mha", "./od", "direct-minilm (start)", "direct-minilm"]
+    shown = [teacher, cut, "mha (start)", "mha", "./od (start)", "./od"]
+    shown += ["direct-minilm (start)", "direct-minilm"]
     models = {model["model"]: model for model in results["models"]}
     assert list(models) == shown
     titles = [title for title in models["mha"] if title.startswith(("parameters", "latency"))]
@@ -81,7 +82,7 @@ def test_the_whole_of_it(here, run, capsys):
 def test_the_cut_teacher_is_its_first_layers_bit_for_bit(here):
     models = columns.load_columns(["mha"])
     teacher, _ = load_pretrained(here / "teacher")
-    _, cut, student = models.values()
+    _, cut, start, student = models.values()
     config = student.encoder.config
     by_hand = Encoder(config, mlm_head=False).eval()
     by_hand.embeddings = teacher.embeddings
@@ -90,7 +91,7 @@ def test_the_cut_teacher_is_its_first_layers_bit_for_bit(here):
     ids = torch.arange(10, 30).reshape(2, 10)
     with torch.inference_mode():
         assert torch.equal(cut.encoder(ids).hidden[-1], by_hand(ids).hidden[-1])
-    assert student.baseline is cut
+    assert student.baselines == [cut, start]
 
 
 @pytest.mark.parametrize("pooling", ["mean", "cls"])

@@ -101,16 +101,16 @@ def test_names_are_as_short_as_they_can_be():
 
 
 def test_how_far_the_student_came_is_said_in_words():
-    base, teacher = (SimpleNamespace(name=name, baseline=None) for name in ("base", "teacher"))
-    run = SimpleNamespace(name="run", baseline=base, teacher=teacher)
+    others = [SimpleNamespace(name=name, baselines=[]) for name in ("base", "start", "teacher")]
+    run = SimpleNamespace(name="run", baselines=others[:2], teacher=others[2])
     task = make_task()
 
-    def words(**means):
+    def words(start=0.4, **means):
         rows = []
-        for name, mean in means.items():
+        for name, mean in {"start": start, **means}.items():
             seeds = [scores(mean and mean + step, task) for step in (-0.01, 0.01)]
             rows += task_records(name, task, seeds)
-        models = {model.name: model for model in (teacher, base, run)}
+        models = {model.name: model for model in (*others, run)}
         [line] = closing_lines(models, [task], rows, {name: name.upper() for name in models})
         return line
 
@@ -121,3 +121,4 @@ def test_how_far_the_student_came_is_said_in_words():
     assert "RUN is below BASE, which needs no training" in words(base=0.6, run=0.5, teacher=0.7)
     assert "TEACHER's lead is within the noise" in words(base=0.5, run=0.6, teacher=0.5)
     assert "RUN cannot be compared" in words(base=0.5, run=None, teacher=0.5)
+    assert "RUN is below START" in words(base=None, start=0.65, run=0.6, teacher=0.7)

@@ -15,7 +15,7 @@ from minitransformer.tokenizer import Tokenizer
 class Model:
     """One column of the table.
 
-    baseline   what the student must beat: see `cut_teacher` and `untrained_start`
+    baselines  what the student must beat: see `cut_teacher` and `untrained_start`
     logged     method and held-out losses, from the run's log
     """
 
@@ -23,7 +23,7 @@ class Model:
     encoder: Encoder
     tokenizer: Tokenizer
     teacher: "Model | None" = None
-    baseline: "Model | None" = None
+    baselines: "list[Model]" = field(default_factory=list)
     logged: dict = field(default_factory=dict)
 
     def __post_init__(self):
@@ -32,7 +32,7 @@ class Model:
 
 def load_columns(runs: list[str], teacher: str | None = None) -> dict[str, Model]:
     """Return all models by name: teachers (this one or each run's own) first, then the runs, each
-    behind its baseline.
+    behind its baselines.
     """
     logs = {name: Run(name).records() if Path(name, "log.jsonl").exists() else [] for name in runs}
     own = {name: log[0]["teacher"] if log else None for name, log in logs.items()}
@@ -49,9 +49,11 @@ def load_columns(runs: list[str], teacher: str | None = None) -> dict[str, Model
                 raise UserError(f"{name} and teacher {teachers[name]} have different tokenizers")
             if own[name] and own[name]["hash"] != model.teacher.hash:
                 print(printable(f"note: {name} learned from another teacher than {teachers[name]}"))
-            model.baseline = cut_teacher(model, models) or untrained_start(model, log)
-        if model.baseline:
-            models[model.baseline.name] = model.baseline
+            cut, start = cut_teacher(model, models), untrained_start(model, log)
+            if cut and start and start.hash == cut.hash:  # --init first
+                start = None
+            model.baselines = [base for base in (cut, start) if base]
+        models |= {base.name: base for base in model.baselines}
         models[name] = model
     return models
 

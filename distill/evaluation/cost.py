@@ -15,7 +15,7 @@ from minitransformer.model import Encoder
 
 def measure_costs(models: dict[str, Model]) -> dict[str, dict]:
     """Return what each model costs, without MLM heads; a baseline costs what its student does."""
-    same = {model.baseline.name: name for name, model in models.items() if model.baseline}
+    same = {base.name: name for name, model in models.items() for base in model.baselines}
     encoders = {name: model.encoder for name, model in models.items() if name not in same}
     length = min(128, *(encoder.config.max_tokens for encoder in encoders.values()))
     costs = {}

@@ -74,17 +74,18 @@ def share(student: dict, teacher: dict, base: dict) -> str | None:
 
 
 def closing_lines(models: dict[str, Model], tasks: list[Task], records, labels) -> list[str]:
-    """Compare each student with its baseline and teacher by each task's headline metrics."""
+    """Compare each student with its better baseline and its teacher, by each task's headlines."""
     by_key = {(r["model"], r["task"], r["metric"]): r for r in records}
-    students, lines = [model for model in models.values() if model.baseline], []
+    students, lines = [model for model in models.values() if model.baselines], []
     for task in tasks:
         headlines = task.metrics[0], f"probe {task.metrics[0]}", "retrieval accuracy"
         for metric, run in itertools.product(headlines, students):
             if (run.name, task.name, metric) not in by_key:
                 continue
-            sides = run.baseline.name, run.name, run.teacher.name
-            base, student, teacher = (by_key[side, task.name, metric] for side in sides)
-            below, name, above = (labels[side] for side in sides)
+            sides = *(base.name for base in run.baselines), run.name, run.teacher.name
+            *bases, student, teacher = (by_key[side, task.name, metric] for side in sides)
+            base = max(bases, key=lambda r: -math.inf if r["mean"] is None else r["mean"])
+            below, name, above = (labels[side["model"]] for side in (base, student, teacher))
             way = share(student, teacher, base)
             if None in (base["mean"], student["mean"]):
                 said = f"{name} cannot be compared"

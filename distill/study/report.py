@@ -36,7 +36,9 @@ class Section:
         command = f"`python -m distill.study run --only '{student}/*/{tokens / 1e6:g}M'`"
         self.command = "" if student.startswith("own-") else command
         shared = {r["method"]: [r] for r in records if "seed" not in r}
-        self.references = [name for name in REFERENCES if name in shared]
+        known = [name for name in shared if name.split(" from ")[0] in REFERENCES]
+        known.sort(key=lambda name: (REFERENCES.index(name.split(" from ")[0]), name))
+        self.references = known
         self.base_name = self.references[-1]
         self.base = shared[self.base_name][0]["scores"]
         keys: dict[str, str] = {}

@@ -75,9 +75,12 @@ class Study:
         print(f"\n== {row.name}", flush=True)
         run = self._train_student(row)
         facts, models = log_facts(run), self._evaluate(row, run)
+        if start := models.pop("untrained start", None):
+            layers = ",".join(map(str, facts["layers"])) or row.start
+            models[f"untrained start from {layers}"] = start
         with self._lock("records"):
             known = {record["row"] for record in read_records(results)}
-            for role, scores in models.items():  # teacher and baseline once for all rows
+            for role, scores in models.items():  # teacher and baselines once for all rows
                 if role == "student":
                     record = {"row": row.name, **asdict(row), "given": given, **facts}
                 else:
@@ -168,7 +171,7 @@ class Study:
         return [f"{file.stem}={file}" for file in files]
 
     def _evaluate(self, row: Row, run: Path) -> dict[str, dict]:
-        """Return {teacher, baseline, student: {"TASK METRIC": a value for each seed}}."""
+        """Return {role of a model: {"TASK METRIC": a value for each seed}}."""
         out, teacher = run.parent / "evaluation", self._teacher(row)
         flags = ["--tasks", *TASKS.get(row.setting, self.config.tasks)]
         flags += ["--data-dir", self.config.data_dir] if self.config.data_dir else []
