@@ -6,8 +6,8 @@
     python evaluate.py RUN --tasks my/task --seeds 5       your own: my/task/train.* and dev.*
 
 RUN is a run folder of train.py, or any folder or hub id with an encoder. A student is compared
-with its teacher and a baseline without training: the teacher cut off after the student's number of
-layers or, where their widths differ, the student's untrained start. docs/evaluation.md explains the
+with its teacher and with what costs no training: the teacher cut off after the student's number of
+layers (where their widths agree) and the student's untrained start. docs/evaluation.md explains the
 table. Scores are cached: a killed call can be repeated, and a second one computes what is new.
 """
 
