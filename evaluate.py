@@ -147,6 +147,7 @@ def main(argv: list[str] | None = None) -> int:
     notes = [f"measured on {where}", *notes]
     lines = table.markdown(table.table(facts, blocks, labels))
     closing = table.closing_lines(models, tasks, rows, labels)
+    show("", *lines.split("\n"), "", *notes, "", *closing)
     if out:
         results = {**measured_by, "settings": vars(config), "models": facts, "rows": rows}
         results["notes"] = [*(note for task in tasks for note in task.notes), *notes, *closing]
@@ -155,7 +156,6 @@ def main(argv: list[str] | None = None) -> int:
         with atomic(out / "results.md") as unfinished:
             unfinished.write_text("\n\n".join([lines, *notes, *closing]) + "\n", "utf-8")
         show(f"written to {out}")
-    show("", *lines.split("\n"), "", *notes, "", *closing)
     return 0
 
 

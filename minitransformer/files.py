@@ -83,8 +83,10 @@ def check_regular(path: Path) -> None:
         raise UserError(f"cannot read {path.name}: {error.strerror}") from error
 
 
-def read_json(path: Path, default: dict | None = None) -> dict:
-    """Return the JSON object in a file, or the default; UserError: no such file, or no object."""
+def read_json(path: Path, default: dict | list | None = None) -> dict | list:
+    """Return the JSON object in a file, or the default, whose type is then the one expected;
+    UserError: no such file, or another content.
+    """
     if default is not None and not path.exists():
         return default
     check_regular(path)
@@ -92,8 +94,9 @@ def read_json(path: Path, default: dict | None = None) -> dict:
         values = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"cannot read {path.name}: {first_line(error)}") from error
-    if not isinstance(values, dict):
-        raise UserError(f"{path.name}: expected a JSON object, not {type(values).__name__}")
+    if not isinstance(values, list if default == [] else dict):
+        wanted = "array" if default == [] else "object"
+        raise UserError(f"{path.name}: expected a JSON {wanted}, not {type(values).__name__}")
     return values
 
 

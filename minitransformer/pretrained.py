@@ -60,6 +60,8 @@ def load_pretrained(name_or_folder, revision: str | None = None) -> tuple[Encode
 def find_folder(name: str, revision: str | None = None) -> Path:
     """Return the local folder of a name; a hub id is downloaded into the hub's cache first."""
     folder = Path(os.path.expanduser(name))
+    if revision and (name == DEFAULT_TEACHER or os.path.isdir(folder)):
+        raise UserError(f"{name} is not from the hub and has no revision {revision}")
     if name == DEFAULT_TEACHER:
         return default_teacher_folder()
     if os.path.isdir(folder):
@@ -115,6 +117,10 @@ def read_weight_file(path: Path) -> dict[str, torch.Tensor]:
 
 def read_pooling(folder: Path, notes: list[str]) -> str:
     """Return how sentence-transformers makes sentence vectors of this model: "mean" or "cls"."""
+    for module in read_json(folder / "modules.json", []):
+        kind = str(module.get("type")).split(".")[-1]
+        if kind not in ("Transformer", "Pooling", "Normalize"):
+            notes.append(f"its sentence vectors go through a module {kind}, which is left out here")
     for path in folder.glob("*_Pooling/config.json"):
         values = read_json(path)
         # sentence-transformers before 5: one key a mode

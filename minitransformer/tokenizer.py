@@ -184,6 +184,13 @@ def add_tokens(pipeline: Pipeline, names: dict, settings: dict, others: dict) ->
     for text, number in others.items():
         special = text in names.values()
         wanted[int(number)] = AddedToken(text, special=special, normalized=not special)
+    more = [settings.get(f"{kind}_special_tokens") or [] for kind in ("additional", "extra")]
+    for tokens in more:
+        for token in tokens.values() if isinstance(tokens, dict) else tokens:
+            flags = {"content": token, "normalized": False} if isinstance(token, str) else token
+            flags = {name: flag for name, flag in flags.items() if name != "__type"}
+            if (number := pipeline.token_to_id(flags["content"])) is not None:
+                wanted.setdefault(number, AddedToken(**flags | {"special": True}))
     for name in names.values():
         # The mask takes the space before it along, as in RoBERTa's own files.
         token = AddedToken(name, special=True, normalized=False, lstrip=name == "<mask>")

@@ -15,6 +15,7 @@ from test_tasks import own
 import evaluate
 import train
 from distill.evaluation import as_is, columns
+from distill.evaluation.cost import measure_costs
 from minitransformer import Encoder, load_pretrained, save_pretrained
 from minitransformer.files import UserError
 
@@ -92,6 +93,27 @@ def test_the_cut_teacher_is_its_first_layers_bit_for_bit(here):
     with torch.inference_mode():
         assert torch.equal(cut.encoder(ids).hidden[-1], by_hand(ids).hidden[-1])
     assert student.baselines == [cut, start]
+
+
+def test_scores_and_costs_are_each_models_own(here):
+    encoder, tokenizer = load_pretrained("mha")
+    found = [columns.Model("m", encoder, tokenizer).key]
+    for name, value in (("pooling", "cls"), ("pair_types", not tokenizer.pair_types)):
+        setattr(tokenizer, name, value)
+        found.append(columns.Model("m", encoder, tokenizer).key)
+    assert len({json.dumps(key) for key in found}) == 3
+    wider = columns.Model("cut", tiny_encoder(tiny_config(vocab_size=310)), tokenizer)
+    student = columns.Model("run", tiny_encoder(), tokenizer, baselines=[wider])
+    costs = measure_costs({"cut": wider, "run": student})
+    head = sum(p.numel() for p in student.encoder.mlm_head.parameters())
+    assert costs["run"]["parameters"] == sum(p.numel() for p in student.encoder.parameters()) - head
+    assert costs["cut"]["parameters"] == costs["run"]["parameters"] + 10 * 32
+    assert costs["cut"]["latency 1 x 40, ms"] == costs["run"]["latency 1 x 40, ms"]
+
+
+def test_a_probe_of_one_row_is_no_traceback():
+    [found] = as_is.probe(torch.ones(1, 3), torch.ones(1, 1), [torch.zeros(2, 3)])
+    assert found.shape == (2, 1)
 
 
 @pytest.mark.parametrize("pooling", ["mean", "cls"])

@@ -21,7 +21,7 @@ from conftest import (
     tiny_tokenizer,
 )
 
-from minitransformer import load_pretrained, model_hash, save_pretrained
+from minitransformer import UserError, load_pretrained, model_hash, save_pretrained
 
 TEXTS = ["The text of a model."]
 EXPORT = ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"]
@@ -131,6 +131,19 @@ def test_the_students_vectors_are_pooled_as_the_teachers(pooling, kind, said, sa
     ours = hidden[0] if kind == "cls" else hidden.mean(0)
     vector = torch.tensor(sentences.encode(TEXTS)[0])
     torch.testing.assert_close(vector, ours, rtol=0, atol=1e-5)
+
+
+def test_another_module_is_named_and_a_revision_of_a_folder_refused(saved, capsys):
+    modules = [{"type": f"sentence_transformers.models.{name}"} for name in ("Pooling", "Dense")]
+    (saved / "modules.json").write_text(json.dumps(modules))
+    load_pretrained(saved)
+    assert "go through a module Dense, which is left out here" in capsys.readouterr().out
+    for name in (saved, "minilm"):
+        with pytest.raises(UserError, match="is not from the hub and has no revision v2"):
+            load_pretrained(name, "v2")
+    (saved / "modules.json").write_text("{}")
+    with pytest.raises(UserError, match="expected a JSON array, not dict"):
+        load_pretrained(saved)
 
 
 @pytest.mark.parametrize("form", FORMS)

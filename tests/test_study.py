@@ -42,12 +42,13 @@ WRONG = [
     ("run --rates mha=1e-3", "--rates mha: not one of mha-L,"),
     ("list --results {here}/list.jsonl", "list.jsonl: a line is damaged"),
     ("report --results {here}/nowhere.jsonl", "nowhere.jsonl: no record"),
+    ("report --results {here}/list.jsonl", "list.jsonl: a line is damaged"),
 ]
 
 
 @pytest.mark.parametrize(("words", "message"), WRONG)
 def test_a_mistake_is_one_line(words, message, tmp_path):
-    (tmp_path / "list.jsonl").write_text("[1\n")
+    (tmp_path / "list.jsonl").write_text("[1\n" if words.startswith("list") else '{"row": 1}\n')
     with pytest.raises(UserError, match=message):
         main(words.format(here=tmp_path).split())
 
@@ -97,7 +98,9 @@ def test_a_row_leaves_one_record_and_no_weights_and_is_not_run_again(study, tmp_
     (hs, od) = [words for words in calls if "od-after-hs" in words[1] and "--steps" in words]
     assert "--mapping" in hs
     assert od[od.index("--init") + 1] == hs[1]  # the student that it starts from
-    assert not list(study.folder.rglob("log.jsonl"))
+    assert list((study.folder / OWN.name).rglob("log.jsonl"))  # one's own stay
+    assert study.run([Row("english-2x32", "hs-single", "first", 0, 4096)]) == 0
+    assert not list((study.folder / "english-2x32").rglob("log.jsonl"))
     before = len(calls)
     assert (study.run([OWN, after]), len(calls)) == (0, before)
     assert Pretended(config(tmp_path, "--teacher", "minilm")).run([OWN]) == 1

@@ -88,6 +88,13 @@ def test_what_is_a_class_and_what_is_no_label(labels, classes, left_out, suffix,
     assert f"{len(classes)} classes: {', '.join(classes)}" in str(task)
 
 
+@pytest.mark.parametrize(("dashes", "numbers"), [(1, True), (9, False)])
+def test_numbers_with_a_rare_dash_stay_numbers(dashes, numbers, tmp_path):
+    rows = [["text", label] for label in [0.5, 1, 2.5] * 15 + ["-"] * dashes]
+    task = folder_task(own(tmp_path / "task", ["text", "label"], rows, rows))
+    assert (task.classes == ()) == numbers
+
+
 def test_own_shards_are_read_in_order(tmp_path):
     for i in range(2):
         file = tmp_path / f"train-0000{i}-of-00002.parquet"

@@ -36,6 +36,21 @@ def test_a_folder_with_only_vocab_txt_is_berts_tokenizer(name, tmp_path):
     assert_equal_ids(ours, transformers.BertTokenizer.from_pretrained(tmp_path))
 
 
+@pytest.mark.parametrize(
+    "token",
+    ["hello", {"content": "hello", "__type": "AddedToken", "rstrip": True, "normalized": False}],
+)
+@pytest.mark.parametrize("file", ["special_tokens_map.json", "tokenizer_config.json"])
+def test_additional_special_tokens_are_whole(token, file, tmp_path):
+    more = {"additional_special_tokens": [token]}
+    ours = load(tmp_path, {"vocab.txt": vocab_txt(), file: more})
+    assert "hello" in ours.pipeline.get_vocab()
+    assert_equal_ids(ours, transformers.BertTokenizer.from_pretrained(tmp_path))
+    text = ["ahello HELLO hello"]
+    theirs = transformers.BertTokenizer.from_pretrained(tmp_path)(text, add_special_tokens=False)
+    assert corpus_ids(ours, text) == theirs["input_ids"]
+
+
 @pytest.mark.parametrize("space", [True, False])
 def test_a_folder_with_only_vocab_json_and_merges_is_robertas_tokenizer(space, tmp_path):
     files = byte_files() | {"tokenizer_config.json": {"add_prefix_space": space}}

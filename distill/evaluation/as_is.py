@@ -7,8 +7,6 @@ retrieval    share of translations whose nearest original is their own
 A vector is the last layer's output, pooled as the model's files say.
 """
 
-import math
-
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -68,7 +66,7 @@ def probe(train: Tensor, targets: Tensor, tests: list[Tensor]) -> list[Tensor]:
     x, y = train.double(), targets.double()
     mean_x, mean_y = x.mean(dim=0), y.mean(dim=0)
     x, y = x - mean_x, y - mean_y
-    identity, least = torch.eye(x.shape[1], dtype=torch.double), math.inf
+    identity, fits = torch.eye(x.shape[1], dtype=torch.double), []
     for ridge in RIDGES:
         inverse = torch.linalg.inv(x.T @ x + ridge * identity)
         weights = inverse @ (x.T @ y)  # (D, C)
@@ -79,8 +77,8 @@ def probe(train: Tensor, targets: Tensor, tests: list[Tensor]) -> list[Tensor]:
         else:
             predicted = (targets - residuals).argmax(dim=1)
             error = (predicted != targets.argmax(dim=1)).double().mean().item()
-        if error < least:
-            least, best = error, weights
+        fits.append((error, weights))
+    _, best = min(fits, key=lambda fit: fit[0])
     return [(test.double() - mean_x) @ best + mean_y for test in tests]
 
 
@@ -88,7 +86,7 @@ def probe_scores(model: Model, task: Task, device, precision: str) -> dict[str, 
     """Return {metric: {split: score}} through the cache: of the probe by the task's first metric,
     and of retrieval where the other scored splits are translations of the first.
     """
-    key = {"model": model.hash, "task": task.hash, "precision": precision, "device": str(device)}
+    key = {"model": model.key, "task": task.hash, "precision": precision, "device": str(device)}
     file = finetune.cache_file(what="probe", **key)
     if (found := finetune.read_result(file)) is not None:
         return found

@@ -28,6 +28,8 @@ class Model:
 
     def __post_init__(self):
         self.hash = model_hash(self.encoder, self.tokenizer)
+        # what scores depend on
+        self.key = [self.hash, self.tokenizer.pooling, self.tokenizer.pair_types]
 
 
 def load_columns(runs: list[str], teacher: str | None = None) -> dict[str, Model]:
@@ -38,9 +40,10 @@ def load_columns(runs: list[str], teacher: str | None = None) -> dict[str, Model
     own = {name: log[0]["teacher"] if log else None for name, log in logs.items()}
     teachers = {name: teacher or (own[name] and own[name]["name"]) for name in logs}
     models = {}
-    for name in teachers.values():
+    for run, name in teachers.items():
         if name is not None and name not in models:
-            models[name] = load_model(name, logs.get(name, []))
+            revision = None if teacher else logs[run][0]["settings"]["revision"]
+            models[name] = load_model(name, logs.get(name, []), revision)
     for name, log in logs.items():
         model = models.get(name) or load_model(name, log)
         if teachers[name] not in (None, name):
@@ -58,9 +61,9 @@ def load_columns(runs: list[str], teacher: str | None = None) -> dict[str, Model
     return models
 
 
-def load_model(name: str, log: list[dict]) -> Model:
+def load_model(name: str, log: list[dict], revision: str | None = None) -> Model:
     try:
-        model = Model(name, *load_pretrained(name))
+        model = Model(name, *load_pretrained(name, revision))
     except UserError as error:
         hint = "an unfinished run? resume it. A teacher that was moved? Name it with --teacher"
         raise UserError(f"{error} ({hint})") from None

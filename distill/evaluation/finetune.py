@@ -209,7 +209,7 @@ def fine_tune(models: list[Model], task: Task, recipe: Recipe, seeds: int) -> li
     On a CPU every core trains a model of its own: batches are too small to share among cores.
     """
     key = {"task": task.hash, "recipe": asdict(recipe)}
-    files = [[cache_file(model=m.hash, **key, seed=n) for n in range(seeds)] for m in models]
+    files = [[cache_file(model=m.key, **key, seed=n) for n in range(seeds)] for m in models]
     results = [[read_result(file) for file in row] for row in files]
     jobs = [(m, n) for m, row in enumerate(results) for n, found in enumerate(row) if not found]
     if not jobs:

@@ -179,12 +179,11 @@ def folder_task(folder: str | Path) -> Task:
     if len({split.text_pairs is None for split in splits.values()}) > 1:
         raise UserError(f"{folder}: only one of train and dev has a column 'text_pair'")
     by_split = [split.labels for split in splits.values()]
-    values = [number(label) for label in by_split[0] if label]
-    missing, numbers, metrics = {""}, {}, ("pearson", "spearman")
+    rare = {x for x in DOUBTFUL if any(part.count(x) < FREQUENT * len(part) for part in by_split)}
+    missing, numbers, metrics = {"", *rare & {"-"}}, {}, ("pearson", "spearman")
+    values = [number(label) for label in by_split[0] if label not in missing]
     if None in values or not any(value % 1 for value in values):
-        for label in DOUBTFUL:
-            if any(labels.count(label) < FREQUENT * len(labels) for labels in by_split):
-                missing.add(label)
+        missing |= rare
         classes = set(by_split[0]) - missing
         if len(classes) < 2:
             raise UserError(f"{folder}: train has {len(classes)} classes; a task needs at least 2")

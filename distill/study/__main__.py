@@ -12,6 +12,7 @@ core (OMP_NUM_THREADS=1). Multilingual text needs Debian's apt-get, its teacher 
 
 import argparse
 import math
+import os
 import re
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -25,17 +26,21 @@ from minitransformer.files import UserError
 
 def parse_config(argv: list[str] | None = None) -> argparse.Namespace:
     parser = cli.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = parser.add_argument
+    add, text = parser.add_argument, os.path.expanduser
+
+    def path(name: str) -> Path:
+        return Path(name).expanduser()
+
     add("command", choices=["list", "run", "report"])
     add("--only", default="", metavar="NAME", help="rows whose names begin so; * matches any part")
     add("--hours", type=float, default=math.inf, help="run: after that, start none")
-    add("--folder", type=Path, default=Path("runs/study"), help="work folder")
-    add("--results", type=Path, default=Path("results/study.jsonl"), help="file of the records")
-    add("--page", type=Path, default=Path("results/study.md"), help="report: to write")
-    add("--teacher", help="of multilingual or of your own: a folder or a hub id")
+    add("--folder", type=path, default=Path("runs/study"), help="work folder")
+    add("--results", type=path, default=Path("results/study.jsonl"), help="file of the records")
+    add("--page", type=path, default=Path("results/study.md"), help="report: to write")
+    add("--teacher", type=text, help="of multilingual or of your own: a folder or a hub id")
     add("--data", action="append", default=[], help="your own: as in train.py")
     add("--tasks", nargs="+", default=[], help="your own: as in evaluate.py")
-    add("--data-dir", help="as in evaluate.py")
+    add("--data-dir", type=text, help="as in evaluate.py")
     add("--student", metavar="LxH", help="your own: layers and width, such as 6x768")
     add("--start", default="uniform", help="of your own student: train.py's --init")
     add("--tokens", type=float, default=1e9, help="that your own student reads (default: 1e9)")

@@ -88,7 +88,8 @@ class Study:
                     record |= {"method": role, "commit": facts["commit"]}
                 if record["row"] not in known:
                     append(results, {**record, "scores": scores})
-        shutil.rmtree(self.folder / row.name)
+        if row.setting != "own":  # weights of a student of one's own are kept
+            shutil.rmtree(self.folder / row.name)
 
     def _lock(self, name: str, wait: bool = True) -> FileLock:
         file = self.folder / "locks" / name.replace("/", " ")
@@ -198,8 +199,9 @@ def read_records(file: Path) -> list[dict]:
     """Return the records, one JSON object a line."""
     lines = file.read_text("utf-8").splitlines() if file.exists() else []
     try:
-        return [json.loads(line) for line in lines]
-    except ValueError as error:
+        records = [json.loads(line) for line in lines]
+        return [record for record in records if record["row"] and record["student"]]
+    except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{file}: a line is damaged, remove it ({first_line(error)})") from None
 
 

@@ -130,7 +130,11 @@ def plot_loss(config, steps: list[dict], evals: list[dict], file: Path) -> None:
     figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
     axes.plot([r["step"] for r in steps], [r["loss"] for r in steps], label="training")
     axes.plot([r["step"] for r in evals], [r["loss"] for r in evals], "o-", label="held-out")
-    axes.set(xlabel="optimizer step", ylabel=f"{config.method} loss", title=str(file.parent))
+    axes.set(
+        xlabel="optimizer step",
+        ylabel=f"{config.method} loss",
+        title=str(file.parent).replace("$", r"\$"),
+    )
     axes.legend()
     with atomic(file) as temporary:
         figure.savefig(temporary, dpi=120, format="png")
