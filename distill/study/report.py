@@ -168,7 +168,8 @@ def write_report(results: Path, page: Path) -> int:
     english = [section for section in found if section.student == ENGLISH] or found
     main = max(english, key=lambda s: (sum(map(len, s.rows.values())), s.tokens))
     figures.draw_ranking(folder / "ranking.png", main)
-    figures.draw_tokens(folder / "tokens.png", english)
+    if len(english) > 1:  # budgets
+        figures.draw_tokens(folder / "tokens.png", english)
     parts = []
     for section in found:
         parts.append(section.text())
