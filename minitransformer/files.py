@@ -94,8 +94,9 @@ def read_json(path: Path, default: dict | list | None = None) -> dict | list:
         values = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"cannot read {path.name}: {first_line(error)}") from error
-    if not isinstance(values, list if default == [] else dict):
-        wanted = "array" if default == [] else "object"
+    kind = dict if default is None else type(default)
+    if not isinstance(values, kind):
+        wanted = "array" if kind is list else "object"
         raise UserError(f"{path.name}: expected a JSON {wanted}, not {type(values).__name__}")
     return values
 

@@ -118,7 +118,7 @@ def read_weight_file(path: Path) -> dict[str, torch.Tensor]:
 def read_pooling(folder: Path, notes: list[str]) -> str:
     """Return how sentence-transformers makes sentence vectors of this model: "mean" or "cls"."""
     for module in read_json(folder / "modules.json", []):
-        kind = str(module.get("type")).split(".")[-1]
+        kind = str(module.get("type") if isinstance(module, dict) else module).split(".")[-1]
         if kind not in ("Transformer", "Pooling", "Normalize"):
             notes.append(f"its sentence vectors go through a module {kind}, which is left out here")
     for path in folder.glob("*_Pooling/config.json"):

@@ -184,8 +184,8 @@ def add_tokens(pipeline: Pipeline, names: dict, settings: dict, others: dict) ->
     for text, number in others.items():
         special = text in names.values()
         wanted[int(number)] = AddedToken(text, special=special, normalized=not special)
-    more = [settings.get(f"{kind}_special_tokens") or [] for kind in ("additional", "extra")]
-    for tokens in more:
+    for kind in ("additional", "extra"):
+        tokens = settings.get(f"{kind}_special_tokens") or []
         for token in tokens.values() if isinstance(tokens, dict) else tokens:
             flags = {"content": token, "normalized": False} if isinstance(token, str) else token
             flags = {name: flag for name, flag in flags.items() if name != "__type"}

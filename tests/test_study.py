@@ -87,7 +87,9 @@ def study(tmp_path):
     return Pretended(config(tmp_path))
 
 
-def test_a_row_leaves_one_record_and_no_weights_and_is_not_run_again(study, tmp_path, capsys):
+def test_a_row_leaves_one_record_and_weights_of_ones_own_and_is_not_run_again(
+    study, tmp_path, capsys
+):
     after, fails = (Row("own-2x32", method, "first", 0, 4096) for method in ("od-after-hs", "mlm"))
     assert study.run([fails, OWN, after]) == 1  # a failed row is passed over
     assert "failed, their messages stand above: own-2x32/mlm/first" in capsys.readouterr().out

@@ -66,10 +66,11 @@ def probe(train: Tensor, targets: Tensor, tests: list[Tensor]) -> list[Tensor]:
     x, y = train.double(), targets.double()
     mean_x, mean_y = x.mean(dim=0), y.mean(dim=0)
     x, y = x - mean_x, y - mean_y
-    identity, fits = torch.eye(x.shape[1], dtype=torch.double), []
+    xx, xy, identity = x.T @ x, x.T @ y, torch.eye(x.shape[1], dtype=torch.double)
+    fits = []
     for ridge in RIDGES:
-        inverse = torch.linalg.inv(x.T @ x + ridge * identity)
-        weights = inverse @ (x.T @ y)  # (D, C)
+        inverse = torch.linalg.inv(xx + ridge * identity)
+        weights = inverse @ xy  # (D, C)
         leverage = ((x @ inverse) * x).sum(dim=1) + 1 / len(x)  # (M,)
         residuals = (y - x @ weights) / (1 - leverage)[:, None]  # (M, C)
         if y.shape[1] == 1:

@@ -24,21 +24,18 @@ def measure_costs(models: dict[str, Model]) -> dict[str, dict]:
         matrices = sum(p.numel() for p in encoder.blocks.parameters() if p.dim() == 2)
         costs[name] = {
             "layers x width": f"{layers} x {width}",
-            "parameters": parameters(encoder),
+            "parameters": None,  # below: a baseline may have more words and positions
             "FLOPs a token": 2 * matrices + 4 * length * width * layers,
         }
     for batch in (1, 32):
         seconds = latencies(list(encoders.values()), batch, length)
         for row, times in zip(costs.values(), seconds, strict=True):
             row[f"latency {batch} x {length}, ms"] = 1e3 * statistics.median(times)
-    # a baseline has the student's blocks, but may have more words and positions
-    own = {name: {"parameters": parameters(model.encoder)} for name, model in models.items()}
-    return {name: costs[same.get(name, name)] | own[name] for name in models}
-
-
-def parameters(encoder: Encoder) -> int:
-    parts = encoder.embeddings, encoder.blocks
-    return sum(p.numel() for part in parts for p in part.parameters())
+    found = {name: dict(costs[same.get(name, name)]) for name in models}
+    for name, model in models.items():
+        parts = model.encoder.embeddings, model.encoder.blocks
+        found[name]["parameters"] = sum(p.numel() for part in parts for p in part.parameters())
+    return found
 
 
 @torch.inference_mode()

@@ -210,23 +210,24 @@ def fine_tune(models: list[Model], task: Task, recipe: Recipe, seeds: int) -> li
     """
     key = {"task": task.hash, "recipe": asdict(recipe)}
     files = [[cache_file(model=m.key, **key, seed=n) for n in range(seeds)] for m in models]
-    results = [[read_result(file) for file in row] for row in files]
-    jobs = [(m, n) for m, row in enumerate(results) for n, found in enumerate(row) if not found]
-    if not jobs:
-        return results
-    names = ", ".join(dict.fromkeys(models[m].name for m, _ in jobs))
-    print(printable(f"fine-tuning on {task.name}, {len(jobs)} times: {names}"), flush=True)
+    results = {file: read_result(file) for row in files for file in row}
+    # equal models, such as the starts of two runs, share a file and so one fine-tuning
+    jobs = {file: (m, n) for m, row in enumerate(files) for n, file in enumerate(row)}
+    jobs = {file: job for file, job in jobs.items() if not results[file]}
+    names = ", ".join(dict.fromkeys(models[m].name for m, _ in jobs.values()))
+    if jobs:
+        print(printable(f"fine-tuning on {task.name}, {len(jobs)} times: {names}"), flush=True)
     tuners = {}
-    for m in dict.fromkeys(m for m, _ in jobs):
+    for m in {m for m, _ in jobs.values()}:
         tuners[m] = Tuner(models[m].encoder, models[m].tokenizer, task, recipe)
 
-    def train_one(m: int, seed: int) -> None:
-        results[m][seed] = {"scores": tuners[m].train(seed)}
-        write_result(files[m][seed], results[m][seed])
+    def train_one(file: Path, m: int, seed: int) -> None:
+        results[file] = {"scores": tuners[m].train(seed)}
+        write_result(file, results[file])
 
     threads = torch.get_num_threads()
     workers = threads if recipe.device == "cpu" else 1
     with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        list(pool.map(train_one, *zip(*jobs, strict=True)))
+        list(pool.map(lambda file: train_one(file, *jobs[file]), jobs))
     torch.set_num_threads(threads)
-    return results
+    return [[results[file] for file in row] for row in files]

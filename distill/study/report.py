@@ -15,7 +15,7 @@ import numpy as np
 from distill.evaluation.table import markdown
 from distill.study import figures
 from distill.study.rows import ENGLISH, KEPT_OUT
-from distill.study.run import read_records
+from distill.study.run import copied_layers, read_records
 from minitransformer.files import UserError
 
 KEPT, RETRIEVAL = "vectors neighbours kept", "reviews retrieval accuracy"
@@ -36,9 +36,8 @@ class Section:
         command = f"`python -m distill.study run --only '{student}/*/{tokens / 1e6:g}M'`"
         self.command = "" if student.startswith("own-") else command
         shared = {r["method"]: [r] for r in records if "seed" not in r}
-        known = [name for name in shared if name.split(" from ")[0] in REFERENCES]
-        known.sort(key=lambda name: (REFERENCES.index(name.split(" from ")[0]), name))
-        self.references = known
+        kinds = {name: name.split(" from ")[0] for name in sorted(shared)}
+        self.references = [name for kind in REFERENCES for name in kinds if kinds[name] == kind]
         self.base_name = self.references[-1]
         self.base = shared[self.base_name][0]["scores"]
         keys: dict[str, str] = {}
@@ -50,8 +49,8 @@ class Section:
         self.student, self.tokens, rows = student, tokens, {}
         for record in records:
             if record.get("tokens") == tokens:
-                start = ",".join(map(str, record["layers"])) or record["start"]
-                rows.setdefault(f"{record['method']} from {start}", []).append(record)
+                name = f"{record['method']} from {copied_layers(record)}"
+                rows.setdefault(name, []).append(record)
         best_first = sorted(rows, key=lambda name: -self.tuned(rows[name]).mean())
         self.rows = {name: rows[name] for name in best_first}
         self.models = {name: shared[name] for name in self.references} | self.rows

@@ -75,9 +75,9 @@ class Study:
         print(f"\n== {row.name}", flush=True)
         run = self._train_student(row)
         facts, models = log_facts(run), self._evaluate(row, run)
-        if start := models.pop("untrained start", None):
-            layers = ",".join(map(str, facts["layers"])) or row.start
-            models[f"untrained start from {layers}"] = start
+        start = models.pop("untrained start", None)
+        if start and row.method != "od-after-hs":  # whose start is a trained student
+            models[f"untrained start from {copied_layers(asdict(row) | facts)}"] = start
         with self._lock("records"):
             known = {record["row"] for record in read_records(results)}
             for role, scores in models.items():  # teacher and baselines once for all rows
@@ -200,15 +200,22 @@ def read_records(file: Path) -> list[dict]:
     lines = file.read_text("utf-8").splitlines() if file.exists() else []
     try:
         records = [json.loads(line) for line in lines]
-        return [record for record in records if record["row"] and record["student"]]
-    except (ValueError, KeyError, TypeError) as error:
+        if not all({"row", "student"} <= record.keys() for record in records):
+            raise ValueError("not a row of a student")
+    except (ValueError, AttributeError) as error:  # AttributeError: not an object
         raise UserError(f"{file}: a line is damaged, remove it ({first_line(error)})") from None
+    return records
 
 
 def append(file: Path, record: dict) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     with open(file, "a", encoding="utf-8") as records:
         records.write(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def copied_layers(record: dict) -> str:
+    """Return the teacher layers that a row's start copies or, where there are none, its --init."""
+    return ",".join(map(str, record["layers"])) or record["start"]
 
 
 def read_log(folder: Path) -> list[dict]:
