@@ -95,6 +95,25 @@ def test_the_cut_teacher_is_its_first_layers_bit_for_bit(here):
     assert student.baselines == [cut, start]
 
 
+def test_the_teacher_is_of_the_revision_that_the_run_learned_from(here, tmp_path, monkeypatch):
+    run = shutil.copytree("mha", tmp_path / "pinned")
+    start, *rest = (run / "log.jsonl").read_text().splitlines(keepends=True)
+    start = json.loads(start)
+    start["settings"]["revision"] = "v2"
+    (run / "log.jsonl").write_text(json.dumps(start) + "\n" + "".join(rest))
+    asked = []
+
+    def load(name, revision=None):
+        asked.append((str(name), revision))
+        return load_pretrained(name)
+
+    monkeypatch.setattr(columns, "load_pretrained", load)
+    columns.load_columns([str(run)])
+    columns.load_columns([str(run)], str(here / "teacher"))
+    teacher = str(here / "teacher")
+    assert asked == [(teacher, "v2"), (str(run), None), (teacher, None), (str(run), None)]
+
+
 def test_scores_and_costs_are_each_models_own(here):
     encoder, tokenizer = load_pretrained("mha")
     found = [columns.Model("m", encoder, tokenizer).key]

@@ -164,6 +164,15 @@ def test_each_model_of_a_call_gets_its_own_scores():
     assert expected[0] != expected[1]
 
 
+def test_equal_models_of_a_call_share_one_fine_tuning(monkeypatch):
+    trained, really = [], Tuner.train
+    monkeypatch.setattr(Tuner, "train", lambda self, n: trained.append(n) or really(self, n))
+    models = [Model(name, *make_model(seed=7)) for name in ("first (start)", "second (start)")]
+    first, second = fine_tune(models, make_task(16), RECIPE, 2)
+    assert first == second
+    assert sorted(trained) == [0, 1]
+
+
 def test_a_result_that_was_changed_or_cut_off_is_computed_again(folder):
     file, result = cache_file(what="this"), {"scores": {"accuracy": {"dev": 0.8125}}}
     write_result(file, result)

@@ -138,6 +138,9 @@ def test_another_module_is_named_and_a_revision_of_a_folder_refused(saved, capsy
     (saved / "modules.json").write_text(json.dumps(modules))
     load_pretrained(saved)
     assert "go through a module Dense, which is left out here" in capsys.readouterr().out
+    (saved / "modules.json").write_text('["Dense"]')  # odd, but no traceback
+    load_pretrained(saved)
+    assert "a module Dense, which" in capsys.readouterr().out
     for name in (saved, "minilm"):
         with pytest.raises(UserError, match="is not from the hub and has no revision v2"):
             load_pretrained(name, "v2")

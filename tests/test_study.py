@@ -77,6 +77,7 @@ SETTINGS = dict.fromkeys(KEPT_SETTINGS, 1) | {"seq_len": 128}
 START = {"event": "start", "settings": SETTINGS, "sequences_a_step": 16, "versions": {}}
 START |= {"start": {"layers": [1, 2]}, "text": [{"tokens": 9}], "commit": "0" * 40, "machine": ""}
 EVALS = [{"event": "eval", "step": step, "loss": loss} for step, loss in ((0, 2.0), (2, 0.5))]
+START_NAME = "untrained start from 1,2"
 LOG = [START, *[{"event": "step"}] * 2, *EVALS, {"event": "summary"}]
 LOG = [json.dumps(record) + "\n" for record in LOG]
 
@@ -107,6 +108,18 @@ def test_a_row_leaves_one_record_and_weights_of_ones_own_and_is_not_run_again(
     assert (study.run([OWN, after]), len(calls)) == (0, before)
     assert Pretended(config(tmp_path, "--teacher", "minilm")).run([OWN]) == 1
     assert "has it with another teacher; name other --results" in capsys.readouterr().out
+
+
+def test_untrained_starts_are_recorded_by_their_layers(study, monkeypatch):
+    roles = "teacher", "untrained start", "student"
+    found = {role: {"reviews accuracy": [0.5]} for role in roles}
+    monkeypatch.setattr(study, "_evaluate", lambda row, run: dict(found))
+    after, hs = (Row("own-2x32", name, "first", 0, 4096) for name in ("od-after-hs", "hs-single"))
+    for row, more in ((after, ["teacher", after.name[9:]]), (hs, [hs.name[9:], START_NAME])):
+        before = len(read_records(study.config.results))
+        assert study.run([row]) == 0
+        records = read_records(study.config.results)[before:]
+        assert [record["row"] for record in records] == [f"own-2x32/{name}" for name in more]
 
 
 @pytest.mark.parametrize(("lines", "resumes"), [(0, False), (2, True)])
