@@ -51,7 +51,9 @@ def build(case, contender, device="cpu"):
         return textbook(case, models, batch)
     student, teacher = models
     teacher.requires_grad_(False)
-    settings = {"method": name, "relation_heads": R, "plain": contender == PLAIN}
+    settings = {"method": name, "plain": contender == PLAIN}
+    if name == "mha":  # named, since another checkout may have other defaults
+        settings |= {"teacher_layer": L_t - 1, "relation_heads": R}
     method = build_method(settings, *configs).to(device)
 
     def loss():

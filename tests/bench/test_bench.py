@@ -9,5 +9,5 @@ import pytest
 def test_contenders_compute_the_same(name, monkeypatch):
     monkeypatch.setattr(bench, "WIDTH", 96)
     contenders = (bench.OURS, bench.PLAIN, bench.TEXTBOOK)
-    losses = [bench.build((name, 2, 4, 3, 8, 90), who)[1]().item() for who in contenders]
+    losses = [bench.build((name, 2, 6, 3, 8, 90), who)[1]().item() for who in contenders]
     assert losses == pytest.approx(losses[:1] * 3, rel=5e-4)
