@@ -94,9 +94,13 @@ class Block(nn.Module):
         read = merge_heads(attention(query, key, value, mask))  # (B, A, N, d) -> (B, N, D)
         # To take less memory the sums are written into the products, which nothing else reads.
         x = self.attention_norm(self.output(read).to(x.dtype).add_(x))  # (B, N, D)
-        wide = self.expand(x)  # (B, N, intermediate_size)
-        wide = F.gelu(wide) if wide.requires_grad else torch.ops.aten.gelu_(wide)
-        return self.ffn_norm(self.contract(wide).to(x.dtype).add_(x))  # (B, N, D)
+        # (B, N, D) -> (B, N, intermediate_size) -> (B, N, D)
+        return self.ffn_norm(self.contract(gelu(self.expand(x))).to(x.dtype).add_(x))
+
+
+def gelu(x):
+    """The exact GELU, x Phi(x); written into x where no gradient needs x again."""
+    return F.gelu(x) if x.requires_grad else torch.ops.aten.gelu_(x)
 
 
 def cast_once(x):
