@@ -44,8 +44,8 @@ def parse_config(argv: list[str] | None = None) -> argparse.Namespace:
     add("runs", nargs="+", type=path, metavar="RUN", help="run folders, other folders, or hub ids")
     add("--teacher", type=path, help="what to compare with (default: each run's own teacher)")
     add("--tasks", nargs="+", type=path, default=tasks, metavar="T", help=task_help)
-    add("--data-dir", type=path, help="GLUE and XNLI offline: a folder with one folder a task")
-    add("--seeds", type=int, default=3, help="fine-tuned models a task (default: 3)")
+    add("--data-dir", type=path, help="GLUE and XNLI offline: a folder with one folder per task")
+    add("--seeds", type=int, default=3, help="fine-tuning seeds per task (default: 3)")
     add("--lr", type=float, help="learning rate of fine-tuning (default: the task's)")
     add("--epochs", type=int, help="epochs of fine-tuning (default: the task's)")
     add("--precision", choices=["auto", "fp32", "bf16"], default="auto", help=precision_help)
@@ -89,7 +89,7 @@ def warn_of_unknown_letters(models: dict[str, Model], tasks: list[Task]) -> None
                 share = unknown_share(model.tokenizer, split.texts[:SENTENCES])
                 if share >= 0.05:
                     what = f"{share:.0%} of the letters of {task.name} {name}"
-                    show(f"warning: the tokenizer of {model.name} does not know {what}")
+                    show(f"WARNING: the tokenizer of {model.name} does not know {what}")
 
 
 def score_all(models: dict[str, Model], tasks: list[Task], seeds: int, precision: str, device):

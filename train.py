@@ -1,6 +1,6 @@
 """Distil a Transformer encoder into a smaller one, for any later task.
 
-    python train.py                                            a whole run: hidden states of minilm
+    python train.py                                            the default: hs from minilm
     python train.py --method mha --teacher-layer 4             another method
     python train.py --teacher google-bert/bert-base-uncased --data web='corpus/*.parquet' \\
         --steps 100000 --batch-size 256 --out runs/bert        a real teacher, your own text
@@ -40,7 +40,7 @@ from minitransformer.model import Encoder
 # peak learning rate of each method where --lr is not given
 PEAK_LR = {"mha": 1e-3, "hs": 1e-3, "od": 6e-4, "direct-minilm": 1e-3, "mlm": 6e-4}
 DATA_HELP = "wordnet, docs, NAME=path/glob[:column], NAME=hub:dataset[:config][:split][:column]"
-INIT_HELP = "random, embeddings, uniform (default if sizes match), first, last, 2,4,6, or a folder"
+INIT_HELP = "random, embeddings, uniform (default if sizes match), first, last, 1,4,6, or a folder"
 MOST = 2**16
 
 
@@ -64,9 +64,9 @@ class TrainConfig:
     data: tuple[str, ...] = setting(("wordnet",), DATA_HELP)
     alpha: float = setting(0.3, "a corpus of n tokens gets a share ~ n^alpha", least=0, most=1)
     seq_len: int = setting(128, "tokens in a sequence", least=3)
-    batch_size: int = setting(16, "sequences a process and micro-batch", least=1, most=MOST)
-    accumulate: int = setting(1, "micro-batches a process in each step", least=1, most=MOST)
-    steps: int = setting(250, "optimizer steps", least=1)
+    batch_size: int = setting(16, "sequences per process and micro-batch", least=1, most=MOST)
+    accumulate: int = setting(1, "micro-batches per process and step", least=1, most=MOST)
+    steps: int = setting(250, "optimizer steps; 0: export the untrained student", least=0)
     lr: float | None = setting(None, f"peak learning rate; default: {PEAK_LR}", least=1e-12)
     warmup: float = setting(0.1, "share of the steps before the peak", least=0, most=1)
     weight_decay: float = setting(0.01, "AdamW's, on matrices of layers and maps", least=0)
@@ -75,7 +75,7 @@ class TrainConfig:
     device: str = setting("auto", "cpu, cuda, cuda:1 or mps; auto: cuda where there is one")
     threads: int = setting(0, "CPU threads; 0: PyTorch's choice", least=0, most=1024)
     compile: bool = setting(False, "torch.compile teacher and student")
-    seed: int = setting(0, "of weights, order and masks", least=0, most=2**32 - 2)
+    seed: int = setting(0, "for initialisation, order, masks", least=0, most=2**32 - 2)
     revision: str | None = setting(None, "of a teacher from the hub")
     out: str | None = setting(None, "run folder, must be new; default: runs/METHOD-1, -2, ...")
     save_every: int = setting(500, "steps between checkpoints", least=1)

@@ -34,7 +34,7 @@ from minitransformer.files import UserError
 def direct_loss(student, teacher, mask, weight):
     """DirectMiniLM for one of Q, K, V: squared distance of linearly mapped relation heads.
 
-    Equation   at the top of this page; here for one X
+    Equation   at the top of this file; here for one X
     Shapes
         student          (B, N, D_s)            before the split into attention heads
         teacher          (B, N, D_t)
@@ -45,7 +45,7 @@ def direct_loss(student, teacher, mask, weight):
     Gradient   to student and weight; the teacher is detached here.
     Errors     UserError: weight or mask do not fit. The message gives expected and actual shapes.
     Invariant  0 when X_s,a W_a = X_t,a; pad content is irrelevant; W can undo a rotation.
-    Source     Udagawa et al.; what they leave open is at the top of this page.
+    Source     Udagawa et al.; what they leave open is at the top of this file.
     """
     check_tokens(student, teacher, mask)
     (B, N, D_s), D_t, R = student.shape, teacher.shape[-1], weight.shape[0]

@@ -66,7 +66,7 @@ def layer_map(strategy, student_layers, teacher_layers):
 def hs_loss(student_hidden, teacher_hidden, mask, projection=None):
     """Hidden state transfer for one pair of layers: squared distance, token by token.
 
-    Equation   at the top of this page; here for one pair
+    Equation   at the top of this file; here for one pair
     Shapes
         student_hidden   (B, N, D_s)
         teacher_hidden   (B, N, D_t)
@@ -77,14 +77,14 @@ def hs_loss(student_hidden, teacher_hidden, mask, projection=None):
     Gradient   to student_hidden and projection; the teacher is detached here.
     Errors     UserError: widths differ without a projection; projection or mask do not fit.
     Invariant  0 when H_s W = H_t; what stands at padded tokens is irrelevant.
-    Source     PKD and TinyBERT; differs as said at the top of this page.
+    Source     PKD and TinyBERT; differs as said at the top of this file.
     """
     check_tokens(student_hidden, teacher_hidden, mask)
     D_s, D_t = student_hidden.shape[-1], teacher_hidden.shape[-1]
     shape = projection if projection is None else tuple(projection.shape)
     if shape != (D_s, D_t) and (shape or D_s != D_t):
         raise UserError(f"the projection is {shape}, the widths need {(D_s, D_t)}")
-    # The product may run in autocast's bfloat16, as all products of the step; the difference not.
+    # The product may run in autocast's bfloat16, as all products of the step; not the difference.
     mapped = student_hidden if projection is None else student_hidden @ projection  # (B, N, D_t)
     difference = in_float32(mapped) - in_float32(teacher_hidden.detach())
     distance = difference.square().mean(-1)  # (B, N)

@@ -117,7 +117,7 @@ class QKVMethod(Method):
     def __init__(self, student, teacher, teacher_layer=None, relation_heads=None):
         super().__init__()
         self.student_layer, layers = student.num_hidden_layers, teacher.num_hidden_layers
-        # from above the student's depth: it may start as a copy of the layers below
+        # at least the student's depth + 1: a copy of layers 1 to m would have nothing to learn
         default = max(layers - FROM_TOP, min(self.student_layer + 1, layers))
         self.teacher_layer = choose_teacher_layer(layers, teacher_layer, default)
         widths = student.hidden_size, teacher.hidden_size

@@ -8,7 +8,7 @@ Why relations: a relation head is an (N, N) table, which has the same size whate
 the models. So the student needs neither a learned map nor the teacher's number of attention heads,
 and its space may be rotated. The concatenated attention heads are split anew into R relation heads;
 more heads describe the teacher in more detail. The student's last layer learns from one teacher
-layer m, best a little below the top; behind its Q, K and V that student layer never learns.
+layer m, best a little below the top; the rest of that student layer never learns.
 
 Source: MiniLMv2 (arXiv 2012.15828; its training code was never published); the choice of m as
 compared by Udagawa et al. (2310.08797). Chosen here: padding left out, every sequence weighs the
@@ -41,7 +41,7 @@ from distill.method import QKVMethod, check_tokens, choose_heads, in_float32, no
 def relation_loss(student, teacher, mask, relation_heads):
     """MHA transfer for one of Q, K, V: match which tokens resemble which.
 
-    Equation   at the top of this page; here for one X
+    Equation   at the top of this file; here for one X
     Shapes
         student          (B, N, D_s)            before the split into attention heads
         teacher          (B, N, D_t)            D_s != D_t is fine: both relations are (B, R, N, N)
@@ -52,8 +52,8 @@ def relation_loss(student, teacher, mask, relation_heads):
     Gradient   to student only; the teacher is detached here, not by the caller.
     Errors     UserError: R does not divide a width; (B, N) differ. Each names both numbers.
     Invariant  student == teacher gives 0; pad content is irrelevant, so are rotations of a head.
-    Source     MiniLMv2; differs as said at the top of this page.
-    Lean form  in distill/lean/relations.py; if you edit this formula, train with --plain.
+    Source     MiniLMv2; differs as said at the top of this file.
+    Fast form  in distill/lean/relations.py; if you edit this formula, train with --plain.
     """
     check_tokens(student, teacher, mask)
     choose_heads(student.shape[-1], teacher.shape[-1], relation_heads)  # R divides both, or error

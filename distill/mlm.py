@@ -26,7 +26,7 @@ from minitransformer.files import UserError
 def mlm_loss(logits, targets):
     """Masked language modelling: the negative log probability of the true tokens.
 
-    Equation   at the top of this page
+    Equation   at the top of this file
     Shapes
         logits           (M, V)                 M positions, chosen before the vocabulary projection
         targets          (M,) int64             the token that was there before masking
@@ -36,10 +36,10 @@ def mlm_loss(logits, targets):
     Errors     UserError: not one target for each position.
     Invariant  log V when all logits are equal; a constant added to them is irrelevant.
     Source     BERT; differs: sum and count instead of a mean.
-    Lean form  in distill/lean/vocabulary.py; if you edit this formula, train with --plain.
+    Fast form  in distill/lean/vocabulary.py; if you edit this formula, train with --plain.
     """
     if targets.shape != logits.shape[:1]:
-        raise UserError(f"{tuple(targets.shape)} targets for {len(logits)} positions: one for each")
+        raise UserError(f"{tuple(targets.shape)} targets, {len(logits)} positions: give one each")
     with no_autocast(logits):
         log_p = F.log_softmax(in_float32(logits), dim=-1)  # (M, V)
         total = -log_p.gather(1, targets[:, None]).sum()

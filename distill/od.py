@@ -35,7 +35,7 @@ from minitransformer.files import UserError
 def od_loss(student_logits, teacher_logits, temperature=1.0):
     """Output distribution transfer: match the teacher's predictions, position by position.
 
-    Equation   at the top of this page
+    Equation   at the top of this file
     Shapes
         student_logits   (M, V)                 M positions, chosen before the vocabulary projection
         teacher_logits   (M, V)
@@ -45,8 +45,8 @@ def od_loss(student_logits, teacher_logits, temperature=1.0):
     Gradient   to student_logits; the teacher is detached here.
     Errors     UserError: shapes that differ, a temperature that is not positive.
     Invariant  0 when both distributions agree; free of a constant added to a position's logits.
-    Source     Hinton et al., DistilBERT; differs as said at the top of this page.
-    Lean form  in distill/lean/vocabulary.py; if you edit this formula, train with --plain.
+    Source     Hinton et al., DistilBERT; differs as said at the top of this file.
+    Fast form  in distill/lean/vocabulary.py; if you edit this formula, train with --plain.
     """
     if not temperature > 0:  # NaN is refused too
         raise UserError(f"the temperature is {temperature}; it must be above 0")

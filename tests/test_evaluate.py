@@ -164,7 +164,7 @@ def test_neighbours_are_others_and_translations_are_found_by_their_text():
 def test_the_probe_is_the_ridge_regression_of_least_leave_one_out_error(classes):
     """By scikit-learn, fitted anew without each example."""
     chosen = set()
-    for seed in range(12):
+    for seed in range(6):
         generator = np.random.default_rng(seed)
         x, test = generator.normal(size=(12, 8)), generator.normal(size=(50, 8))
         y = x[:, :4] @ generator.normal(size=(4, classes or 1)) + 2  # the intercept counts
@@ -183,7 +183,7 @@ def test_the_probe_is_the_ridge_regression_of_least_leave_one_out_error(classes)
         expected = Ridge(alpha=best).fit(x, y).predict(test).reshape(len(test), -1)
         [found] = as_is.probe(*map(torch.from_numpy, (x, y)), [torch.from_numpy(test)])
         assert np.allclose(found, expected)
-    assert len(chosen) > 3
+    assert len(chosen) > 2
 
 
 def test_another_teacher_is_noted_and_one_that_does_not_fit_refused(here, tmp_path, capsys):

@@ -9,7 +9,6 @@ import unicodedata
 from itertools import compress
 
 import pytest
-import sentence_transformers
 import tokenizers
 import transformers
 from checkpoints import BERT_WORDS, CAMEMBERT_START, byte_files, checkpoint, vocab_txt, word_pieces
@@ -136,15 +135,24 @@ def test_every_reader_of_the_export_gives_the_ids_of_training(kind, tmp_path):
     raw = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
     assert [row.ids for row in raw.encode_batch(LINES, add_special_tokens=False)] == corpus
 
-    sentences = sentence_transformers.SentenceTransformer(str(folder), device="cpu")
-    batch = sentences.tokenize(LINES)
-    rows = zip(batch["input_ids"].tolist(), batch["attention_mask"].bool().tolist(), strict=True)
-    assert [list(compress(*row)) for row in rows] == [ids for ids, _ in alone]
-    sentences.encode(["word " * 100])  # the longest input has positions
-
     again = load_pretrained(folder)[1]
     assert again.hash == tokenizer.hash
     assert again.encode_pairs(LINES, OTHERS, max_tokens=size) == pairs
     save_pretrained(tmp_path / "again", encoder, again)  # equal weights are equal files
     for name in EXPORT:
         assert (folder / name).read_bytes() == (tmp_path / "again" / name).read_bytes(), name
+
+
+@pytest.mark.slow  # so is the import
+@pytest.mark.parametrize("kind", KINDS)
+def test_sentence_transformers_gives_the_ids_of_training(kind, tmp_path):
+    from sentence_transformers import SentenceTransformer
+
+    encoder, tokenizer = load_pretrained(checkpoint(tmp_path / "a", vocab_size=300, **KINDS[kind]))
+    save_pretrained(tmp_path / "export", encoder, tokenizer)
+    alone = tokenizer.encode_pairs(LINES, max_tokens=encoder.config.max_tokens)
+    sentences = SentenceTransformer(str(tmp_path / "export"), device="cpu")
+    batch = sentences.tokenize(LINES)
+    rows = zip(batch["input_ids"].tolist(), batch["attention_mask"].bool().tolist(), strict=True)
+    assert [list(compress(*row)) for row in rows] == [ids for ids, _ in alone]
+    sentences.encode(["word " * 100])  # the longest input has positions

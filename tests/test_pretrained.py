@@ -5,7 +5,6 @@ import os
 import shutil
 
 import pytest
-import sentence_transformers
 import torch
 import transformers
 from checkpoints import refusal
@@ -107,6 +106,7 @@ def test_files_of_another_export_go_and_others_stay(saved):
     assert tokenizer.pooling == "mean"
 
 
+@pytest.mark.slow  # imports sentence-transformers
 @pytest.mark.parametrize(
     ("pooling", "kind", "said"),
     [
@@ -117,6 +117,8 @@ def test_files_of_another_export_go_and_others_stay(saved):
     ],
 )
 def test_the_students_vectors_are_pooled_as_the_teachers(pooling, kind, said, saved, capsys):
+    from sentence_transformers import SentenceTransformer
+
     (saved / "1_Pooling" / "config.json").unlink()
     if pooling:
         (saved / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
@@ -124,7 +126,7 @@ def test_the_students_vectors_are_pooled_as_the_teachers(pooling, kind, said, sa
     assert said in capsys.readouterr().out
     save_pretrained(saved, encoder, tokenizer)
     assert load_pretrained(saved)[1].pooling == kind
-    sentences = sentence_transformers.SentenceTransformer(str(saved), device="cpu")
+    sentences = SentenceTransformer(str(saved), device="cpu")
     [(ids, _)] = tokenizer.encode_pairs(TEXTS, max_tokens=40)
     with torch.no_grad():
         hidden = encoder(torch.tensor([ids])).hidden[-1][0]
@@ -206,4 +208,6 @@ def test_a_hub_id_is_read_from_the_hubs_own_cache(tmp_path, monkeypatch):
         for asked in (revision, commit, None if seed == 0 else commit):
             assert same(load_pretrained("tiny/bert", asked)[0], tiny_encoder(seed=seed))
     for name, revision in (("tiny/unknown", None), ("tiny/bert", "v3"), ("not a name!", None)):
-        refusal(load_pretrained, name, revision, says="is not a local folder, nor downloaded: ")
+        refusal(
+            load_pretrained, name, revision, says="is no local folder, and its download failed: "
+        )

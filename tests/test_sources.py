@@ -126,7 +126,7 @@ def test_a_column_that_is_not_wanted_may_be_anything_in_any_shard(folder):
         ("a.txt", ("слово и слово\n" * 50).encode("utf-16-le"), "NULs, as in UTF-16"),
         ("a.txt", ("слово и слово\n" * 50).encode("utf-16-be"), "NULs, as in UTF-16"),
         ("a.txt", "one line".encode("utf-16-le"), "NULs, as in UTF-16"),
-        ("a.jsonl", '{"text": "a"}\n{"text": ', "line 2: not JSON with one object a line"),
+        ("a.jsonl", '{"text": "a"}\n{"text": ', "line 2: not JSON with one object per line"),
         ("a.jsonl", "[" * 100_000, "line 1: not JSON"),
         ("a.jsonl", '{"text": "a"}\n3', "line 2: not JSON with one object"),
         ("a.jsonl", '[{"text": "a"}]', "line 1: not JSON with one object"),

@@ -74,7 +74,7 @@ def test_layers_that_each_start_copies(teacher, init, method, expected):
 def test_a_start_that_is_its_own_target_is_warned_of(teacher, method, init, layers, warned):
     m = {"mha": 5, "hs": 6}.get(method)
     made = start(teacher, method=method, init=init, student_layers=layers, teacher_layer=m)
-    copied = f"the student starts as a copy of teacher layers 1 to {m}, which it is to match"
+    copied = f"the student copies teacher layers 1 to {m}, so it already matches them"
     assert [line.split(";")[0] for line in made.warnings] == [copied] * warned
 
 
@@ -140,7 +140,7 @@ def test_default_sizes(given, expected, init):
     [
         ({"init": "uniform", "student_hidden": 12}, r"\(width, heads, FFN\) are \(12, 4, 48\)"),
         ({"init": "last", "student_layers": 7}, "7 student layers, but the teacher has only 6"),
-        ({"init": "1,2"}, "--init 1,2: list 3 layers, one a student layer, from 1 to 6"),
+        ({"init": "1,2"}, "--init 1,2: list 3 layers, one per student layer, from 1 to 6"),
         ({"init": "-1, 2, 9"}, "list 3 layers"),
         ({"init": "2,"}, "^'?2,"),  # a folder's name
         ({"init": "embeddings", "student_hidden": 48}, "width 48 exceeds the teacher's 24"),

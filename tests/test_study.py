@@ -36,7 +36,7 @@ def test_what_a_user_sets_reaches_train_py(tmp_path):
 
 WRONG = [
     ("list --only english-9x9", "no row's name begins so"),
-    ("run --tasks movies", "needs --student, --teacher, --data and --tasks"),
+    ("run --tasks movies", "need --student, --teacher, --data and --tasks"),
     ("run --student 3x --teacher t --data docs --tasks t", "--student 3x: give LAYERSxWIDTH"),
     ("run --batch 10 --nproc 4", "--batch 10 is not a multiple of --nproc 4"),
     ("run --rates mha=1e-3", "--rates mha: not one of mha-L,"),
@@ -107,7 +107,7 @@ def test_a_row_leaves_one_record_and_weights_of_ones_own_and_is_not_run_again(
     before = len(calls)
     assert (study.run([OWN, after]), len(calls)) == (0, before)
     assert Pretended(config(tmp_path, "--teacher", "minilm")).run([OWN]) == 1
-    assert "has it with another teacher; name other --results" in capsys.readouterr().out
+    assert "has it with another teacher; choose other --results" in capsys.readouterr().out
 
 
 def test_untrained_starts_are_recorded_by_their_layers(study, monkeypatch):

@@ -44,7 +44,7 @@ def docs_identity() -> str:
 
 
 def docs_texts() -> Iterator[str]:
-    """Yield a text for each topic and module: a paragraph a line, none twice (20 s)."""
+    """Yield a text for each topic and module: a paragraph per line, none twice (20 s)."""
     seen: set[str] = set()
     for source in _sources():
         new = [text for text in dict.fromkeys(_paragraphs(source)) if text not in seen]

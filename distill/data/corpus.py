@@ -73,7 +73,7 @@ class Corpus:
         if share > 0.9:
             raise UserError(f"--data {problem}; give a teacher that knows this script")
         if share > 0.1:
-            print(f"warning: corpus {problem}", flush=True)
+            print(f"WARNING: corpus {problem}", flush=True)
 
 
 def reasons(skipped: dict[str, int]) -> str:
@@ -121,7 +121,7 @@ def open_tokens(stem: Path) -> tuple[dict, np.ndarray, np.ndarray] | None:
 def write_tokens(
     source: Source, tokenizer: Tokenizer, one_in: int, wanted: list[float], stem: Path
 ) -> None:
-    """Write the tokens of the documents, [SEP] behind each, and last a sidecar with their hash."""
+    """Write the tokens of the documents, [SEP] after each, and last a sidecar with their hash."""
     dtype = "uint16" if tokenizer.vocab_size <= 2**16 else "uint32"  # XLM-R has 250,002 ids
     facts = {"dtype": dtype, "documents": 0, "tokens": [0, 0], "complete": True}
     skipped, letters, unknown = Counter(), 0, 0

@@ -40,7 +40,7 @@ class Source:
 
 
 def parse_sources(specs: list[str]) -> list[Source]:
-    """Return what the values of `--data` name. Cheap: it looks no further than a file's begin."""
+    """Return what the values of `--data` name. Cheap: it looks only at a file's beginning."""
     sources = [parse_source(spec) for spec in specs]
     ((name, count),) = Counter(source.name for source in sources).most_common(1)
     if count > 1:
@@ -64,7 +64,7 @@ def parse_source(spec: str) -> Source:
     path, _, column = (where, "", "text") if found(where) else where.rpartition(":")
     files = [file for file in found(path) if not os.path.isdir(file)]
     if not files:
-        raise UserError(f"--data {spec}: no such file: {where}; of a folder, give FOLDER/*.txt")
+        raise UserError(f"--data {spec}: no such file: {where}; for a folder, give FOLDER/*.txt")
     return Source(name, readable(files), None, column, tokens)
 
 
@@ -158,7 +158,7 @@ def read_txt(file: BinaryIO, column: str) -> Iterator[str]:
 
 
 def read_json(file: BinaryIO, column: str) -> Iterator[object]:
-    """One object a line; the first has to have the column."""
+    """One object per line; the first has to have the column."""
     for number, line in enumerate(lines(file, LONGEST_LINE), 1):
         if len(line) == LONGEST_LINE:
             raise UserError(f"line {number}: more than {LONGEST_LINE:,} characters; split it")
@@ -167,7 +167,7 @@ def read_json(file: BinaryIO, column: str) -> Iterator[object]:
                 row = json.loads(line)
                 value = row.get(column)
             except (ValueError, RecursionError, AttributeError):
-                raise UserError(f"line {number}: not JSON with one object a line") from None
+                raise UserError(f"line {number}: not JSON with one object per line") from None
             if number == 1:
                 require(column, row)
             yield value

@@ -1,14 +1,14 @@
 """Fine-tuning on a task: one recipe for every model, K seeds, results through a cache.
 
     ids of text (and text_pair), (B, N)  ->  encoder  ->  last layer's output, (B, N, D)
-        ->  mean over the real tokens, brought to mean 0 and deviation 1, (B, D)
+        ->  mean over the real tokens, layer-normalised, (B, D)
         ->  linear head  ->  classes or one number, (B, C)
 
 The mean and not [CLS], because a student of MHA or DirectMiniLM has no trained [CLS]: its last
-block's output and FFN never learned; for the same reason every layer is trained. The mean has
-deviation 1, so that the head learns equally fast on every encoder. Cross-entropy, or for numbers
-the squared error of the labels brought to mean 0 and deviation 1; AdamW; the rate rises over a
-tenth of the steps, then falls to 0; no dropout. To be quick, batches hold sentences of like length,
+block's output and FFN never learned; for the same reason every layer is trained. The mean is
+layer-normalised, so that the head learns equally fast on every encoder. Cross-entropy, or for
+numbers the squared error of the standardised labels; AdamW; the rate rises over a tenth of the
+steps, then falls to 0; no dropout. To be quick, batches hold sentences of like length,
 and the word table only the rows that the task reads, not all of XLM-R's 250,002.
 """
 

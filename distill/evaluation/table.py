@@ -92,7 +92,7 @@ def closing_lines(models: dict[str, Model], tasks: list[Task], records, labels) 
             elif student["mean"] < base["mean"]:
                 said = f"{name} is below {below}, which needs no training"
             elif way is None:
-                said = f"{name} is not below {below}; {above}'s lead is within the noise"
+                said = f"{name} is level with or above {below}; too noisy for a share"
             else:
                 said = f"{name} recovered {way} of the way from {below} to {above}"
             scores = f"baseline {score(base)}, student {score(student)}, teacher {score(teacher)}"

@@ -70,7 +70,7 @@ class Task:
 
 
 def read_json(file: Path) -> pd.DataFrame:
-    """Read one array of objects, or one object a line; errors name the line in either form."""
+    """Read one array of objects, or one object per line; errors name the line in either form."""
     text = file.read_text("utf-8-sig")
     if not text.lstrip().startswith("["):
         lines = (line.lstrip("\ufeff") for line in text.split("\n"))  # where files were joined

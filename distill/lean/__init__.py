@@ -1,4 +1,4 @@
-"""The losses of the methods' pages, computed faster; tests hold both equal. May be skipped."""
+"""The methods' losses, computed faster; tests check that both agree. May be skipped."""
 
 
 def slices(start, stop, size):

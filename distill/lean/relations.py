@@ -15,7 +15,7 @@ from distill.method import in_float32, no_autocast
 
 BLOCK = {"cpu": 2**21}  # numbers in one table of relations, so that it stays in the cache
 GPU_BLOCK = 2**24
-MAY_BE_ASKED = ("cpu",)  # devices that have the value of a tensor at hand
+MAY_BE_ASKED = ("cpu",)  # devices where reading a value is free
 SAFE = 90.0  # bits: 2^90 and its inverse, and sums of N of them, are well inside float32
 
 

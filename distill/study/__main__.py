@@ -33,17 +33,17 @@ def parse_config(argv: list[str] | None = None) -> argparse.Namespace:
 
     add("command", choices=["list", "run", "report"])
     add("--only", default="", metavar="NAME", help="rows whose names begin so; * matches any part")
-    add("--hours", type=float, default=math.inf, help="run: after that, start none")
+    add("--hours", type=float, default=math.inf, help="run: start no row after this")
     add("--folder", type=path, default=Path("runs/study"), help="work folder")
     add("--results", type=path, default=Path("results/study.jsonl"), help="file of the records")
-    add("--page", type=path, default=Path("results/study.md"), help="report: to write")
-    add("--teacher", type=text, help="of multilingual or of your own: a folder or a hub id")
+    add("--page", type=path, default=Path("results/study.md"), help="report: page to write")
+    add("--teacher", type=text, help="for multilingual or your own rows: a folder or a hub id")
     add("--data", action="append", default=[], help="your own: as in train.py")
     add("--tasks", nargs="+", default=[], help="your own: as in evaluate.py")
     add("--data-dir", type=text, help="as in evaluate.py")
     add("--student", metavar="LxH", help="your own: layers and width, such as 6x768")
     add("--start", default="uniform", help="of your own student: train.py's --init")
-    add("--tokens", type=float, default=1e9, help="that your own student reads (default: 1e9)")
+    add("--tokens", type=float, default=1e9, help="that your student reads (default: 1e9)")
     add("--batch", type=int, default=16, help="sequences in a step, over all processes")
     add("--seq-len", type=int, default=128, help="tokens in a sequence")
     rates_help = f"learning rate of all methods, or METHOD=RATE, of {', '.join(METHODS)}"
@@ -57,7 +57,7 @@ def parse_config(argv: list[str] | None = None) -> argparse.Namespace:
         raise UserError(f"--student {config.student}: give LAYERSxWIDTH, such as 6x768")
     own = (config.student, config.data, config.tasks)
     if any(own) and not (all(own) and config.teacher):
-        raise UserError("a setting of your own needs --student, --teacher, --data and --tasks")
+        raise UserError("your own rows need --student, --teacher, --data and --tasks")
     for name, least in {"tokens": 1, "batch": 1, "seq_len": 3, "nproc": 1}.items():
         cli.check_number(name, getattr(config, name), least)
     if config.batch % config.nproc:

@@ -26,7 +26,8 @@ def draw_ranking(file: Path, section) -> None:
         axes.set_xlabel(title, fontsize=9)
     panels[0].set_yticks(range(len(names)), names)
     panels[-1].legend(**LEGEND)
-    figure.suptitle(f"{section.title}; bars: two standard errors", fontsize=10)
+    bars = "bars: two standard errors of the difference to the baseline"
+    figure.suptitle(f"{section.title}; {bars}", fontsize=10)
     save(figure, file, panels)
 
 

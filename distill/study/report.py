@@ -1,6 +1,6 @@
 """The page: tables and pictures of the records, in the text that stands in FOLDER/page.md.
 
-A student is held against the teacher cut off at its depth (a narrower one: against its untrained
+A student is compared with the teacher cut off at its depth (a narrower one: against its untrained
 start), task by task on the same fine-tuning seeds. With S training seeds, F fine-tuning seeds and
 d[s, f] the difference, a mean over tasks,
 
@@ -86,7 +86,7 @@ class Section:
     def table(self) -> str:
         keys = self.tasks + self.as_is
         titles = [key.replace("vectors ", "").replace(" accuracy", "") for key in keys]
-        lines = [["", *titles, "own held-out loss", "seeds"]]
+        lines = [["", *titles, "held-out loss", "seeds"]]
         for name, seeds in self.models.items():
             tasks = self.tuned(seeds)
             tasks = tasks.mean(axis=2) if len(seeds) > 1 else tasks[:, 0]

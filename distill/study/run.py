@@ -70,7 +70,7 @@ class Study:
         if row.name in earlier:
             before = earlier[row.name]["given"]
             if other := ", ".join(name for name in given if before[name] != given[name]):
-                raise UserError(f"{results} has it with another {other}; name other --results")
+                raise UserError(f"{results} has it with another {other}; choose other --results")
             return
         print(f"\n== {row.name}", flush=True)
         run = self._train_student(row)
@@ -196,7 +196,7 @@ class Study:
 
 
 def read_records(file: Path) -> list[dict]:
-    """Return the records, one JSON object a line."""
+    """Return the records, one JSON object per line."""
     lines = file.read_text("utf-8").splitlines() if file.exists() else []
     try:
         records = [json.loads(line) for line in lines]

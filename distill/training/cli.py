@@ -68,7 +68,7 @@ def check_number(name: str, value, least: float | None, most: float = 1e15) -> N
 
 
 def run(main: Callable[[], int]) -> NoReturn:
-    """Exit with main's status; answer what the user can mend in one line on stderr."""
+    """Exit with main's status; answer what the user can fix in one line on stderr."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name) or open(os.devnull, "w")  # noqa: SIM115 - None: it is closed
         stream.reconfigure(errors="replace", line_buffering=True)

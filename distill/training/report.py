@@ -58,7 +58,7 @@ def announce(config, run: Run, start: Start, text: list[dict], frozen: list[str]
     if frozen:
         count = readable(sum(start.student.get_parameter(name).numel() for name in frozen))
         modules = ", ".join(dict.fromkeys(name.rpartition(".")[0] for name in frozen))
-        print(f"frozen, this method never reaches them ({count} parameters): {modules}")
+        print(f"frozen, not reached by this method ({count} parameters): {modules}")
     if (fit := start.student.config.max_tokens) > config.seq_len:
         print(f"note: positions {config.seq_len + 1} to {fit} are not trained, they stay as copied")
     for warning in start.warnings:
@@ -97,7 +97,7 @@ def finish(config, run: Run, start: Start) -> None:
     run.remove_checkpoints()
     print(f"\nheld-out {config.method} loss {before:.4f} -> {after:.4f}")
     if after > before:
-        print("WARNING: the student ended worse than it started; lower --lr or change --init")
+        print("WARNING: the held-out loss rose; lower --lr or change --init")
     print(f"\nnext:\n  python evaluate.py {shlex.quote(str(run.folder))}")
 
 

@@ -1,6 +1,6 @@
 """The run folder: its log and checkpoints, and how a run begins, resumes and is stopped.
 
-    RUN/log.jsonl                     one record a line, each with an `event`: start, step, eval,
+    RUN/log.jsonl                     one record per line, each with an `event`: start, step, eval,
                                       resume, summary
     RUN/checkpoint-000000200-HASH.pt  the state after 200 steps, HASH of its bytes; two are kept
     RUN/.lock                         held by the program that trains here
@@ -96,7 +96,7 @@ class Run:
         raise UserError(f"{self.log_file} is missing, damaged or has no start record")
 
     def cut_log(self, length: int | None) -> None:
-        """Cut the log back to `length` bytes (None: behind its start record)."""
+        """Cut the log back to `length` bytes (None: after its start record)."""
         if not self.writes:
             return
         with open(self.log_file, "r+b") as log:
@@ -175,7 +175,7 @@ def is_finished(run: Run) -> bool:
     if last["event"] != "summary":
         return False
     run.remove_checkpoints()  # it may have been killed between its summary and this
-    print(f"{run.folder} is finished: held-out loss {last['loss_after']}")
+    print(f"{run.folder} is finished: held-out loss {last['loss_after']:.4f}")
     return True
 
 

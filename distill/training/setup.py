@@ -9,6 +9,7 @@ from torch import nn
 from distill import METHODS
 from distill.method import Batch, Method, check_method
 from distill.student import Start, build_start, is_folder, sizes
+from minitransformer.default_teacher import DEFAULT_TEACHER
 from minitransformer.files import UserError
 from minitransformer.model import Encoder
 from minitransformer.pretrained import load_pretrained, model_hash
@@ -24,9 +25,11 @@ def load_models(config) -> tuple[Encoder | None, Start, object, dict]:
         teacher_record = {"name": config.teacher, "hash": model_hash(teacher, tokenizer)}
     start = build_start(asdict(config), teacher)
     start.tokenizer = start.tokenizer or tokenizer  # its own where --init names a folder
+    if teacher is None and config.teacher != DEFAULT_TEACHER:
+        start.warnings.append(f"--teacher {config.teacher} is not read: {config.method} needs none")
     if tokenizer is not None and tokenizer.hash != start.tokenizer.hash:
         both = f"--init {config.init} and --teacher {config.teacher}"
-        raise UserError(f"the tokenizers differ: {both}; a student must read as its teacher does")
+        raise UserError(f"the tokenizers differ: {both}; student and teacher need the same one")
     start.method.check_models(start.student, teacher)
     for name, model in (("student", start.student), ("teacher", teacher)):
         if model is not None and config.seq_len > model.config.max_tokens:
