@@ -17,6 +17,6 @@ def test_the_page_runs(folder):
     assert [x.shape for x in out.hidden] == [(B, N, 384)] * 7
     assert [x.shape for x in out.queries] == [(B, N, 384)] * 6
     assert torch.allclose(names["maps"].sum(-1), torch.ones(B, 12, N))
-    assert len(names["losses"]) == 6
+    assert len(names["losses"]) == 7
     assert all(total > 0 and count > 0 for total, count in names["losses"].values())
     assert torch.equal(names["student"](names["ids"], names["mask"])[0][-1], names["own"][0][-1])

@@ -26,7 +26,7 @@ def draw_ranking(file: Path, section) -> None:
         axes.set_xlabel(title, fontsize=9)
     panels[0].set_yticks(range(len(names)), names)
     panels[-1].legend(**LEGEND)
-    bars = "bars: two standard errors of the difference to the baseline"
+    bars = "bars: two standard errors (fine-tuned: of the difference to the baseline)"
     figure.suptitle(f"{section.title}; {bars}", fontsize=10)
     save(figure, file, panels)
 
