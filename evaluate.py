@@ -110,8 +110,9 @@ def score_all(models: dict[str, Model], tasks: list[Task], seeds: int, precision
     for name, model in models.items() if tasks else ():
         texts = list(dict.fromkeys(next(iter(tasks[0].scored.values())).texts))[:SENTENCES]
         vectors[name] = sentence_vectors(model, texts, device, precision)
-        if model.teacher:
-            kept = neighbours_kept(vectors[name], vectors[model.teacher.name])
+    for name, found in vectors.items():
+        if teacher := models[name].teacher:
+            kept = neighbours_kept(found, vectors[teacher.name])
             as_is.append(table.record(name, "vectors", "neighbours kept", [kept]))
     return {"fine-tuned": tuned, "as it is": as_is}, notes
 

@@ -4,8 +4,9 @@ import glob
 import json
 import os
 import platform
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -44,31 +45,19 @@ def flush(path: Path) -> None:
 def atomic(path: Path) -> Iterator[Path]:
     """Yield a temporary path; when the block succeeds, flush it and rename it to `path`.
 
-    Machine and process in its name keep two writers apart, and show what a killed one has left.
+    Machine and process in its name keep two writers apart. What a killed one left goes in a day.
     """
-    stem = f"{path.name}.{platform.node()}"
-    for left in path.parent.glob(f"{glob.escape(stem)}.*.tmp"):
-        if not runs(left.suffixes[-2][1:]):
-            left.unlink(missing_ok=True)
-    temporary = path.with_name(f"{stem}.{os.getpid()}.tmp")
+    for left in path.parent.glob(f"{glob.escape(path.name)}.*.tmp"):
+        with suppress(FileNotFoundError):  # another process was quicker
+            if time.time() - left.stat().st_mtime > 86400:
+                left.unlink()
+    temporary = path.with_name(f"{path.name}.{platform.node()}.{os.getpid()}.tmp")
     try:
         yield temporary
         flush(temporary)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def runs(process: str) -> bool:
-    """Return whether a process with this number runs on this machine, or may run."""
-    try:
-        if os.name == "posix":  # elsewhere, this would end it
-            os.kill(int(process), 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        pass  # another user's
-    return True
 
 
 def check_regular(path: Path) -> None:

@@ -48,7 +48,7 @@ def load_pretrained(name_or_folder, revision: str | None = None) -> tuple[Encode
             if not tensor.isfinite().all():
                 raise UserError(f"{name} holds NaN or infinite numbers; use another file")
         tokenizer = load_tokenizer(folder, config)
-        tokenizer.pooling = read_pooling(folder, notes)
+        tokenizer.pooling, tokenizer.normalize = read_pooling(folder, notes)
     except UserError as error:
         raise UserError(f"{name_or_folder}: {error}") from error
     notes += tokenizer.notes
@@ -115,22 +115,31 @@ def read_weight_file(path: Path) -> dict[str, torch.Tensor]:
         raise UserError(says) from error
 
 
-def read_pooling(folder: Path, notes: list[str]) -> str:
-    """Return how sentence-transformers makes sentence vectors of this model: "mean" or "cls"."""
+def read_pooling(folder: Path, notes: list[str]) -> tuple[str, bool]:
+    """Return how sentence-transformers makes sentence vectors of this model: the pooling, "mean" or
+    "cls", and whether their length becomes 1.
+    """
+    places = {}
     for module in read_json(folder / "modules.json", []):
-        kind = str(module.get("type") if isinstance(module, dict) else module).split(".")[-1]
+        module = module if isinstance(module, dict) else {"type": module}
+        kind = str(module.get("type")).split(".")[-1]
+        places[kind] = folder / str(module.get("path"))
         if kind not in ("Transformer", "Pooling", "Normalize"):
             notes.append(f"its sentence vectors go through a module {kind}, which is left out here")
-    for path in folder.glob("*_Pooling/config.json"):
-        values = read_json(path)
-        # sentence-transformers before 5: one key a mode
-        old = [key for key, on in values.items() if key.startswith("pooling_mode_") and on]
-        mode = values.get("pooling_mode", old)
-        if mode in ("cls", ["cls"], ["pooling_mode_cls_token"]):
-            return "cls"
-        if mode not in ("mean", ["mean"], ["pooling_mode_mean_tokens"]):
-            notes.append(f"its sentence vectors are pooled by {mode}, a student's by the mean")
-    return "mean"
+    settings = read_json(folder / "config_sentence_transformers.json", {})
+    if any((settings.get("prompts") or {}).values()):
+        notes.append("its prompts are left out: put them before the texts yourself")
+    if read_json(folder / "sentence_bert_config.json", {}).get("do_lower_case"):
+        raise UserError("sentence_bert_config.json has do_lower_case, which is not supported")
+    file = places.get("Pooling", folder / "1_Pooling") / "config.json"
+    values = read_json(file, {"pooling_mode": "mean"})
+    # sentence-transformers before 5: one key per mode
+    old = [key for key, on in values.items() if key.startswith("pooling_mode_") and on]
+    mode = values.get("pooling_mode", old)
+    cls = mode in ("cls", ["cls"], ["pooling_mode_cls_token"])
+    if not cls and mode not in ("mean", ["mean"], ["pooling_mode_mean_tokens"]):
+        notes.append(f"its sentence vectors are pooled by {mode}, a student's by the mean")
+    return "cls" if cls else "mean", "Normalize" in places
 
 
 def save_pretrained(folder, encoder: Encoder, tokenizer: Tokenizer) -> None:
@@ -167,10 +176,10 @@ def write_export(folder: Path, encoder: Encoder, tokenizer: Tokenizer) -> None:
     save_file(to_hugging_face(encoder), folder / "model.safetensors", metadata={"format": "pt"})
     shutil.copymode(folder / "config.json", folder / "model.safetensors")  # it is 0600
     tokenizer.save(folder / "tokenizer.json", folder / "tokenizer_config.json", encoder.config)
-    kinds = ("", "Transformer"), ("1_Pooling", "Pooling")
+    kinds = [("", "Transformer"), ("1_Pooling", "Pooling"), ("2_Normalize", "Normalize")]
     modules = [
         {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
-        for i, (path, kind) in enumerate(kinds)
+        for i, (path, kind) in enumerate(kinds[: 3 if tokenizer.normalize else 2])
     ]
     write_json(folder / "modules.json", modules)
     modes = {"pooling_mode_cls_token": "cls", "pooling_mode_mean_tokens": "mean"}

@@ -42,6 +42,7 @@ class Tokenizer:
     special_ids    sorted; these and all others that are never ordinary text
     vocab_size     all ids are below it
     pooling        "mean" or "cls": how the model's sentence vectors are made
+    normalize      whether they have length 1
     notes          what load_pretrained prints
     """
 
@@ -57,7 +58,7 @@ class Tokenizer:
         self.vocab_size = 1 + max(vocab.values())
         self.pair_types = pair_types  # whether a pair's second text has token type 1
         self.notes = list(notes)
-        self.pooling = "mean"
+        self.pooling, self.normalize = "mean", False
 
     @functools.cached_property
     def hash(self) -> str:
@@ -92,15 +93,20 @@ class Tokenizer:
             "model_input_names": ["input_ids", *types, "attention_mask"],
             **self.names,
         }
-        normalizer = self.pipeline.normalizer
-        if isinstance(normalizer, BertNormalizer):  # BertTokenizer goes by these and not by it
-            settings["do_lower_case"] = normalizer.lowercase
-            settings["strip_accents"] = normalizer.strip_accents
-            settings["tokenize_chinese_chars"] = normalizer.handle_chinese_chars
-        # transformers 4 sets a byte-level pre-tokenizer to this, or to False where it is missing.
-        if isinstance(self.pipeline.pre_tokenizer, ByteLevel):
-            settings["add_prefix_space"] = self.pipeline.pre_tokenizer.add_prefix_space
+        settings |= options(self.pipeline)
         tokenizer_config.write_text(json.dumps(settings, indent=2) + "\n")
+
+
+def options(pipeline: Pipeline) -> dict[str, bool | None]:
+    """Return what tokenizer_config.json says of a pipeline: transformers follows that, not it."""
+    normalizer, splitter, found = pipeline.normalizer, pipeline.pre_tokenizer, {}
+    if isinstance(normalizer, BertNormalizer):
+        found["do_lower_case"] = normalizer.lowercase
+        found["strip_accents"] = normalizer.strip_accents
+        found["tokenize_chinese_chars"] = normalizer.handle_chinese_chars
+    if isinstance(splitter, ByteLevel):
+        found["add_prefix_space"] = splitter.add_prefix_space
+    return found
 
 
 def without_surrogates(texts: list[str]) -> list[str]:
@@ -133,7 +139,8 @@ def load_tokenizer(folder: Path, config: EncoderConfig) -> Tokenizer:
 
 def read_tokenizer(folder: Path, config: EncoderConfig) -> Tokenizer:
     settings = {"tokenizer_class": read_json(folder / "config.json", {}).get("tokenizer_class")}
-    settings |= read_json(folder / "tokenizer_config.json", {})
+    said = read_json(folder / "tokenizer_config.json", {})
+    settings |= {key: value for key, value in said.items() if value is not None}
     named = settings | read_json(folder / "special_tokens_map.json", {})
     names, notes = {}, []
     for kind in KINDS:
@@ -143,6 +150,10 @@ def read_tokenizer(folder: Path, config: EncoderConfig) -> Tokenizer:
     readable = declared.removesuffix("Fast").removesuffix("Tokenizer") in READERS
     if (folder / "tokenizer.json").exists():
         pipeline = read_tokenizer_json(folder / "tokenizer.json", names)
+        for key, value in options(pipeline).items():
+            if (other := settings.get(key, value)) != value:
+                says = f"{key} is {value} in tokenizer.json, which is read, and {other} in"
+                notes.append(f"WARNING: {says} tokenizer_config.json, which transformers follows")
     elif readable and (folder / "vocab.txt").exists():
         pipeline = bert_pipeline(folder / "vocab.txt", settings, names, notes)
     elif readable and (folder / "vocab.json").exists():
@@ -184,15 +195,17 @@ def add_tokens(pipeline: Pipeline, names: dict, settings: dict, others: dict) ->
     for text, number in others.items():
         special = text in names.values()
         wanted[int(number)] = AddedToken(text, special=special, normalized=not special)
-    for kind in ("additional", "extra"):
-        tokens = settings.get(f"{kind}_special_tokens") or []
+    more = [token for kind in ("bos_token", "eos_token") if (token := settings.get(kind))]
+    for kind in ("additional_special_tokens", "extra_special_tokens"):
+        tokens = settings.get(kind) or []
         if not isinstance(tokens, list | dict):  # letters of a string would be tokens
-            raise UserError(f"{kind}_special_tokens is {tokens!r:.40}, not a list of tokens")
-        for token in tokens.values() if isinstance(tokens, dict) else tokens:
-            flags = {"content": token, "normalized": False} if isinstance(token, str) else token
-            flags = {name: flag for name, flag in flags.items() if name != "__type"}
-            if (number := pipeline.token_to_id(flags["content"])) is not None:
-                wanted.setdefault(number, AddedToken(**flags | {"special": True}))
+            raise UserError(f"{kind} is {tokens!r:.40}, not a list of tokens")
+        more += tokens.values() if isinstance(tokens, dict) else tokens
+    for token in more:
+        flags = {"content": token, "normalized": False} if isinstance(token, str) else token
+        flags = {name: flag for name, flag in flags.items() if name != "__type"}
+        if (number := pipeline.token_to_id(flags["content"])) is not None:
+            wanted.setdefault(number, AddedToken(**flags | {"special": True}))
     for name in names.values():
         # The mask takes the space before it along, as in RoBERTa's own files.
         token = AddedToken(name, special=True, normalized=False, lstrip=name == "<mask>")

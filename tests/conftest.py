@@ -245,9 +245,7 @@ def environment(folder):
 def without_figures(patch):
     """Skip the loss figure of a run and the latencies that evaluate.py measures: both are slow."""
     patch.setattr("distill.training.report.plot_loss", lambda *figure: None)
-    patch.setattr(
-        "distill.evaluation.cost.latencies", lambda models, *shape: [[1.0] for _ in models]
-    )
+    patch.setattr("distill.evaluation.cost.latency", lambda *shape: 1.0)
 
 
 @pytest.fixture(scope="module")

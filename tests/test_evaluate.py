@@ -19,6 +19,7 @@ from distill.evaluation.cost import measure_costs
 from minitransformer import Encoder, load_pretrained, save_pretrained
 from minitransformer.files import UserError
 
+SIZES = "num_hidden_layers", "hidden_size", "intermediate_size"
 NARROW = ["--student-hidden", "16", "--student-heads", "2"]
 QUICK = ["--tasks", "mine", "--lr", "3e-3", "--epochs", "1", "--seeds", "2"]
 
@@ -95,6 +96,15 @@ def test_the_cut_teacher_is_its_first_layers_bit_for_bit(here):
     assert student.baselines == [cut, start]
 
 
+def test_the_start_first_is_the_cut_teacher_and_a_run_may_teach_another(here, run):
+    usual = f"--data web={here}/text.txt --steps 0 --seq-len 16 --init first --teacher".split()
+    assert train.main([*usual, str(here / "teacher"), "--out", "first"]) == 0  # has an MLM head
+    assert "first (start)" not in columns.load_columns(["first"])
+    assert train.main([*usual, "mha", "--out", "small"]) == 0
+    rows = run("small", "mha", *QUICK, "--out", "chain")["rows"]
+    assert {"small", "mha"} <= {r["model"] for r in rows if r["metric"] == "neighbours kept"}
+
+
 def test_the_teacher_is_of_the_revision_that_the_run_learned_from(here, tmp_path, monkeypatch):
     run = shutil.copytree("mha", tmp_path / "pinned")
     start, *rest = (run / "log.jsonl").read_text().splitlines(keepends=True)
@@ -124,6 +134,9 @@ def test_scores_and_costs_are_each_models_own(here):
     wider = columns.Model("cut", tiny_encoder(tiny_config(vocab_size=310)), tokenizer)
     student = columns.Model("run", tiny_encoder(), tokenizer, baselines=[wider])
     costs = measure_costs({"cut": wider, "run": student})
+    layers, width, ffn = (getattr(tiny_config(), name) for name in SIZES)
+    weights = layers * (4 * width**2 + 2 * width * ffn)  # of query, key, value, output; of the FFN
+    assert costs["run"]["FLOPs per token"] == 2 * weights + 4 * 40 * width * layers
     head = sum(p.numel() for p in student.encoder.mlm_head.parameters())
     assert costs["run"]["parameters"] == sum(p.numel() for p in student.encoder.parameters()) - head
     assert costs["cut"]["parameters"] == costs["run"]["parameters"] + 10 * 32

@@ -140,6 +140,16 @@ def test_another_module_is_named_and_a_revision_of_a_folder_refused(saved, capsy
     (saved / "modules.json").write_text(json.dumps(modules))
     load_pretrained(saved)
     assert "go through a module Dense, which is left out here" in capsys.readouterr().out
+    kinds = {"": "Transformer", "p": "Pooling", "n": "Normalize"}
+    modules = [{"path": path, "type": f"x.{kind}"} for path, kind in kinds.items()]
+    (saved / "modules.json").write_text(json.dumps(modules))
+    (saved / "p").mkdir()
+    (saved / "p" / "config.json").write_text(json.dumps(CLS))
+    (saved / "config_sentence_transformers.json").write_text('{"prompts": {"query": "query: "}}')
+    save_pretrained(saved, *load_pretrained(saved))
+    assert "its prompts are left out" in capsys.readouterr().out
+    again = load_pretrained(saved)[1]
+    assert (again.pooling, again.normalize) == ("cls", True)
     (saved / "modules.json").write_text('["Dense"]')  # odd, but no traceback
     load_pretrained(saved)
     assert "a module Dense, which" in capsys.readouterr().out

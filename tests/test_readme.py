@@ -74,9 +74,8 @@ def test_links_and_scripts_exist_and_no_number_is_missing(page):
     assert re.findall(r"<<.*?>>", text) == []  # marks a number that a measurement has to fill in
     targets = re.findall(r"\]\(([^)\s]+)\)", text) + re.findall(r"^\[[^]]+\]: (\S+)", text, re.M)
     for target in targets:
-        assert target.startswith("https://") or (page.parent / target.split("#")[0]).exists(), (
-            target
-        )
+        file = page.parent / target.split("#")[0]
+        assert target.startswith("https://") or file.exists(), target
     for script in re.findall(r"python (\S+\.py)", text):
         assert (ROOT / script).exists(), script
 

@@ -108,6 +108,8 @@ def test_a_row_leaves_one_record_and_weights_of_ones_own_and_is_not_run_again(
     assert (study.run([OWN, after]), len(calls)) == (0, before)
     assert Pretended(config(tmp_path, "--teacher", "minilm")).run([OWN]) == 1
     assert "has it with another teacher; choose other --results" in capsys.readouterr().out
+    other = Row("own-2x32", "hs-last", "first", 0, 4096)  # nor may two rows have two teachers
+    assert Pretended(config(tmp_path, "--teacher", "other/teacher")).run([other]) == 1
 
 
 def test_untrained_starts_are_recorded_by_their_layers(study, monkeypatch):
@@ -128,6 +130,7 @@ def test_a_training_that_was_killed_is_resumed_or_begins_again(lines, resumes, s
     log.parent.mkdir(parents=True)
     log.write_text("".join(LOG[:lines]) + '{"torn')
     assert (study.run([OWN]), "--resume" in calls[0]) == (0, resumes)
+    assert "--steps" in calls[0]  # so that train.py refuses what has changed
 
 
 def test_a_row_that_another_process_runs_is_left_to_it(study, capsys):

@@ -74,6 +74,7 @@ def test_labels_that_are_spelt_in_two_ways_are_two_classes(tmp_path):
         ([0, 1, -100, 1], ("0", "1"), 1),
         (["x", " ", "", "?", "NaN", "NA", "null", "y"], ("x", "y"), 6),
         ([None, 1, float("nan"), 0], ("0", "1"), 2),
+        (["None", "x", "None"], ("None", "x"), 0),
         ([1, 1.0, "1", "1.0 ", "neg", "neg "], ("1", "neg"), 0),
     ],
 )
@@ -114,6 +115,7 @@ WRONG = {
     "wrong columns": ({"train.csv": "txt,y\na,b\n"}, "0 columns 'text' among ['txt', 'y']"),
     "semicolons": ({"train.csv": "text;label\na;b\n"}, "['text;label']; a .csv is separated"),
     "a text twice": ({"train.csv": "text,text,label\na,b,c\n"}, "train.csv: 2 columns 'text'"),
+    "one word": ({"train.csv": "text,label\n" + "a,.5\n" * 20 + "a,x\n"}, "label 'x' is no number"),
     "no JSON": ({"train.jsonl": LINE + "{\n"}, "line 2 column"),
     "a number as text": ({"train.jsonl": '{"text": 1, "label": 1}'}, "row 1: column 'text' holds"),
     "too many cells": ({"train.csv": 'text,label\n"a\nb",x\nc,d,e\n'}, "2 fields in line 3, saw 3"),

@@ -92,6 +92,24 @@ def test_a_pipeline_that_does_not_put_a_text_between_two_is_refused(post_process
     refusal(load, tmp_path, {"tokenizer.json": pipeline.to_str()}, "roberta", says=says)
 
 
+def test_a_config_that_contradicts_tokenizer_json_is_noted(tmp_path):
+    for lower, noted in ((True, 0), (False, 1)):
+        config = {"tokenizer_class": "BertTokenizer", "do_lower_case": lower}
+        files = {"tokenizer.json": word_pieces(lowercase=True), "tokenizer_config.json": config}
+        notes = load(tmp_path, files).notes
+        assert len(notes) == noted
+    assert notes[0].startswith("WARNING: do_lower_case is True in tokenizer.json, which is read")
+
+
+def test_bos_is_whole_and_null_does_not_hide_the_class_of_config_json(tmp_path):
+    files = {"vocab.txt": vocab_txt() + "[BOS]\n", "tokenizer_config.json": {"bos_token": "[BOS]"}}
+    ours = load(tmp_path, files)
+    assert corpus_ids(ours, ["[BOS]"]) == [[ours.vocab_size - 1]]
+    files = {"vocab.txt": vocab_txt(), "tokenizer_config.json": {"tokenizer_class": None}}
+    files["config.json"] = {"tokenizer_class": "BertJapaneseTokenizer"}
+    refusal(load, tmp_path, files, says="'BertJapaneseTokenizer' cannot be read")
+
+
 PANIC = {"type": "Precompiled", "precompiled_charsmap": "/////w=="}
 PANIC = json.loads(word_pieces().to_str()) | {"normalizer": PANIC}
 PADLESS = vocab_txt().replace("[PAD]\n", "")
@@ -102,7 +120,5 @@ def test_a_panic_and_a_vocabulary_without_its_special_tokens_are_one_line(tmp_pa
     refusal(load, tmp_path, letters, says="extra_special_tokens is 'hello', not a list of tokens")
     (tmp_path / "tokenizer_config.json").unlink()
     refusal(load, tmp_path, {"vocab.txt": PADLESS}, says=r"vocab.txt lacks '\[PAD\]' among its 222")
-    refusal(
-        load, tmp_path, {"tokenizer.json": PANIC}, says="cannot read the tokenizer: Precompiled"
-    )
+    refusal(load, tmp_path, {"tokenizer.json": PANIC}, says="cannot read the tokenizer: Prec")
     assert capfd.readouterr().err == ""  # not the library's backtrace

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import xxhash
-from filelock import FileLock, Timeout
+from filelock import FileLock
 from tqdm import tqdm
 
 from distill.data.sources import Source, documents, identity
@@ -22,7 +22,6 @@ from minitransformer.tokenizer import Tokenizer, without_surrogates
 HELD_OUT = 256  # rows that are evaluated on, at most
 BLOCK = 4096  # rows of a hub dataset that are shuffled together
 AT_ONCE = 256  # documents that are tokenised together
-WAIT = 3  # seconds for another process, before it is said
 
 content_hash = xxhash.xxh3_128_hexdigest
 
@@ -65,10 +64,8 @@ class Corpus:
     def report(self) -> None:
         """Print what was read; refuse text of which the tokenizer knows next to nothing."""
         share, (train, held) = self.facts["unknown_share"], self.facts["tokens"]
-        counts = (
-            f"{self.facts['documents']:,} documents, {train + held:,} tokens, {held:,} held out"
-        )
-        print(f"corpus {self.name}: {counts}{reasons(self.facts['skipped'])}", flush=True)
+        counts = f"{train + held:,} tokens, {held:,} held out{reasons(self.facts['skipped'])}"
+        print(f"corpus {self.name}: {self.facts['documents']:,} documents, {counts}", flush=True)
         problem = f"{self.name}: {share:.1%} of the letters are unknown to the teacher's tokenizer"
         if share > 0.9:
             raise UserError(f"--data {problem}; give a teacher that knows this script")
@@ -90,13 +87,7 @@ def tokenise(
     key = f"{identity(source)} {tokenizer.hash} {one_in} 5".encode()
     stem = cache_folder() / "tokens" / content_hash(key)
     stem.parent.mkdir(exist_ok=True)
-    lock = FileLock(f"{stem}.lock")
-    try:
-        held = lock.acquire(timeout=WAIT)
-    except Timeout:
-        print(f"waiting for another process, which tokenises {source.name} …", flush=True)
-        held = lock.acquire()
-    with held:
+    with FileLock(f"{stem}.lock"):
         found = open_tokens(stem)
         if not found or (not found[0]["complete"] and any(np.less(found[0]["tokens"], wanted))):
             print(f"tokenising {source.name} (once) …", flush=True)

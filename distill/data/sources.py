@@ -65,6 +65,8 @@ def parse_source(spec: str) -> Source:
     files = [file for file in found(path) if not os.path.isdir(file)]
     if not files:
         raise UserError(f"--data {spec}: no such file: {where}; for a folder, give FOLDER/*.txt")
+    if column != "text" and any(file_format(file)[0] == ".txt" for file in files):
+        raise UserError(f"--data {spec}: a .txt has no column {column!r}; leave it out")
     return Source(name, readable(files), None, column, tokens)
 
 
@@ -92,6 +94,8 @@ def readable(files: list[str]) -> tuple[str, ...]:
             raise UserError(f"--data: {file} is none of {', '.join((*READERS, *COMPRESSIONS))}")
         if "://" not in file:
             check_regular(Path(file))
+            if file_format(file)[1] and not os.path.getsize(file):  # cut off before it began
+                raise UserError(f"--data: {file} is empty, which no compressed file is")
     return tuple(files)
 
 
@@ -158,7 +162,8 @@ def read_txt(file: BinaryIO, column: str) -> Iterator[str]:
 
 
 def read_json(file: BinaryIO, column: str) -> Iterator[object]:
-    """One object per line; the first has to have the column."""
+    """One object per line; the first one has to have the column."""
+    first = True
     for number, line in enumerate(lines(file, LONGEST_LINE), 1):
         if len(line) == LONGEST_LINE:
             raise UserError(f"line {number}: more than {LONGEST_LINE:,} characters; split it")
@@ -168,8 +173,9 @@ def read_json(file: BinaryIO, column: str) -> Iterator[object]:
                 value = row.get(column)
             except (ValueError, RecursionError, AttributeError):
                 raise UserError(f"line {number}: not JSON with one object per line") from None
-            if number == 1:
+            if first:
                 require(column, row)
+            first = False
             yield value
 
 

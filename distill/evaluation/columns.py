@@ -3,9 +3,11 @@
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import torch
+
 from distill.student import build_start, sizes
 from distill.training.run import Run
-from minitransformer.files import UserError, printable
+from minitransformer.files import UserError, printable, shortened
 from minitransformer.model import Encoder
 from minitransformer.pretrained import load_pretrained, model_hash
 from minitransformer.tokenizer import Tokenizer
@@ -28,8 +30,9 @@ class Model:
 
     def __post_init__(self):
         self.hash = model_hash(self.encoder, self.tokenizer)
+        body, tokenizer = first_layers(self.encoder, len(self.encoder.blocks)), self.tokenizer
         # what scores depend on
-        self.key = [self.hash, self.tokenizer.pooling, self.tokenizer.pair_types]
+        self.key = [model_hash(body, tokenizer), tokenizer.pooling, tokenizer.pair_types]
 
 
 def load_columns(runs: list[str], teacher: str | None = None) -> dict[str, Model]:
@@ -38,12 +41,15 @@ def load_columns(runs: list[str], teacher: str | None = None) -> dict[str, Model
     """
     logs = {name: Run(name).records() if Path(name, "log.jsonl").exists() else [] for name in runs}
     own = {name: log[0]["teacher"] if log else None for name, log in logs.items()}
-    teachers = {name: teacher or (own[name] and own[name]["name"]) for name in logs}
-    models = {}
-    for run, name in teachers.items():
-        if name is not None and name not in models:
-            revision = None if teacher else logs[run][0]["settings"]["revision"]
-            models[name] = load_model(name, logs.get(name, []), revision)
+    teachers, models = {}, {}
+    for run, log in logs.items():
+        name = teachers[run] = teacher or (own[run] and own[run]["name"])
+        revision = log[0]["settings"]["revision"] if name and not teacher else None
+        if revision:
+            teachers[run] = f"{name}@{revision}"
+        if name and teachers[run] not in models:
+            models[teachers[run]] = load_model(name, logs.get(name, []), revision)
+            models[teachers[run]].name = teachers[run]
     for name, log in logs.items():
         model = models.get(name) or load_model(name, log)
         if teachers[name] not in (None, name):
@@ -53,7 +59,7 @@ def load_columns(runs: list[str], teacher: str | None = None) -> dict[str, Model
             if own[name] and own[name]["hash"] != model.teacher.hash:
                 print(printable(f"note: {name} learned from another teacher than {teachers[name]}"))
             cut, start = cut_teacher(model, models), untrained_start(model, log)
-            if cut and start and start.hash == cut.hash:  # --init first
+            if cut and start and start.key == cut.key:  # --init first
                 start = None
             model.baselines = [base for base in (cut, start) if base]
         models |= {base.name: base for base in model.baselines}
@@ -66,7 +72,7 @@ def load_model(name: str, log: list[dict], revision: str | None = None) -> Model
         model = Model(name, *load_pretrained(name, revision))
     except UserError as error:
         hint = "an unfinished run? resume it. A teacher that was moved? Name it with --teacher"
-        raise UserError(f"{error} ({hint})") from None
+        raise UserError(f"{shortened(str(error), 270)} ({hint})") from None
     if log:
         titles = {"before": "held-out loss before training", "after": "held-out loss"}
         losses = {title: log[-1].get(f"loss_{when}") for when, title in titles.items()}
@@ -85,10 +91,15 @@ def cut_teacher(run: Model, models: dict[str, Model]) -> Model | None:
     name = f"{teacher.name} (first {layers} layers)"
     if name in models:
         return models[name]
-    encoder = Encoder(config, mlm_head=teacher.encoder.mlm_head is not None)
-    # not strict: the layers above have no place; assigned: the tensors are the teacher's own
-    encoder.load_state_dict(teacher.encoder.state_dict(), strict=False, assign=True)
-    return Model(name, encoder.eval(), teacher.tokenizer, teacher=teacher)
+    return Model(name, first_layers(teacher.encoder, layers), teacher.tokenizer, teacher=teacher)
+
+
+def first_layers(encoder: Encoder, layers: int) -> Encoder:
+    """Return the encoder's first layers, without its MLM head; the tensors are its own."""
+    with torch.device("meta"):
+        first = Encoder(replace(encoder.config, num_hidden_layers=layers), mlm_head=False)
+    first.load_state_dict(encoder.state_dict(), strict=False, assign=True)
+    return first.eval()
 
 
 def untrained_start(run: Model, log: list[dict]) -> Model | None:

@@ -101,13 +101,9 @@ def closing_lines(models: dict[str, Model], tasks: list[Task], records, labels) 
 
 
 def short_names(names: list[str]) -> dict[str, str]:
-    """Return for each name its last parts, as many as keep the names apart."""
-    parts = [name.rstrip("/").split("/") for name in names]
-    for count in range(1, max(map(len, parts))):
-        labels = ["/".join(part[-count:]) for part in parts]
-        if len(set(labels)) == len(names):
-            return dict(zip(names, labels, strict=True))
-    return {name: name for name in names}
+    """Return for each name its last part, or all of it where two would be the same."""
+    short = {name: name.rstrip("/").rpartition("/")[2] for name in names}
+    return short if len(set(short.values())) == len(names) else {name: name for name in names}
 
 
 def table(facts: list[dict], blocks: dict[str, list[dict]], labels: dict) -> list[list[str]]:

@@ -17,7 +17,7 @@ import pandas as pd
 from minitransformer.files import UserError, check_regular, first_line, shortened
 
 # no label: what pandas reads as "not a number", what people write, PyTorch's ignore_index
-MISSING = set("? -100 #N/A #NA -NaN -nan <NA> N/A NA NULL NaN None n/a nan null".split()) | {""}
+MISSING = set("? -100 #N/A #NA -NaN -nan <NA> N/A NA NULL NaN n/a nan null".split()) | {""}
 DOUBTFUL = {"-", "-1"}  # no label in some data sets, a class in others
 FREQUENT = 0.05  # the share of train and of dev from which a doubtful label is a class
 
@@ -138,7 +138,7 @@ def make_split(table: pd.DataFrame, columns: tuple[str, ...]) -> Split:
 
 def label_name(label) -> str:
     """Return a label as text: 1, 1.0, "1", "1.0" and " 1" are all "1"; "" where it is missing."""
-    name = re.sub(r"^(-?\d+)\.0$", r"\1", str(label).strip())
+    name = "" if label is None else re.sub(r"^(-?\d+)\.0$", r"\1", str(label).strip())
     return "" if name in MISSING else name
 
 
@@ -181,7 +181,14 @@ def folder_task(folder: str | Path) -> Task:
     by_split = [split.labels for split in splits.values()]
     rare = {x for x in DOUBTFUL if any(part.count(x) < FREQUENT * len(part) for part in by_split)}
     missing, numbers, metrics = {"", *rare & {"-"}}, {}, ("pearson", "spearman")
-    values = [number(label) for label in by_split[0] if label not in missing]
+    labels = [label for label in by_split[0] if label not in missing]
+    values = [number(label) for label in labels]
+    numeric = [value for value in values if value is not None]
+    if len(labels) > len(numeric) > 0.9 * len(labels) and any(value % 1 for value in numeric):
+        odd = labels[values.index(None)]
+        raise UserError(
+            f"{folder}: label {odd!r:.40} is no number, most others are; mend or empty it"
+        )
     if None in values or not any(value % 1 for value in values):
         missing |= rare
         classes = set(by_split[0]) - missing

@@ -1,7 +1,7 @@
 """Compare the methods: list the rows, run them, write their page.
 
     python -m distill.study list                             the rows in their order; which are done
-    python -m distill.study run --hours 2                    those without a record, in that order
+    python -m distill.study run                              those without a record, in that order
     python -m distill.study run --only 'english-3x384/*/2M'  the rows whose names begin so
     python -m distill.study report                           the page of the records in --results
 
@@ -11,7 +11,6 @@ core (OMP_NUM_THREADS=1). Multilingual text needs Debian's apt-get, its teacher 
 """
 
 import argparse
-import math
 import os
 import re
 from fnmatch import fnmatchcase
@@ -33,7 +32,6 @@ def parse_config(argv: list[str] | None = None) -> argparse.Namespace:
 
     add("command", choices=["list", "run", "report"])
     add("--only", default="", metavar="NAME", help="rows whose names begin so; * matches any part")
-    add("--hours", type=float, default=math.inf, help="run: start no row after this")
     add("--folder", type=path, default=Path("runs/study"), help="work folder")
     add("--results", type=path, default=Path("results/study.jsonl"), help="file of the records")
     add("--page", type=path, default=Path("results/study.md"), help="report: page to write")

@@ -9,7 +9,6 @@ import json
 import shutil
 import subprocess
 import sys
-import time
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -34,7 +33,6 @@ class Study:
     def __init__(self, config: argparse.Namespace):
         """`config` is the command line (__main__.py)."""
         self.config, self.folder = config, config.folder
-        self.deadline = time.monotonic() + 3600 * config.hours
 
     def run(self, rows: list[Row]) -> int:
         """Run the rows without a record, in order; return the exit status."""
@@ -42,10 +40,6 @@ class Study:
         while rows:
             taken = []
             for row in rows:
-                if time.monotonic() > self.deadline:
-                    print("out of time; the same command resumes")
-                    rows = taken = []
-                    break
                 try:
                     with self._lock(row.name, wait=False):
                         self._finish(row)
@@ -64,14 +58,18 @@ class Study:
 
     def _finish(self, row: Row) -> None:
         given = {name: getattr(self.config, name) for name in GIVEN}
-        given["teacher"] = Path(self._teacher_name(row)).name
+        given["teacher"] = "/".join(Path(self._teacher_name(row)).parts[-2:])
         results = self.config.results
-        earlier = {record["row"]: record for record in read_records(results)}
-        if row.name in earlier:
-            before = earlier[row.name]["given"]
-            if other := ", ".join(name for name in given if before[name] != given[name]):
+        for record in read_records(results):
+            if record["student"] != row.student or "given" not in record:
+                continue
+            # the page compares all rows of a student with one teacher, on the same tasks
+            shared = ("teacher", "tasks") if row.setting != "english" else ()
+            shared = given if record["row"] == row.name else shared
+            if other := ", ".join(name for name in shared if record["given"][name] != given[name]):
                 raise UserError(f"{results} has it with another {other}; choose other --results")
-            return
+            if record["row"] == row.name:
+                return
         print(f"\n== {row.name}", flush=True)
         run = self._train_student(row)
         facts, models = log_facts(run), self._evaluate(row, run)
@@ -112,7 +110,7 @@ class Study:
         if log and log[-1]["event"] == "summary":
             return
         if log:
-            flags = ["--resume"]
+            flags = [*flags, "--resume"]
         elif folder.exists():  # killed before it began
             shutil.rmtree(folder)
         processes = self.config.nproc

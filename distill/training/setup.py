@@ -24,12 +24,12 @@ def load_models(config) -> tuple[Encoder | None, Start, object, dict]:
         teacher.requires_grad_(False)
         teacher_record = {"name": config.teacher, "hash": model_hash(teacher, tokenizer)}
     start = build_start(asdict(config), teacher)
-    start.tokenizer = start.tokenizer or tokenizer  # its own where --init names a folder
-    if teacher is None and config.teacher != DEFAULT_TEACHER:
-        start.warnings.append(f"--teacher {config.teacher} is not read: {config.method} needs none")
-    if tokenizer is not None and tokenizer.hash != start.tokenizer.hash:
+    if teacher is None and (config.teacher != DEFAULT_TEACHER or config.revision):
+        start.warnings.append("--teacher and --revision are not read: --init names the model")
+    if tokenizer and start.tokenizer and tokenizer.hash != start.tokenizer.hash:
         both = f"--init {config.init} and --teacher {config.teacher}"
         raise UserError(f"the tokenizers differ: {both}; student and teacher need the same one")
+    start.tokenizer = tokenizer or start.tokenizer  # with the pooling that the student learns
     start.method.check_models(start.student, teacher)
     for name, model in (("student", start.student), ("teacher", teacher)):
         if model is not None and config.seq_len > model.config.max_tokens:
