@@ -19,7 +19,6 @@ from distill.evaluation.cost import measure_costs
 from minitransformer import Encoder, load_pretrained, save_pretrained
 from minitransformer.files import UserError
 
-SIZES = "num_hidden_layers", "hidden_size", "intermediate_size"
 NARROW = ["--student-hidden", "16", "--student-heads", "2"]
 QUICK = ["--tasks", "mine", "--lr", "3e-3", "--epochs", "1", "--seeds", "2"]
 
@@ -134,9 +133,9 @@ def test_scores_and_costs_are_each_models_own(here):
     wider = columns.Model("cut", tiny_encoder(tiny_config(vocab_size=310)), tokenizer)
     student = columns.Model("run", tiny_encoder(), tokenizer, baselines=[wider])
     costs = measure_costs({"cut": wider, "run": student})
-    layers, width, ffn = (getattr(tiny_config(), name) for name in SIZES)
-    weights = layers * (4 * width**2 + 2 * width * ffn)  # of query, key, value, output; of the FFN
-    assert costs["run"]["FLOPs per token"] == 2 * weights + 4 * 40 * width * layers
+    c = tiny_config()  # query, key, value, output; the FFN; Q K^T and A V
+    a_layer = 8 * c.hidden_size**2 + 4 * c.hidden_size * c.intermediate_size + 160 * c.hidden_size
+    assert costs["run"]["FLOPs per token"] == c.num_hidden_layers * a_layer
     head = sum(p.numel() for p in student.encoder.mlm_head.parameters())
     assert costs["run"]["parameters"] == sum(p.numel() for p in student.encoder.parameters()) - head
     assert costs["cut"]["parameters"] == costs["run"]["parameters"] + 10 * 32
