@@ -97,8 +97,8 @@ def test_the_cut_teacher_is_its_first_layers_bit_for_bit(here):
 
 def test_the_start_first_is_the_cut_teacher_and_a_run_may_teach_another(here, run):
     usual = f"--data web={here}/text.txt --steps 0 --seq-len 16 --init first --teacher".split()
-    assert train.main([*usual, str(here / "teacher"), "--out", "first"]) == 0  # has an MLM head
-    assert "first (start)" not in columns.load_columns(["first"])
+    assert train.main([*usual, f"{here}/teacher", "--method", "od", "--out", "first"]) == 0
+    assert "first (start)" not in columns.load_columns(["first"])  # though it has an MLM head
     assert train.main([*usual, "mha", "--out", "small"]) == 0
     rows = run("small", "mha", *QUICK, "--out", "chain")["rows"]
     assert {"small", "mha"} <= {r["model"] for r in rows if r["metric"] == "neighbours kept"}
@@ -175,7 +175,6 @@ def test_neighbours_are_others_and_translations_are_found_by_their_text():
 @pytest.mark.parametrize("classes", [3, None])
 def test_the_probe_is_the_ridge_regression_of_least_leave_one_out_error(classes):
     """By scikit-learn, fitted anew without each example."""
-    chosen = set()
     for seed in range(6):
         generator = np.random.default_rng(seed)
         x, test = generator.normal(size=(12, 8)), generator.normal(size=(50, 8))
@@ -191,11 +190,9 @@ def test_the_probe_is_the_ridge_regression_of_least_leave_one_out_error(classes)
             wrong = np.argmax(left_out, 1) != y.argmax(1) if classes else np.square(left_out - y)
             errors[ridge] = wrong.mean()
         best = min(errors, key=errors.get)
-        chosen.add(best)
         expected = Ridge(alpha=best).fit(x, y).predict(test).reshape(len(test), -1)
         [found] = as_is.probe(*map(torch.from_numpy, (x, y)), [torch.from_numpy(test)])
         assert np.allclose(found, expected)
-    assert len(chosen) > 2
 
 
 def test_another_teacher_is_noted_and_one_that_does_not_fit_refused(here, tmp_path, capsys):
@@ -211,9 +208,7 @@ def test_another_teacher_is_noted_and_one_that_does_not_fit_refused(here, tmp_pa
     assert list(columns.load_columns(["mha"], "mha")) == ["mha"]  # a run may be its own teacher
     (tmp_path / "killed").mkdir()
     shutil.copy(here / "mha" / "log.jsonl", tmp_path / "killed")
-    with pytest.raises(
-        UserError, match=r"killed: .* config.json.* \(an unfinished run\? resume it"
-    ):
+    with pytest.raises(UserError, match=r"config.json.* \(an unfinished run\? resume it"):
         columns.load_columns([str(tmp_path / "killed")])
 
 

@@ -73,6 +73,8 @@ def test_what_data_may_say(folder, monkeypatch):
         ("web=~/none*.txt", r"no such file: ~/none\*.txt"),
         ("web=a.csv", r"a.csv is none of .txt, .parquet, .jsonl, .ndjson, .json"),
         ("web=folder.t*", r"folder.t\*; for a folder, give FOLDER/\*.txt"),
+        ("web=a.txt:body", "a .txt has no column 'body'; leave it out"),
+        ("web=cut.txt.gz", "cut.txt.gz is empty, which no compressed file is"),
         ("web=link.*", "cannot read link.txt"),
         ("web=fifo.txt", "fifo.txt is not a regular file"),
         ("web=lfs.txt", "lfs.txt is a Git LFS pointer: run git lfs pull"),
@@ -80,9 +82,8 @@ def test_what_data_may_say(folder, monkeypatch):
     ],
 )
 def test_what_it_may_not(folder, specs, message):
-    for name in ("a.txt", "a.csv"):
-        write(name, "x")
-    write("lfs.txt", LFS)
+    for name, text in {"a.txt": "x", "a.csv": "x", "lfs.txt": LFS, "cut.txt.gz": ""}.items():
+        write(name, text)
     os.mkdir("folder.txt")
     os.symlink("nowhere.txt", "link.txt")
     os.mkfifo("fifo.txt")

@@ -53,6 +53,9 @@ def test_what_a_run_leaves(run, method):
 
 def test_no_steps_export_the_untrained_student(run):
     out, log = run("--steps", 0, "--init", "1,3")
+    (out / "1_Pooling" / "config.json").write_text('{"pooling_mode": "cls"}')
+    again, _ = run("--steps", 0, "--init", out)  # the pooling is its teacher's
+    assert load_pretrained(again)[1].pooling == "mean"
     assert [r["event"] for r in log] == ["start", "eval", "summary"]
     student, teacher = load_pretrained(out)[0], load_pretrained("teacher")[0]
     for copy, block in zip(student.blocks, (teacher.blocks[0], teacher.blocks[2]), strict=True):
