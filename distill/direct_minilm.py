@@ -39,7 +39,7 @@ def direct_loss(student, teacher, mask, weight):
         student          (B, N, D_s)            before the split into attention heads
         teacher          (B, N, D_t)
         mask             (B, N) bool            True = real token; the others are left out
-        weight           (R, D_s/R, D_t/R)      one W a relation head
+        weight           (R, D_s/R, D_t/R)      one W per relation head
         returns          (sum, count), both ()  float32; loss = sum / count over the whole step
     Units      squared units of Q, K or V per dimension, summed over `count` real tokens.
     Gradient   to student and weight; the teacher is detached here.

@@ -14,7 +14,7 @@ the same, each pair has its own W, and where the widths agree there is none.
 Worked example: one sequence of two tokens, width 2, no W.
 
     student H = (1, 2), (0, 1)      teacher H = (3, 2), (0, 5)      differences (-2, 0), (0, -4)
-    loss = (4 + 0) / 2 + (0 + 16) / 2 = 10, summed over two tokens: 5 a token
+    loss = (4 + 0) / 2 + (0 + 16) / 2 = 10, summed over two tokens: 5 per token
 
     >>> student = torch.tensor([[[1.0, 2.0], [0.0, 1.0]]])
     >>> teacher = torch.tensor([[[3.0, 2.0], [0.0, 5.0]]])

@@ -1,6 +1,6 @@
 """Results as records, as one table, as Markdown, and in words.
 
-A record says {model, task, metric, mean, sd, seeds, values}, `values` being one score a seed; those
+A record says {model, task, metric, mean, sd, seeds, values}, `values` being one score per seed; those
 of a task also have the number of `examples`, and `chance`, the score of the best constant answer.
 """
 
