@@ -1,12 +1,10 @@
 """One-line errors; files that are either whole or absent; JSON files; the cache folder."""
 
-import glob
 import json
 import os
 import platform
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -45,12 +43,8 @@ def flush(path: Path) -> None:
 def atomic(path: Path) -> Iterator[Path]:
     """Yield a temporary path; when the block succeeds, flush it and rename it to `path`.
 
-    Machine and process in its name keep two writers apart. What a killed one left goes in a day.
+    Machine and process in its name keep two writers apart.
     """
-    for left in path.parent.glob(f"{glob.escape(path.name)}.*.tmp"):
-        with suppress(FileNotFoundError):  # another process was quicker
-            if time.time() - left.stat().st_mtime > 86400:
-                left.unlink()
     temporary = path.with_name(f"{path.name}.{platform.node()}.{os.getpid()}.tmp")
     try:
         yield temporary

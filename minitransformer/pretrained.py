@@ -126,11 +126,11 @@ def read_pooling(folder: Path, notes: list[str]) -> tuple[str, bool]:
         places[kind] = folder / str(module.get("path"))
         if kind not in ("Transformer", "Pooling", "Normalize"):
             notes.append(f"its sentence vectors go through a module {kind}, which is left out here")
-    settings = read_json(folder / "config_sentence_transformers.json", {})
-    if any((settings.get("prompts") or {}).values()):
+    prompts = read_json(folder / "config_sentence_transformers.json", {}).get("prompts")
+    if isinstance(prompts, dict) and any(prompts.values()):
         notes.append("its prompts are left out: put them before the texts yourself")
     if read_json(folder / "sentence_bert_config.json", {}).get("do_lower_case"):
-        raise UserError("sentence_bert_config.json has do_lower_case, which is not supported")
+        notes.append("sentence_bert_config.json asks for lower-case text: lower it yourself")
     file = places.get("Pooling", folder / "1_Pooling") / "config.json"
     values = read_json(file, {"pooling_mode": "mean"})
     # sentence-transformers before 5: one key per mode

@@ -35,6 +35,11 @@ READERS = {"", "Auto", "PreTrained", "TokenizersBackend", "Bert", "DistilBert", 
 READERS |= {"MobileBert", "ConvBert", "LayoutLM", "Roberta", "GPT2", "Longformer", "Bart"}
 
 
+# what those classes assume where tokenizer_config.json is silent
+DEFAULTS = {"do_lower_case": True, "strip_accents": None, "tokenize_chinese_chars": True}
+DEFAULTS["add_prefix_space"] = False
+
+
 class Tokenizer:
     """A vocabulary and its pipeline.
 
@@ -98,7 +103,7 @@ class Tokenizer:
 
 
 def options(pipeline: Pipeline) -> dict[str, bool | None]:
-    """Return what tokenizer_config.json says of a pipeline: transformers follows that, not it."""
+    """Return what transformers' BERT and RoBERTa take from tokenizer_config.json instead."""
     normalizer, splitter, found = pipeline.normalizer, pipeline.pre_tokenizer, {}
     if isinstance(normalizer, BertNormalizer):
         found["do_lower_case"] = normalizer.lowercase
@@ -151,9 +156,10 @@ def read_tokenizer(folder: Path, config: EncoderConfig) -> Tokenizer:
     if (folder / "tokenizer.json").exists():
         pipeline = read_tokenizer_json(folder / "tokenizer.json", names)
         for key, value in options(pipeline).items():
-            if (other := settings.get(key, value)) != value:
-                says = f"{key} is {value} in tokenizer.json, which is read, and {other} in"
-                notes.append(f"WARNING: {says} tokenizer_config.json, which transformers follows")
+            other = settings.get(key, DEFAULTS[key])
+            if other != value and not declared.startswith(("PreTrained", "TokenizersBackend")):
+                says = "in tokenizer.json, which is read here; transformers takes"
+                notes.append(f"WARNING: {key} is {value} {says} {other}, by tokenizer_config.json")
     elif readable and (folder / "vocab.txt").exists():
         pipeline = bert_pipeline(folder / "vocab.txt", settings, names, notes)
     elif readable and (folder / "vocab.json").exists():

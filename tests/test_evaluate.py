@@ -15,7 +15,7 @@ from test_tasks import own
 import evaluate
 import train
 from distill.evaluation import as_is, columns
-from distill.evaluation.cost import measure_costs
+from distill.evaluation.cost import latency, measure_costs
 from minitransformer import Encoder, load_pretrained, save_pretrained
 from minitransformer.files import UserError
 
@@ -60,6 +60,7 @@ def test_the_whole_of_it(here, run, capsys):
     shown = [teacher, cut, "mha (start)", "mha", "./od (start)", "./od"]
     shown += ["direct-minilm (start)", "direct-minilm"]
     models = {model["model"]: model for model in results["models"]}
+    assert 0 < latency(load_pretrained("mha")[0], 1, 8) < 1000  # milliseconds
     assert list(models) == shown
     titles = [title for title in models["mha"] if title.startswith(("parameters", "latency"))]
     assert [models[cut][title] for title in titles] == [models["mha"][title] for title in titles]
@@ -117,9 +118,10 @@ def test_the_teacher_is_of_the_revision_that_the_run_learned_from(here, tmp_path
         return load_pretrained(name)
 
     monkeypatch.setattr(columns, "load_pretrained", load)
-    columns.load_columns([str(run)])
-    columns.load_columns([str(run)], str(here / "teacher"))
     teacher = str(here / "teacher")
+    title = f"{teacher}@v2"
+    assert columns.load_columns([str(run)])[title].name == title
+    columns.load_columns([str(run)], teacher)
     assert asked == [(teacher, "v2"), (str(run), None), (teacher, None), (str(run), None)]
 
 

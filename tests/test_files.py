@@ -1,36 +1,9 @@
-"""Files that are whole or absent, what killed programs leave, the cache folder, escapes."""
+"""The cache folder, escapes."""
 
-import os
-import subprocess
-import sys
-
-import pytest
 from checkpoints import refusal
 
 from minitransformer import UserError
-from minitransformer.files import atomic, cache_folder, printable
-
-DIES = """
-import os, sys, pathlib
-from minitransformer.files import atomic
-with atomic(pathlib.Path(sys.argv[1])) as path:
-    path.write_text("half")
-    os._exit(9)
-"""
-
-
-@pytest.mark.slow
-def test_what_a_killed_program_left_is_swept_by_the_next_and_nothing_else(tmp_path):
-    target = tmp_path / "a[1].json"
-    subprocess.run([sys.executable, "-c", DIES, target], check=False)
-    [left] = tmp_path.iterdir()
-    running = left.with_suffix("").with_suffix(".1.tmp")
-    running.write_text("half")
-    os.utime(left, (0, 0))  # of long ago
-    with atomic(target) as temporary:
-        temporary.write_text("whole")
-    assert target.read_text() == "whole"
-    assert {*tmp_path.iterdir()} == {target, running}
+from minitransformer.files import cache_folder, printable
 
 
 def test_control_characters_are_escaped_in_errors():

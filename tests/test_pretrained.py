@@ -146,8 +146,11 @@ def test_another_module_is_named_and_a_revision_of_a_folder_refused(saved, capsy
     (saved / "p").mkdir()
     (saved / "p" / "config.json").write_text(json.dumps(CLS))
     (saved / "config_sentence_transformers.json").write_text('{"prompts": {"query": "query: "}}')
+    (saved / "sentence_bert_config.json").write_text('{"do_lower_case": true}')
     save_pretrained(saved, *load_pretrained(saved))
-    assert "its prompts are left out" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "its prompts are left out" in printed
+    assert "sentence_bert_config.json asks for lower-case text" in printed
     again = load_pretrained(saved)[1]
     assert (again.pooling, again.normalize) == ("cls", True)
     (saved / "modules.json").write_text('["Dense"]')  # odd, but no traceback

@@ -93,9 +93,10 @@ def test_table_has_a_block_for_each_purpose():
     ]
 
 
-def test_names_are_as_short_as_they_can_be():
+def test_names_are_shortened_unless_two_would_be_the_same():
     names = ["/x/runs/teacher", "/x/runs/teacher (first 3 layers)", "runs/a/", "org/b"]
     assert list(short_names(names).values()) == ["teacher", "teacher (first 3 layers)", "a", "b"]
+    assert list(short_names(["a/b@refs/pr/3"]).values()) == ["b"]
     assert list(short_names(["x/a/run", "x/b/run"]).values()) == ["x/a/run", "x/b/run"]
 
 
@@ -118,6 +119,6 @@ def test_how_far_the_student_came_is_said_in_words():
         " (baseline 0.500 ± 0.014, student 0.600 ± 0.014, teacher 0.700 ± 0.014)"
     )
     assert "RUN is below BASE, which needs no training" in words(base=0.6, run=0.5, teacher=0.7)
-    assert "RUN is level with or above BASE" in words(base=0.5, run=0.6, teacher=0.5)
+    assert "TEACHER leads by too little for a share" in words(base=0.5, run=0.6, teacher=0.5)
     assert "RUN cannot be compared" in words(base=0.5, run=None, teacher=0.5)
     assert "RUN is below START" in words(base=None, start=0.65, run=0.6, teacher=0.7)

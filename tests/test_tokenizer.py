@@ -99,6 +99,9 @@ def test_a_config_that_contradicts_tokenizer_json_is_noted(tmp_path):
         notes = load(tmp_path, files).notes
         assert len(notes) == noted
     assert notes[0].startswith("WARNING: do_lower_case is True in tokenizer.json, which is read")
+    files = {"tokenizer.json": byte_level(True), "tokenizer_config.json": {}}
+    [note] = load(tmp_path, files, "roberta").notes  # its class takes False where nothing is said
+    assert note.startswith("WARNING: add_prefix_space is True in tokenizer.json")
 
 
 def test_bos_is_whole_and_null_does_not_hide_the_class_of_config_json(tmp_path):

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import sys
 from types import SimpleNamespace
 
@@ -61,6 +62,14 @@ def test_no_steps_export_the_untrained_student(run):
     for copy, block in zip(student.blocks, (teacher.blocks[0], teacher.blocks[2]), strict=True):
         for name, weight in block.state_dict().items():
             assert torch.equal(copy.state_dict()[name], weight)
+
+
+def test_a_hub_dataset_of_unknown_size_and_a_teacher_that_mlm_does_not_read(run, home, capsys):
+    (home / "set").mkdir()
+    shutil.copy(home / "text.txt", home / "set" / "a.txt")
+    flags = "--data a=hub:set --steps 1 --seq-len 16 --method mlm --init headless --teacher x"
+    assert train.main([*flags.split(), "--out", "hubbed"]) == 0
+    assert "WARNING: --teacher and --revision are not read" in capsys.readouterr().out
 
 
 @pytest.mark.slow

@@ -117,6 +117,8 @@ def write_tokens(
     facts = {"dtype": dtype, "documents": 0, "tokens": [0, 0], "complete": True}
     skipped, letters, unknown = Counter(), 0, 0
     digests = xxhash.xxh3_128(), xxhash.xxh3_128()
+    for left in stem.parent.glob(f"{stem.name}.*.tmp"):  # by a process that was killed
+        left.unlink()
     with (
         atomic(stem.with_suffix(".train")) as train,
         atomic(stem.with_suffix(".held")) as held,

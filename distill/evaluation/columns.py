@@ -43,13 +43,12 @@ def load_columns(runs: list[str], teacher: str | None = None) -> dict[str, Model
     own = {name: log[0]["teacher"] if log else None for name, log in logs.items()}
     teachers, models = {}, {}
     for run, log in logs.items():
-        name = teachers[run] = teacher or (own[run] and own[run]["name"])
+        name = teacher or (own[run] and own[run]["name"])
         revision = log[0]["settings"]["revision"] if name and not teacher else None
-        if revision:
-            teachers[run] = f"{name}@{revision}"
-        if name and teachers[run] not in models:
-            models[teachers[run]] = load_model(name, logs.get(name, []), revision)
-            models[teachers[run]].name = teachers[run]
+        title = teachers[run] = f"{name}@{revision}" if revision else name
+        if name and title not in models:
+            models[title] = load_model(name, logs.get(name, []), revision)
+            models[title].name = title
     for name, log in logs.items():
         model = models.get(name) or load_model(name, log)
         if teachers[name] not in (None, name):

@@ -1,6 +1,6 @@
 """Results as records, as one table, as Markdown, and in words.
 
-A record says {model, task, metric, mean, sd, seeds, values}, `values` being one score per seed; those
+A record says {model, task, metric, mean, sd, seeds, values}, with one of `values` per seed; those
 of a task also have the number of `examples`, and `chance`, the score of the best constant answer.
 """
 
@@ -92,7 +92,7 @@ def closing_lines(models: dict[str, Model], tasks: list[Task], records, labels) 
             elif student["mean"] < base["mean"]:
                 said = f"{name} is below {below}, which needs no training"
             elif way is None:
-                said = f"{name} is level with or above {below}; too noisy for a share"
+                said = f"{name} is not below {below}; {above} leads by too little for a share"
             else:
                 said = f"{name} recovered {way} of the way from {below} to {above}"
             scores = f"baseline {score(base)}, student {score(student)}, teacher {score(teacher)}"
@@ -102,7 +102,7 @@ def closing_lines(models: dict[str, Model], tasks: list[Task], records, labels) 
 
 def short_names(names: list[str]) -> dict[str, str]:
     """Return for each name its last part, or all of it where two would be the same."""
-    short = {name: name.rstrip("/").rpartition("/")[2] for name in names}
+    short = {name: name.rstrip("/").partition("@")[0].rpartition("/")[2] for name in names}
     return short if len(set(short.values())) == len(names) else {name: name for name in names}
 
 

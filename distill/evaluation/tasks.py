@@ -16,7 +16,7 @@ import pandas as pd
 
 from minitransformer.files import UserError, check_regular, first_line, shortened
 
-# no label: what pandas reads as "not a number", what people write, PyTorch's ignore_index
+# no label: how files spell a missing value, PyTorch's ignore_index
 MISSING = set("? -100 #N/A #NA -NaN -nan <NA> N/A NA NULL NaN n/a nan null".split()) | {""}
 DOUBTFUL = {"-", "-1"}  # no label in some data sets, a class in others
 FREQUENT = 0.05  # the share of train and of dev from which a doubtful label is a class
@@ -183,13 +183,11 @@ def folder_task(folder: str | Path) -> Task:
     missing, numbers, metrics = {"", *rare & {"-"}}, {}, ("pearson", "spearman")
     labels = [label for label in by_split[0] if label not in missing]
     values = [number(label) for label in labels]
-    numeric = [value for value in values if value is not None]
-    if len(labels) > len(numeric) > 0.9 * len(labels) and any(value % 1 for value in numeric):
-        odd = labels[values.index(None)]
-        raise UserError(
-            f"{folder}: label {odd!r:.40} is no number, most others are; mend or empty it"
-        )
-    if None in values or not any(value % 1 for value in values):
+    odd = [label for label, value in zip(labels, values, strict=True) if value is None]
+    fractions = any(value % 1 for value in values if value is not None)
+    if fractions and 0 < len(odd) < 0.1 * len(labels):
+        raise UserError(f"{folder}: label {odd[0]!r:.40} is no number, most are; fix or empty it")
+    if odd or not fractions:
         missing |= rare
         classes = set(by_split[0]) - missing
         if len(classes) < 2:

@@ -28,11 +28,11 @@ def parse_config(argv: list[str] | None = None) -> argparse.Namespace:
     add, text = parser.add_argument, os.path.expanduser
 
     def path(name: str) -> Path:
-        return Path(name).expanduser()
+        return Path(name).expanduser().absolute()  # the same, wherever a row is resumed from
 
     add("command", choices=["list", "run", "report"])
     add("--only", default="", metavar="NAME", help="rows whose names begin so; * matches any part")
-    add("--folder", type=path, default=Path("runs/study"), help="work folder")
+    add("--folder", type=path, default="runs/study", help="work folder")
     add("--results", type=path, default=Path("results/study.jsonl"), help="file of the records")
     add("--page", type=path, default=Path("results/study.md"), help="report: page to write")
     add("--teacher", type=text, help="for multilingual or your own rows: a folder or a hub id")

@@ -58,17 +58,17 @@ class Study:
 
     def _finish(self, row: Row) -> None:
         given = {name: getattr(self.config, name) for name in GIVEN}
-        given["teacher"] = "/".join(Path(self._teacher_name(row)).parts[-2:])
+        given["teacher"] = Path(self._teacher_name(row)).name
         results = self.config.results
+        # the page compares all rows of a student with one teacher, on the same tasks
+        shared = () if row.setting == "english" else ("teacher", "tasks")
         for record in read_records(results):
-            if record["student"] != row.student or "given" not in record:
-                continue
-            # the page compares all rows of a student with one teacher, on the same tasks
-            shared = ("teacher", "tasks") if row.setting != "english" else ()
-            shared = given if record["row"] == row.name else shared
-            if other := ", ".join(name for name in shared if record["given"][name] != given[name]):
-                raise UserError(f"{results} has it with another {other}; choose other --results")
-            if record["row"] == row.name:
+            same, before = record["row"] == row.name, record.get("given", given)
+            other = [name for name in (given if same else shared) if before[name] != given[name]]
+            if other and record["student"] == row.student:
+                says = f"{results} has {record['row']} with another {', '.join(other)}"
+                raise UserError(f"{says}; choose other --results")
+            if same:
                 return
         print(f"\n== {row.name}", flush=True)
         run = self._train_student(row)
@@ -127,6 +127,7 @@ class Study:
             "seed": row.seed,
             "steps": steps,
             "batch-size": config.batch // config.nproc,
+            "accumulate": 1,
             "seq-len": config.seq_len,
             "warmup": config.warmup,
             "lr": config.rates.get(row.method, config.rates.get("")),

@@ -24,7 +24,7 @@ tags: [distillation, {method}, sentence-transformers]
 
 # {name}
 
-An encoder trained from `{source}` by the method `{method}`:
+An encoder {made} `{source}` by the method `{method}`:
 {sizes}.
 Held-out loss {losses} in {steps} steps on sequences of {seq_len} tokens;
 later positions were not trained.
@@ -63,7 +63,7 @@ def announce(config, run: Run, start: Start, text: list[dict], frozen: list[str]
         print(f"note: positions {config.seq_len + 1} to {fit} are not trained, they stay as copied")
     for warning in start.warnings:
         print(f"WARNING: {warning}")
-    tokens = sum(corpus["tokens"] for corpus in text)
+    tokens = sum(corpus["tokens"] or 0 for corpus in text)  # a hub dataset may not declare it
     print(f"text: {tokens:,} tokens; {config.precision} on {machine()}; {run.folder}")
 
 
@@ -115,6 +115,7 @@ def write_card(folder: Path, record: dict, start: Start, losses: str) -> None:
         base_model=f"base_model: {json.dumps(source)}\n" if on_hub else "",
         name=folder.name,
         source=source,
+        made="trained from" if settings["steps"] else "not trained, initialised from",
         sizes=describe_encoder(start.student),
         losses=losses,
         text="\n".join(shares),

@@ -9,7 +9,6 @@ from torch import nn
 from distill import METHODS
 from distill.method import Batch, Method, check_method
 from distill.student import Start, build_start, is_folder, sizes
-from minitransformer.default_teacher import DEFAULT_TEACHER
 from minitransformer.files import UserError
 from minitransformer.model import Encoder
 from minitransformer.pretrained import load_pretrained, model_hash
@@ -24,7 +23,7 @@ def load_models(config) -> tuple[Encoder | None, Start, object, dict]:
         teacher.requires_grad_(False)
         teacher_record = {"name": config.teacher, "hash": model_hash(teacher, tokenizer)}
     start = build_start(asdict(config), teacher)
-    if teacher is None and (config.teacher != DEFAULT_TEACHER or config.revision):
+    if teacher is None and (config.teacher != type(config).teacher or config.revision):
         start.warnings.append("--teacher and --revision are not read: --init names the model")
     if tokenizer and start.tokenizer and tokenizer.hash != start.tokenizer.hash:
         both = f"--init {config.init} and --teacher {config.teacher}"
