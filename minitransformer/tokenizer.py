@@ -155,11 +155,13 @@ def read_tokenizer(folder: Path, config: EncoderConfig) -> Tokenizer:
     readable = declared.removesuffix("Fast").removesuffix("Tokenizer") in READERS
     if (folder / "tokenizer.json").exists():
         pipeline = read_tokenizer_json(folder / "tokenizer.json", names)
+        kind = declared or config.model_type
         for key, value in options(pipeline).items():
             other = settings.get(key, DEFAULTS[key])
-            if other != value and not declared.startswith(("PreTrained", "TokenizersBackend")):
-                says = "in tokenizer.json, which is read here; transformers takes"
-                notes.append(f"WARNING: {key} is {value} {says} {other}, by tokenizer_config.json")
+            follows = "ert" in kind and ("oberta" in kind) == (key == "add_prefix_space")
+            if other != value and follows:
+                says = f"{value} in tokenizer.json, which is read here"
+                notes.append(f"WARNING: {key} is {says}; transformers takes {other}")
     elif readable and (folder / "vocab.txt").exists():
         pipeline = bert_pipeline(folder / "vocab.txt", settings, names, notes)
     elif readable and (folder / "vocab.json").exists():

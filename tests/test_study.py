@@ -109,7 +109,7 @@ def test_a_row_leaves_one_record_and_weights_of_ones_own_and_is_not_run_again(
     before = len(calls)
     assert (study.run([OWN, after]), len(calls)) == (0, before)
     assert Pretended(config(tmp_path, "--teacher", "minilm")).run([OWN]) == 1
-    assert "with another teacher; choose other --results" in capsys.readouterr().out
+    assert "has another teacher; use other --results" in capsys.readouterr().out
     other = Row("own-2x32", "hs-last", "first", 0, 4096)  # nor may two rows have two teachers
     assert Pretended(config(tmp_path, "--teacher", "other/teacher")).run([other]) == 1
 

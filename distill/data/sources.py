@@ -53,8 +53,7 @@ def parse_source(spec: str) -> Source:
         return Source(spec)
     match = re.fullmatch(r"([^=]+)=(.+?)(?:@(\d+(?:\.\d*)?(?:[eE]\d\d?)?))?", spec)
     if not match:
-        forms = "wordnet, docs, NAME=FILES or NAME=hub:DATASET"
-        raise UserError(f"--data {spec}: unknown; give {forms}")
+        raise UserError(f"--data {spec}: unknown; give wordnet, docs, NAME=FILES or NAME=hub:SET")
     name, where, size = match.groups()
     tokens = size and int(float(size))
     if where.startswith("hub:"):

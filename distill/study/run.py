@@ -63,12 +63,11 @@ class Study:
         # the page compares all rows of a student with one teacher, on the same tasks
         shared = () if row.setting == "english" else ("teacher", "tasks")
         for record in read_records(results):
-            same, before = record["row"] == row.name, record.get("given", given)
-            other = [name for name in (given if same else shared) if before[name] != given[name]]
+            name, before = record["row"], record.get("given", given)
+            other = [k for k in (given if name == row.name else shared) if before[k] != given[k]]
             if other and record["student"] == row.student:
-                says = f"{results} has {record['row']} with another {', '.join(other)}"
-                raise UserError(f"{says}; choose other --results")
-            if same:
+                raise UserError(f"{results}: {name} has another {other[0]}; use other --results")
+            if name == row.name:
                 return
         print(f"\n== {row.name}", flush=True)
         run = self._train_student(row)
