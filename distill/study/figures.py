@@ -44,8 +44,8 @@ def draw_tokens(file: Path, sections: list) -> None:
             means = [section.view(name, view)[0] for section in found]
             tokens = [section.tokens / 1e6 for section in found]
             axes.plot(tokens, means, "osD^"[number // 10] + "-", label=name)
-        for line, name in zip(("--", ":", "-."), sections[0].references, strict=False):
-            axes.axhline(sections[0].view(name, view)[0], ls=line, color="black", label=name)
+        for number, name in enumerate(sections[0].references, len(names)):
+            axes.axhline(sections[0].view(name, view)[0], ls="--", color=f"C{number}", label=name)
         axes.set(xscale="log", xlabel="million tokens read", ylabel=title)
         axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         axes.minorticks_off()
