@@ -44,7 +44,7 @@ def test_prefetching_draws_one_step_ahead_and_nothing_beyond_the_last(folder):
     assert len(begun) == 5
 
 
-@pytest.mark.parametrize("alpha", [0.3, 1.0])
+@pytest.mark.parametrize("alpha", [0.0, 0.3, 1.0])
 def test_shares_follow_n_to_the_alpha(folder, alpha):
     """Every count is p_i * draws to within two; by chance it would be off by dozens."""
     sizes = np.array([1e9, 5e8, 3e8, 1e8, 8e7, 5e7, 2e7, 1e7, 5e6, 2e6, 1e6, 3e5, 1e5, 2e4, 4000])

@@ -137,8 +137,7 @@ def test_damaged_tokens_are_made_anew(folder, written, end):
     expected = corpora(spec)[0].facts
     (file,) = (folder / "cache").rglob(f"*.{end}")
     before = file.read_bytes()
-    left = file.with_suffix(".train.host.1.tmp")  # of a process that was killed
-    left.touch()
+    (left := file.with_suffix(".train.host.1.tmp")).touch()  # of a process that was killed
     places = random.Random(0).sample(range(len(before)), 20)
     flipped = [before[:p] + bytes([before[p] ^ 1]) + before[p + 1 :] for p in places]
     for content in (*flipped, before[:-1], before + b"12", b"", None):

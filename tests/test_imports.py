@@ -64,6 +64,11 @@ def test_no_import_goes_up(file):
     assert upward(NAMES[file], file.read_text("utf-8")) == []
 
 
+def test_a_planted_import_is_found():
+    assert upward("distill.lean.relations", "def f():\n    from distill.mha import relation_loss")
+    assert upward("evaluate", "def f():\n    import transformers")
+
+
 @pytest.mark.slow
 def test_every_module_imports_without_transformers():
     program = "import sys; sys.modules.update(transformers=None, sentence_transformers=None)\n"

@@ -102,7 +102,6 @@ def test_a_row_leaves_one_record_and_weights_of_ones_own_and_is_not_run_again(
     assert "--mapping" in hs
     assert od[od.index("--init") + 1] == hs[1]  # the student that it starts from
     assert list((study.folder / OWN.name).rglob("log.jsonl"))  # one's own stay
-    # the English rows of od have another teacher, one with an MLM head
     append(study.config.results, own | {"row": "english-2x32/od", "student": "english-2x32"})
     assert study.run([Row("english-2x32", "hs-single", "first", 0, 4096)]) == 0
     assert not list((study.folder / "english-2x32").rglob("log.jsonl"))

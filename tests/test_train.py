@@ -60,8 +60,7 @@ def test_no_steps_export_the_untrained_student(run):
     assert [r["event"] for r in log] == ["start", "eval", "summary"]
     student, teacher = load_pretrained(out)[0], load_pretrained("teacher")[0]
     for copy, block in zip(student.blocks, (teacher.blocks[0], teacher.blocks[2]), strict=True):
-        for name, weight in block.state_dict().items():
-            assert torch.equal(copy.state_dict()[name], weight)
+        assert all(map(torch.equal, copy.state_dict().values(), block.state_dict().values()))
 
 
 def test_a_hub_dataset_of_unknown_size_and_a_teacher_that_mlm_does_not_read(run, home, capsys):

@@ -29,10 +29,10 @@ class Model:
     logged: dict = field(default_factory=dict)
 
     def __post_init__(self):
-        self.hash = model_hash(self.encoder, self.tokenizer)
-        body, tokenizer = first_layers(self.encoder, len(self.encoder.blocks)), self.tokenizer
-        # what scores depend on
-        self.key = [model_hash(body, tokenizer), tokenizer.pooling, tokenizer.pair_types]
+        self.hash = body = model_hash(self.encoder, self.tokenizer)
+        if self.encoder.mlm_head is not None:  # no score depends on it
+            body = model_hash(first_layers(self.encoder, len(self.encoder.blocks)), self.tokenizer)
+        self.key = [body, self.tokenizer.pooling, self.tokenizer.pair_types]
 
 
 def load_columns(runs: list[str], teacher: str | None = None) -> dict[str, Model]:
