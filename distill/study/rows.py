@@ -74,9 +74,9 @@ def rows() -> list[Row]:
         *grid(MULTILINGUAL, WITHOUT_OD, ["uniform"], [1], 0.5e6),
         *grid(ENGLISH, OTHERS, STARTS, [0], 0.5e6),
         *grid(ENGLISH, ["mha-L-2", "hs-uniform", "hs-uniform-L-1"], ["uniform"], [0], 8e6),
-        *grid(NARROW, CORE, ["embeddings"], [0], 2e6),
+        *grid(ENGLISH, ["hs-uniform"], ["uniform"], [0], 32e6),
+        *grid(NARROW, CORE, ["embeddings"], [0, 1, 2], 2e6),
         *grid(ENGLISH, CORE, ["first"], [0, 1, 2], 2e6),
         *grid(ENGLISH, OTHERS, STARTS, [1, 2], 0.5e6),
         *grid(MULTILINGUAL, WITHOUT_OD, ["first"], [0, 1], 0.5e6),
-        *grid(NARROW, CORE, ["embeddings"], [1, 2], 2e6),
     ]
