@@ -54,7 +54,7 @@ def parse_config(argv: list[str] | None = None) -> argparse.Namespace:
     add("--out", type=path, help="folder for results.json and results.md")
     config = parser.parse_args(argv)
     for name, least in {"seeds": 1, "lr": 1e-12, "epochs": 1, "threads": 0}.items():
-        cli.check_number(name, getattr(config, name), least)
+        cli.check_number(name, getattr(config, name), least, most=1024)
     return config
 
 
@@ -98,10 +98,8 @@ def score_all(models: dict[str, Model], tasks: list[Task], seeds: int, precision
     for task in tasks:
         how = task.lr, task.epochs, task.batch_size
         recipe = Recipe(*how, precision=precision, device=str(device))
-        notes.append(
-            f"{task.name}: mean ± standard deviation over {seeds} seeds; learning rate {how[0]:g},"
-            f" {how[1]} epochs, batches of {how[2]}"
-        )
+        what = f"learning rate {how[0]:g}, {how[1]} epochs, batches of {how[2]}"
+        notes.append(f"{task.name}: mean ± standard deviation over {seeds} seeds; {what}")
         results = fine_tune([*models.values()], task, recipe, seeds)
         for (name, model), found in zip(models.items(), results, strict=True):
             tuned += table.task_records(name, task, [result["scores"] for result in found])
@@ -151,6 +149,8 @@ def main(argv: list[str] | None = None) -> int:
     show("", *lines.split("\n"), "", *notes, "", *closing)
     if out:
         results = {**measured_by, "settings": vars(config), "models": facts, "rows": rows}
+        results["hashes"] = {name: model.hash for name, model in models.items()}
+        results["tasks"] = {task.name: task.hash for task in tasks}
         results["notes"] = [*(note for task in tasks for note in task.notes), *notes, *closing]
         with atomic(out / "results.json") as unfinished:
             unfinished.write_text(json.dumps(results, indent=1, allow_nan=False), "utf-8")

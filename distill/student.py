@@ -129,10 +129,8 @@ def _from_teacher(settings: dict, teacher: Encoder) -> Start:
     if L_s > L_t:
         start.warnings.append(f"the student has {L_s} layers, its teacher only {L_t}")
     if top and layers[:top] == list(range(1, top + 1)):
-        start.warnings.append(
-            f"the student copies teacher layers 1 to {top}, so it already matches them; take fewer"
-            " --student-layers, or --init embeddings"
-        )
+        matched = f"the student copies teacher layers 1 to {top}, so it already matches them"
+        start.warnings.append(f"{matched}; take fewer --student-layers, or --init embeddings")
     return start
 
 
@@ -149,11 +147,8 @@ def copied_layers(init: str, student: EncoderConfig, teacher: EncoderConfig, top
         return []
     L_s, L_t = student.num_hidden_layers, teacher.num_hidden_layers
     if _block(student) != _block(teacher):
-        raise UserError(
-            f"--init {init} copies teacher layers, but (width, heads, FFN) are {_block(student)} in"
-            f" the student and {_block(teacher)} in the teacher; make them equal or start with"
-            " --init embeddings"
-        )
+        says = f"(width, heads, FFN): student {_block(student)}, teacher {_block(teacher)}"
+        raise UserError(f"--init {init} needs equal {says}; or take --init embeddings")
     if init in NAMED and L_s > L_t:
         raise UserError(f"--init {init}: {L_s} student layers, but the teacher has only {L_t}")
     top = max(top or L_t, L_s)  # a student deeper than `top` also copies layers above it

@@ -76,7 +76,7 @@ class EncoderConfig:
             raise UserError("is_decoder is set; only encoders are supported")
         names = [field.name for field in fields(cls) if values.get(field.name) not in (None, "")]
         given = {name: values[name] for name in names}
-        if not given.get("pad_token_id"):  # RoBERTa's is 1
+        if not given.get("pad_token_id") and "oberta" not in str(values.get("architectures")):
             given.setdefault("model_type", "bert")  # the first BERTs' files name none
         missing = [name for name in ("model_type", *NEEDED) if name not in given]
         if missing:

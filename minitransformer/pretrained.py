@@ -27,7 +27,7 @@ from minitransformer.tokenizer import FILES as TOKENIZER_FILES
 from minitransformer.tokenizer import Tokenizer, load_tokenizer
 
 SETTINGS = ("config.json", *TOKENIZER_FILES, "modules.json", "*_Pooling/config.json")
-SETTINGS += ("sentence_bert_config.json", "config_sentence_transformers.json")
+SETTINGS += ("sentence_*_config.json", "config_sentence_transformers.json")
 SAFETENSORS = ("model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors")
 PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_model-*-of-*.bin")
 
@@ -63,6 +63,8 @@ def find_folder(name: str, revision: str | None = None) -> Path:
     if revision and (name == DEFAULT_TEACHER or os.path.isdir(folder)):
         raise UserError(f"{name} is not from the hub and has no revision {revision}")
     if name == DEFAULT_TEACHER:
+        if os.path.isdir(folder):
+            raise UserError(f"{name} is the default teacher and a folder; for that say ./{name}")
         return default_teacher_folder()
     if os.path.isdir(folder):
         return folder
@@ -129,8 +131,9 @@ def read_pooling(folder: Path, notes: list[str]) -> tuple[str, bool]:
     prompts = read_json(folder / "config_sentence_transformers.json", {}).get("prompts")
     if isinstance(prompts, dict) and any(prompts.values()):
         notes.append("its prompts are left out: put them before the texts yourself")
-    if read_json(folder / "sentence_bert_config.json", {}).get("do_lower_case"):
-        notes.append("sentence_bert_config.json asks for lower-case text: lower it yourself")
+    for file in folder.glob("sentence_*_config.json"):  # bert, roberta, ...
+        if read_json(file).get("do_lower_case"):
+            notes.append(f"{file.name} asks for lower-case text: lower it yourself")
     file = places.get("Pooling", folder / "1_Pooling") / "config.json"
     values = read_json(file, {"pooling_mode": "mean"})
     # sentence-transformers before 5: one key per mode

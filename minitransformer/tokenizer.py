@@ -19,7 +19,7 @@ from tokenizers import Tokenizer as Pipeline
 from tokenizers.normalizers import BertNormalizer
 from tokenizers.pre_tokenizers import BertPreTokenizer, ByteLevel
 
-from minitransformer.config import EncoderConfig
+from minitransformer.config import MODEL_TYPES, EncoderConfig
 from minitransformer.files import UserError, check_regular, first_line, read_json
 
 KINDS = ("cls_token", "sep_token", "pad_token", "mask_token", "unk_token")
@@ -31,10 +31,9 @@ BERT_NAMES = dict(zip(KINDS, ("[CLS]", "[SEP]", "[PAD]", "[MASK]", "[UNK]"), str
 ROBERTA_NAMES = dict(zip(KINDS, ("<s>", "</s>", "<pad>", "<mask>", "<unk>"), strict=True))
 # Classes of transformers, without "Tokenizer" and "Fast", that read vocab.txt or vocab.json as it
 # is read here. Others split words first (MeCab, jieba), or mean other pieces by the same file name.
-READERS = {"", "Auto", "PreTrained", "TokenizersBackend", "Bert", "DistilBert", "Electra"}
-READERS |= {"MobileBert", "ConvBert", "LayoutLM", "Roberta", "GPT2", "Longformer", "Bart"}
-
-
+LIKE_BERT = {"Bert", "DistilBert", "Electra", "MobileBert", "LayoutLM"}
+LIKE_ROBERTA = {"Roberta", "Longformer", "Bart"}
+READERS = {"", "Auto", "PreTrained", "TokenizersBackend", "ConvBert", *LIKE_BERT, *LIKE_ROBERTA}
 # what those classes assume where tokenizer_config.json is silent
 DEFAULTS = {"do_lower_case": True, "strip_accents": None, "tokenize_chinese_chars": True}
 DEFAULTS["add_prefix_space"] = False
@@ -146,33 +145,32 @@ def read_tokenizer(folder: Path, config: EncoderConfig) -> Tokenizer:
     settings = {"tokenizer_class": read_json(folder / "config.json", {}).get("tokenizer_class")}
     said = read_json(folder / "tokenizer_config.json", {})
     settings |= {key: value for key, value in said.items() if value is not None}
-    named = settings | read_json(folder / "special_tokens_map.json", {})
+    old = read_json(folder / "special_tokens_map.json", {})
+    named = settings if "added_tokens_decoder" in settings else settings | old
     names, notes = {}, []
     for kind in KINDS:
         if token := named.get(kind):  # its text, or {"content": its text, ...}
             names[kind] = token["content"] if isinstance(token, dict) else token
     declared = str(settings.get("tokenizer_class") or "")
-    readable = declared.removesuffix("Fast").removesuffix("Tokenizer") in READERS
+    kind = declared.removesuffix("Fast").removesuffix("Tokenizer")
+    readable = kind in READERS
     if (folder / "tokenizer.json").exists():
         pipeline = read_tokenizer_json(folder / "tokenizer.json", names)
-        kind = declared or config.model_type
+        followers = LIKE_ROBERTA if "add_prefix_space" in options(pipeline) else LIKE_BERT
         for key, value in options(pipeline).items():
             other = settings.get(key, DEFAULTS[key])
-            follows = "ert" in kind and ("oberta" in kind) == (key == "add_prefix_space")
-            if other != value and follows:
+            if other != value and (kind or MODEL_TYPES[config.model_type]) in followers:
                 says = f"{value} in tokenizer.json, which is read here"
                 notes.append(f"WARNING: {key} is {says}; transformers takes {other}")
-    elif readable and (folder / "vocab.txt").exists():
+    elif readable and kind not in LIKE_ROBERTA and (folder / "vocab.txt").exists():
         pipeline = bert_pipeline(folder / "vocab.txt", settings, names, notes)
     elif readable and (folder / "vocab.json").exists():
         pipeline = roberta_pipeline(folder / "vocab.json", settings, names)
     else:
         there = [path.name for pattern in VOCABULARIES for path in folder.glob(pattern)]
-        raise UserError(
-            f"no tokenizer.json, and {', '.join(there) or 'no vocabulary'} of tokenizer_class"
-            f" {declared!r:.80} cannot be read; transformers writes it:"
-            " AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)"
-        )
+        says = f"{', '.join(there) or 'no vocabulary'} of tokenizer_class {declared!r:.80}"
+        remedy = "AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER) writes it"
+        raise UserError(f"no tokenizer.json, and {says} cannot be read; transformers' {remedy}")
     pipeline.no_truncation()
     pipeline.no_padding()
     if getattr(pipeline.model, "dropout", None):
@@ -289,6 +287,9 @@ def roberta_pipeline(path: Path, settings: dict, names: dict) -> Pipeline:
     """RoBERTa: GPT-2's byte pairs, in which a leading space belongs to the word."""
     vocab, merges = read_vocab(path), path.with_name("merges.txt")
     check_regular(merges)
+    pairs = merges.read_bytes().count(b"\n")  # the other entries are bytes and special tokens
+    if pairs < 0.9 * (len(vocab) - 300):
+        raise UserError(f"merges.txt has {pairs} lines for {len(vocab)} entries; is it cut off?")
     names |= ROBERTA_NAMES | names
     sep_and_cls = ends(vocab, names, path.name)
     pipeline = Pipeline(models.BPE.from_file(str(path), str(merges)))

@@ -14,6 +14,7 @@ from types import SimpleNamespace
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before any import of the hub's library
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ["MPLBACKEND"] = "module://notebook"  # of a kernel; it is not installed
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # on tensors this small, threads only wait
 
 import pytest

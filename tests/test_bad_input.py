@@ -21,6 +21,7 @@ TRAIN = [
     ("--stepz 5", r"unrecognized arguments: --stepz 5 .*--help"),
     ("--lr nan", "--lr is nan"),
     ("--device meta", "--device meta cannot be used here"),
+    ("--device hpu", "--device hpu cannot be used here"),
     ("--seq-len 400", "--seq-len 400, .* 40 tokens"),
     ("--method hs --relation-heads 4", "--relation-heads is a setting of mha .*not of --method hs"),
     ("--init=-1,2", "-1,2"),

@@ -20,6 +20,7 @@ def test_what_is_null_or_left_out_has_the_default_of_its_family():
 REFUSED = [  # change of a good config: what the one line must say
     ({"model_type": "gpt2"}, "'gpt2' is not supported; use bert, roberta, xlm-roberta, cam"),
     ({"model_type": None, "pad_token_id": 1}, "missing model_type"),
+    ({"model_type": None, "architectures": ["RobertaForMaskedLM"]}, "missing model_type"),
     ({"hidden_act": "gelu_new"}, "hidden_act 'gelu_new' is not supported; only 'gelu'"),
     ({"position_embedding_type": "relative_key"}, "'relative_key' is not supported; only 'absol"),
     ({"is_decoder": True}, "is_decoder is set"),

@@ -1,62 +1,32 @@
-"""Imports run one way only: a module imports its own level and the levels below it.
-
-Every import counts, also one inside a function: deferring an import hides a circle.
-"""
+"""Imports run one way only, also those inside functions, which can hide a circle."""
 
 import ast
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from helpers import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
-LEVELS = [
-    ("minitransformer",),
-    ("distill.method",),
-    ("distill.lean",),
-    ("distill",),  # distill/__init__.py and the pages: mha, direct_minilm, hs, od, mlm, student
-    ("distill.data",),
-    ("distill.training",),
-    ("distill.evaluation",),
-    ("distill.study",),
-    ("train", "evaluate"),
-]
-FILES = [*ROOT.glob("*.py"), *ROOT.glob("minitransformer/**/*.py"), *ROOT.glob("distill/**/*.py")]
+# a module imports its own room and those before it
+ROOMS = ["minitransformer", "distill.method", "distill.lean", "distill", "distill.data"]
+ROOMS += ["distill.training", "distill.evaluation", "distill.study", "train", "evaluate"]
+FILES = [*ROOT.glob("*.py"), *ROOT.glob("minitransformer/*.py"), *ROOT.glob("distill/**/*.py")]
 NAMES = {
     file: ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
     for file in FILES
 }
 
 
-def level(module: str) -> int | None:
-    """Return the level of the longest listed name that the module's name begins with."""
-    while module:
-        for number, names in enumerate(LEVELS):
-            if module in names:
-                return number
-        module = module.rpartition(".")[0]
-    return None
-
-
-def imports(source: str) -> set[str]:
-    found = set()
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"line {node.lineno}: a relative import"
-            # "from distill import method" may name a module or something inside the package
-            found |= {f"{node.module}.{alias.name}" for alias in node.names}
-    return found
-
-
 def upward(module: str, source: str) -> list[str]:
     """List the imports of this source that go up, or need transformers at run time."""
-    own = level(module)
-    assert own is not None, f"{module} belongs to no level"
-    names = imports(source)
-    return [n for n in names if (level(n) or 0) > own or n.split(".")[0] == "transformers"]
+
+    def room(name: str) -> int:
+        within = [room for room in ROOMS if f"{name}.".startswith(f"{room}.")]
+        return ROOMS.index(max(within, key=len)) if within else 0
+
+    nodes = [node for node in ast.walk(ast.parse(source)) if hasattr(node, "names")]
+    names = [f"{getattr(n, 'module', '')}.{a.name}".lstrip(".") for n in nodes for a in n.names]
+    return [n for n in names if room(n) > room(module) or n.startswith("transformers")]
 
 
 @pytest.mark.parametrize("file", FILES, ids=NAMES.get)

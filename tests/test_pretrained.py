@@ -135,7 +135,7 @@ def test_the_students_vectors_are_pooled_as_the_teachers(pooling, kind, said, sa
     torch.testing.assert_close(vector, ours, rtol=0, atol=1e-5)
 
 
-def test_another_module_is_named_and_a_revision_of_a_folder_refused(saved, capsys):
+def test_another_module_is_named_and_a_revision_refused(saved, capsys, monkeypatch):
     modules = [{"type": f"sentence_transformers.models.{name}"} for name in ("Pooling", "Dense")]
     (saved / "modules.json").write_text(json.dumps(modules))
     load_pretrained(saved)
@@ -146,16 +146,19 @@ def test_another_module_is_named_and_a_revision_of_a_folder_refused(saved, capsy
     (saved / "p").mkdir()
     (saved / "p" / "config.json").write_text(json.dumps(CLS))
     (saved / "config_sentence_transformers.json").write_text('{"prompts": {"query": "query: "}}')
-    (saved / "sentence_bert_config.json").write_text('{"do_lower_case": true}')
+    (saved / "sentence_roberta_config.json").write_text('{"do_lower_case": true}')
     save_pretrained(saved, *load_pretrained(saved))
     printed = capsys.readouterr().out
     assert "its prompts are left out" in printed
-    assert "sentence_bert_config.json asks for lower-case text" in printed
+    assert "sentence_roberta_config.json asks for lower-case text" in printed
     again = load_pretrained(saved)[1]
     assert (again.pooling, again.normalize) == ("cls", True)
     (saved / "modules.json").write_text('["Dense"]')  # odd, but no traceback
     load_pretrained(saved)
     assert "a module Dense, which" in capsys.readouterr().out
+    (saved / "minilm").mkdir()
+    monkeypatch.chdir(saved)
+    refusal(load_pretrained, "minilm", says="the default teacher and a folder; for that say ./min")
     for name in (saved, "minilm"):
         with pytest.raises(UserError, match="is not from the hub and has no revision v2"):
             load_pretrained(name, "v2")

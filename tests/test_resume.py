@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import threading
 
 import pytest
 from conftest import Killed
@@ -116,13 +115,6 @@ def test_a_signal_lets_the_step_finish_and_be_saved(
     main("--out", run, "--resume")
     assert differences(run, whole) == []
     assert signal.signal(number, before) == signal.SIG_DFL
-
-
-def test_it_trains_in_a_thread_as_notebooks_do(flags, unbroken, new):
-    thread = threading.Thread(target=main, args=[*flags, "--plain", "--out", new])
-    thread.start()
-    thread.join()
-    assert differences(new, unbroken()) == []
 
 
 @pytest.mark.slow

@@ -138,7 +138,10 @@ def test_default_sizes(given, expected, init):
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
-        ({"init": "uniform", "student_hidden": 12}, r"\(width, heads, FFN\) are \(12, 4, 48\)"),
+        (
+            {"init": "uniform", "student_hidden": 12},
+            r"\(width, heads, FFN\): student \(12, 4, 48\)",
+        ),
         ({"init": "last", "student_layers": 7}, "7 student layers, but the teacher has only 6"),
         ({"init": "1,2"}, "--init 1,2: list 3 layers, one per student layer, from 1 to 6"),
         ({"init": "-1, 2, 9"}, "list 3 layers"),

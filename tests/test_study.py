@@ -66,15 +66,17 @@ class Pretended(Study):  # without train.py and evaluate.py
         for (model, value), name in itertools.product(scores.items(), METRICS):
             task, metric = name.split(" ", 1)
             scored.append({"model": model, "task": task, "metric": metric, "values": [value] * 2})
-        (out / "results.json").write_text(json.dumps({"rows": scored}))
+        found = {"rows": scored, "tasks": TASKS, "hashes": dict.fromkeys(scores, "1")}
+        (out / "results.json").write_text(json.dumps(found))
         (out / "log.jsonl").write_text("".join(LOG))
 
 
-calls = []
-METRICS = [f"reviews accuracy{part}" for part in ("", " de")]
-METRICS += [f"reviews retrieval accuracy{part}" for part in ("", " de", " ja")]
+calls, TASKS = [], {"reviews": "a"}
+METRICS = "accuracy/accuracy de/probe accuracy/probe accuracy de".split("/")
+METRICS += [f"retrieval accuracy{part}" for part in ("", " de", " ja")]
+METRICS = [f"reviews {name}" for name in METRICS]
 SETTINGS = dict.fromkeys(KEPT_SETTINGS, 1) | {"seq_len": 128}
-START = {"event": "start", "settings": SETTINGS, "sequences_a_step": 16, "versions": {}}
+START = {"event": "start", "settings": SETTINGS, "teacher": None, "versions": {}}
 START |= {"start": {"layers": [1, 2]}, "text": [{"tokens": 9}], "commit": "0" * 40, "machine": ""}
 EVALS = [{"event": "eval", "step": step, "loss": loss} for step, loss in ((0, 2.0), (2, 0.5))]
 START_NAME = "untrained start from 1,2"
@@ -96,7 +98,7 @@ def test_a_row_leaves_one_record_and_weights_of_ones_own_and_is_not_run_again(
     assert "failed, their messages stand above: own-2x32/mlm/first" in capsys.readouterr().out
     teacher, cut, own, _ = read_records(study.config.results)
     assert (teacher["row"], cut["row"]) == ("own-2x32/teacher", "own-2x32/cut-off teacher")
-    assert (own["scores"]["reviews accuracy"], own["tokens_read"]) == ([0.72, 0.72], 4096)
+    assert own["scores"]["reviews accuracy"] == [0.72, 0.72]
     assert str(tmp_path) not in study.config.results.read_text()
     (hs, od) = [words for words in calls if "od-after-hs" in words[1] and "--steps" in words]
     assert "--mapping" in hs
@@ -111,12 +113,18 @@ def test_a_row_leaves_one_record_and_weights_of_ones_own_and_is_not_run_again(
     assert "has another teacher; use other --results" in capsys.readouterr().out
     other = Row("own-2x32", "hs-last", "first", 0, 4096)  # nor may two rows have two teachers
     assert Pretended(config(tmp_path, "--teacher", "other/teacher")).run([other]) == 1
+    assert Pretended(config(tmp_path, "--ffn", "7")).run([other]) == 1  # or other sizes
+    TASKS["reviews"] = "b"  # its files were edited: the references are of other examples
+    assert study.run([other]) == 1
+    assert "the teacher or a task has changed since; use other" in capsys.readouterr().out
+    TASKS["reviews"] = "a"
+    assert study.run([other]) == 0  # its training was kept
 
 
 def test_untrained_starts_are_recorded_by_their_layers(study, monkeypatch):
     roles = "teacher", "untrained start", "student"
     found = {role: {"reviews accuracy": [0.5]} for role in roles}
-    monkeypatch.setattr(study, "_evaluate", lambda row, run: dict(found))
+    monkeypatch.setattr(study, "_evaluate", lambda row, run: ([], dict(found)))
     after, hs = (Row("own-2x32", name, "first", 0, 4096) for name in ("od-after-hs", "hs-single"))
     for row, more in ((after, ["teacher", after.name[9:]]), (hs, [hs.name[9:], START_NAME])):
         before = len(read_records(study.config.results))
@@ -169,7 +177,9 @@ def test_the_page_compares_with_the_cut_off_teacher_and_names_who_is_above_the_t
     (folder / "page.md").write_text("<!-- table -->\n<!-- sections -->\n<!-- commits -->")
     main(f"report --results {study.config.results} --page {folder}.md".split())
     page = re.sub(" +", " ", Path(f"{folder}.md").read_text())
-    row = "| `od from 1,2` | 71.0 ± 1.0 (+21.0 ± 1.0) | 71.0 ± 1.0 | 2.000 → 0.500 | 2 |"
+    row = (
+        "| `od from 1,2` | 71.0 ± 1.0 (+21.0 ± 1.0) | 71.0 ± 1.0 | 71.0 ± 1.0 | 2.000 → 0.500 | 2 |"
+    )
     assert page.count(row) == 2  # 0.20 and 0.22 above; on the first screen and in the section
     assert "Above the teacher: `hs-single from 1,2` on reviews by 5.0." in page
     assert "| reviews retrieval accuracy | distilled on | kept out | de | ja |" in page
@@ -185,7 +195,7 @@ COMMANDS = re.findall(r"(?<=^python -m distill.study )run .*", PRINTED, re.MULTI
 @pytest.mark.slow
 @pytest.mark.parametrize("number", range(len(COMMANDS)))
 def test_a_full_scale_command_trains_two_steps_of_a_tiny_stand_in(number, folder, monkeypatch):
-    monkeypatch.setattr(Study, "_evaluate", lambda *_: {"student": {}})
+    monkeypatch.setattr(Study, "_evaluate", lambda *_: ([], {"student": {}}))
     make_inputs(folder, num_hidden_layers=12)
     command = re.sub(r"--data \S+", "", COMMANDS[number])
     layers, method = re.search(r"own-(\d+)x\d+/(.*?)/", command).groups()
@@ -194,4 +204,4 @@ def test_a_full_scale_command_trains_two_steps_of_a_tiny_stand_in(number, folder
     assert (
         main(shlex.split(f"{command} --seq-len 16 --tokens 128 --nproc {2 - min(number, 1)}")) == 0
     )
-    assert read_records(max(folder.glob("results/*.jsonl")))[0]["tokens_read"] == 128
+    assert read_records(max(folder.glob("results/*.jsonl")))[0]["settings"]["steps"] == 2

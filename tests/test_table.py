@@ -118,7 +118,8 @@ def test_how_far_the_student_came_is_said_in_words():
         "t accuracy: RUN recovered 50 % ± 0 of the way from BASE to TEACHER"
         " (baseline 0.500 ± 0.014, student 0.600 ± 0.014, teacher 0.700 ± 0.014)"
     )
-    assert "RUN is below BASE, which needs no training" in words(base=0.6, run=0.5, teacher=0.7)
-    assert "TEACHER leads by too little for a share" in words(base=0.5, run=0.6, teacher=0.5)
+    assert "RUN is below BASE, so training it did not pay" in words(base=0.6, run=0.5, teacher=0.7)
+    assert "no share: TEACHER's lead is small or noisy" in words(base=0.5, run=0.6, teacher=0.5)
     assert "RUN cannot be compared" in words(base=0.5, run=None, teacher=0.5)
+    assert "RUN cannot be compared" in words(base=0.5, run=0.6, teacher=None)
     assert "RUN is below START" in words(base=None, start=0.65, run=0.6, teacher=0.7)

@@ -60,6 +60,17 @@ def test_a_folder_with_only_vocab_json_and_merges_is_robertas_tokenizer(space, t
     assert_equal_ids(ours, transformers.RobertaTokenizer.from_pretrained(tmp_path, mask_token=mask))
 
 
+def test_roberta_is_read_from_its_own_files_if_they_are_whole(tmp_path):
+    declared = {"tokenizer_config.json": {"tokenizer_class": "RobertaTokenizer"}}
+    files = byte_files() | declared
+    ours = corpus_ids(load(tmp_path, files, "roberta"), LINES)
+    words = "\n".join(sorted(files["vocab.json"], key=files["vocab.json"].get))
+    assert corpus_ids(load(tmp_path, {"vocab.txt": words}, "roberta"), LINES) == ours
+    (tmp_path / "vocab.txt").unlink()
+    files["vocab.json"] |= {f"word{n}": 300 + n for n in range(500)}
+    refusal(load, tmp_path, files, "roberta", says="merges.txt has 5 lines for .* is it cut off")
+
+
 def test_the_hash_is_equal_for_one_that_transformers_saved_again(tmp_path):
     declared = {"tokenizer_class": "RobertaTokenizerFast"}
     files = {"tokenizer.json": byte_level(), "tokenizer_config.json": declared}

@@ -25,6 +25,7 @@ WORDNET = [
 ]
 WORDNET_SHA256 = "8c3d99905f3f81b0a0165bf100cee2b4c5b8cf2121772b5c63f4786a1f01244b"
 PACKAGES = "numpy pandas matplotlib networkx sympy datasets huggingface_hub fsspec".split()
+INSTALLED = [package for package in PACKAGES if importlib.util.find_spec(package)]
 SKIPPED_FOLDERS = {"site-packages", "tests", "test", "testing", "idlelib", "lib2to3", "__pycache__"}
 
 
@@ -39,7 +40,7 @@ def wordnet_texts() -> Iterator[str]:
 
 
 def docs_identity() -> str:
-    versions = [f"{package} {importlib.metadata.version(package)}" for package in _installed()]
+    versions = [f"{package} {importlib.metadata.version(package)}" for package in INSTALLED]
     return f"docs 3, {platform.python_version()}, {', '.join(versions)}"
 
 
@@ -53,14 +54,10 @@ def docs_texts() -> Iterator[str]:
             yield "\n".join(new)
 
 
-def _installed() -> list[str]:
-    return [package for package in PACKAGES if importlib.util.find_spec(package)]
-
-
 def _sources() -> Iterator[str]:
     for topic in sorted(topics):
         yield topics[topic]
-    specs = map(importlib.util.find_spec, _installed())
+    specs = map(importlib.util.find_spec, INSTALLED)
     roots = [sysconfig.get_path("stdlib"), *(s.submodule_search_locations[0] for s in specs)]
     for root in roots:
         for path in sorted(Path(root).rglob("*.py")):

@@ -24,7 +24,6 @@ from distill.data.built_in import BUILT_IN
 from minitransformer.files import UserError, check_regular, first_line
 
 LONGEST_DOCUMENT = 10_000  # characters; a longer text is cut into several documents
-LONGEST_LINE = 2**26  # characters of a line of JSON
 PART, PARTS = 2**16, 64  # bytes in a part; parts of a large file that are hashed
 
 
@@ -72,7 +71,7 @@ def parse_source(spec: str) -> Source:
 def found(pattern: str) -> list[str]:
     """Return the path itself where there is one (it may hold "["), else what the glob matches."""
     pattern = os.path.expanduser(pattern)
-    return [pattern] if os.path.lexists(pattern) else sorted(glob.glob(pattern, recursive=True))
+    return [pattern] if os.path.lexists(pattern) else sorted({*glob.glob(pattern, recursive=True)})
 
 
 def look_up(source: Source) -> Source:
@@ -163,9 +162,7 @@ def read_txt(file: BinaryIO, column: str) -> Iterator[str]:
 def read_json(file: BinaryIO, column: str) -> Iterator[object]:
     """One object per line; the first one has to have the column."""
     first = True
-    for number, line in enumerate(lines(file, LONGEST_LINE), 1):
-        if len(line) == LONGEST_LINE:
-            raise UserError(f"line {number}: more than {LONGEST_LINE:,} characters; split it")
+    for number, line in enumerate(lines(file, -1), 1):
         if line.strip():
             try:
                 row = json.loads(line)
@@ -193,7 +190,7 @@ def require(column: str, names: Collection[str]) -> None:
 
 
 def lines(file: BinaryIO, limit: int) -> Iterator[str]:
-    """Yield the lines of a text; one of more than `limit` characters comes in parts."""
+    """Yield the lines of a text; one longer than `limit` comes in parts (-1: no limit)."""
     with io.TextIOWrapper(file, "utf-8") as stream:
         while line := stream.readline(limit):
             if "\0" in (line[:1], line.rstrip("\n")[-1:]):  # beside a UTF-16 line break

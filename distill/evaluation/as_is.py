@@ -103,6 +103,8 @@ def probe_scores(model: Model, task: Task, device, precision: str) -> dict[str, 
         for other in second:
             first = torch.cat([first, other, (first - other).abs(), first * other], dim=-1)
         vectors[name] = first
+    if not all(split.isfinite().all() for split in vectors.values()):
+        return {f"probe {metric}": dict.fromkeys(task.scored)}  # undefined
     train, targets = vectors.pop("train"), torch.from_numpy(labels["train"])
     targets = F.one_hot(targets, classes) if classes else targets[:, None]
     scores = {}

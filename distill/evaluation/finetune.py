@@ -138,7 +138,7 @@ class Tuner:
 
     def train(self, seed: int) -> dict[str, dict[str, float | None]]:
         """Return {metric: {split: score}}; None where the loss became NaN or inf. The seed decides
-        the head's first weights and the order of the examples, alike for every model.
+        the head's first weights and the order of the examples, alike for models of one tokenizer.
         """
         recipe, task, generator = self.recipe, self.task, torch.Generator().manual_seed(seed)
         model = Classifier(self.encoder, self.used_ids, len(task.classes) or 1, generator)

@@ -87,12 +87,12 @@ def closing_lines(models: dict[str, Model], tasks: list[Task], records, labels) 
             base = max(bases, key=lambda r: -math.inf if r["mean"] is None else r["mean"])
             below, name, above = (labels[side["model"]] for side in (base, student, teacher))
             way = share(student, teacher, base)
-            if None in (base["mean"], student["mean"]):
+            if None in (base["mean"], student["mean"], teacher["mean"]):
                 said = f"{name} cannot be compared"
             elif student["mean"] < base["mean"]:
-                said = f"{name} is below {below}, which needs no training"
+                said = f"{name} is below {below}, so training it did not pay"
             elif way is None:
-                said = f"{name} is not below {below}; {above} leads by too little for a share"
+                said = f"{name} is not below {below}; no share: {above}'s lead is small or noisy"
             else:
                 said = f"{name} recovered {way} of the way from {below} to {above}"
             scores = f"baseline {score(base)}, student {score(student)}, teacher {score(teacher)}"

@@ -85,7 +85,8 @@ def read_csv(file: Path, **form) -> pd.DataFrame:
     short = table.isna().any(axis=1)
     if short.any():
         raise UserError(f"row {short.idxmax()} has fewer cells than the header")
-    return table[1:].set_axis(table.iloc[0].str.strip(), axis=1)
+    header = table.iloc[0]
+    return table[(table != header).any(axis=1)].set_axis(header.str.strip(), axis=1)  # joined files
 
 
 READERS = {
@@ -105,6 +106,9 @@ def read_split(folder: Path, name: str, columns: tuple[str, ...]) -> Split:
     if len({(path.suffix, path.stem == name) for path in files}) != 1:
         found = ", ".join(file.name for file in files) or "none"
         raise UserError(f"{folder}: expected one {name} with {', '.join(READERS)}, found {found}")
+    shards = re.search(r"-of-(\d+)", files[0].name)
+    if shards and len(files) != int(shards[1]):
+        raise UserError(f"{folder}: {len(files)} files of {name}, their names say {shards[1]}")
     tables = []
     try:
         for file in files:
@@ -197,4 +201,7 @@ def folder_task(folder: str | Path) -> Task:
     name = folder.resolve().name
     for key, split in splits.items():
         splits[key] = numbered(split, numbers, missing, f"{name} {key}", notes)
+    known, dev = ({*zip(s.texts, s.text_pairs or s.texts, strict=True)} for s in splits.values())
+    if both := len(known & dev):
+        notes.append(f"{name}: {both} of {len(dev)} texts of dev are in train, too")
     return Task(name, splits.pop("train"), splits, tuple(numbers), metrics, tuple(notes))

@@ -1,13 +1,13 @@
 """The report's pictures: ranking, scores over tokens, languages."""
 
+import os
 from pathlib import Path
-
-import matplotlib
-import matplotlib.pyplot as plt
 
 from distill.study.rows import KEPT_OUT
 
-matplotlib.use("agg")  # files only; a window needs a screen
+os.environ["MPLBACKEND"] = "agg"  # files only; a notebook names one that may not be installed
+import matplotlib.pyplot as plt
+
 LEGEND = {"fontsize": 8, "loc": "center left", "bbox_to_anchor": (1, 0.5)}
 
 

@@ -1,8 +1,8 @@
 """The page: tables and pictures of the records, in the text that stands in FOLDER/page.md.
 
-A student is compared with the teacher cut off at its depth (a narrower one: against its untrained
-start), task by task on the same fine-tuning seeds. With S training seeds, F fine-tuning seeds and
-d[s, f] the difference, a mean over tasks,
+A student is compared with the teacher cut off at its depth (a narrower one with its untrained
+start, of one seed), task by task on the same fine-tuning seeds. With S training seeds, F
+fine-tuning seeds and d[s, f] the difference, a mean over tasks,
 
     error = sqrt(variance over s of mean_f d / S  +  variance over f of mean_s d / F)
 """
@@ -19,7 +19,8 @@ from distill.study.run import copied_layers, read_records
 from minitransformer.files import UserError
 
 KEPT, RETRIEVAL = "vectors neighbours kept", "reviews retrieval accuracy"
-REFERENCES = ("teacher", "teacher with MLM head", "untrained start", "cut-off teacher")
+HEADED = ("teacher with MLM head", "untrained start with MLM head", "cut-off teacher with MLM head")
+REFERENCES = ("teacher", *HEADED, "untrained start", "cut-off teacher")  # last: the baseline
 TEMPLATE = "# Study\n\n<!-- table -->\n\n![](<!-- folder -->/ranking.png)\n\n<!-- sections -->"
 
 
@@ -28,7 +29,7 @@ class Section:
 
     models       {name: records, one a training seed}: the references, then the rows, best first; a
                  row is a method and the teacher layers that its start copies
-    references   of models, those that no row trained; the last one is the baseline
+    references   of models, those that no row trained
     """
 
     def __init__(self, records: list[dict], student: str, tokens: float):
@@ -40,12 +41,10 @@ class Section:
         self.references = [name for kind in REFERENCES for name in kinds if kinds[name] == kind]
         self.base_name = self.references[-1]
         self.base = shared[self.base_name][0]["scores"]
-        keys: dict[str, str] = {}
-        for key in self.base:
-            keys.setdefault(key.split()[0], key)
-        self.tasks = [key for name, key in keys.items() if name not in ("vectors", "glue")]
-        probes = (key.replace(" ", " probe ", 1) for key in self.tasks)
-        self.as_is = [key for key in (*probes, KEPT, RETRIEVAL) if key in self.base]
+        probes = {key: " probe ".join(key.rpartition(" ")[::2]) for key in self.base}
+        self.tasks = [key for key, probe in probes.items() if probe in self.base]
+        self.as_is = [probes[key] for key in self.tasks]
+        self.as_is += [key for key in (KEPT, RETRIEVAL) if key in self.base]
         self.student, self.tokens, rows = student, tokens, {}
         for record in records:
             if record.get("tokens") == tokens:
@@ -60,11 +59,16 @@ class Section:
         scores = [[record["scores"][key] for record in seeds] for key in self.tasks]
         return 100 * np.array(scores, dtype=float)
 
+    def baseline(self, name: str) -> str:
+        """Return the cut-off teacher or, where there is none, the start of that row."""
+        own = f"untrained start from {name.rpartition(' from ')[2]}"
+        return own if own in self.models and "start" in self.base_name else self.base_name
+
     def above_baseline(self, name: str, task: int | None = None) -> tuple[float, float]:
         """Return what it has above the baseline, and its standard error: in one task or, by
         default, in their mean.
         """
-        d = self.tuned(self.models[name]) - self.tuned(self.models[self.base_name])  # (T, S, F)
+        d = self.tuned(self.models[name]) - self.tuned(self.models[self.baseline(name)])
         d = d.mean(axis=0) if task is None else d[task]
         parts = [mean_and_error(d.mean(axis=axis))[1] for axis in (0, 1)]
         return d.mean(), math.hypot(*parts)
@@ -91,28 +95,29 @@ class Section:
             tasks = self.tuned(seeds)
             tasks = tasks.mean(axis=2) if len(seeds) > 1 else tasks[:, 0]
             cells = [plus_minus(*mean_and_error(task)) for task in tasks]
-            if name != self.base_name:
+            if name != self.baseline(name):
                 gains = [self.above_baseline(name, n) for n in range(len(cells))]
                 cells = [f"{c} ({plus_minus(*g, '+')})" for c, g in zip(cells, gains, strict=True)]
             cells += [plus_minus(*mean_and_error(values(seeds, key))) for key in self.as_is]
-            curve = seeds[0].get("curve")
-            cells.append(f"{curve[0][1]:.3f} → {curve[-1][1]:.3f}" if curve else "")
-            lines.append([f"`{name}`", *cells, str(len(seeds)) if curve else ""])
+            curves = [record["curve"] for record in seeds if "curve" in record]
+            ends = (np.mean([curve[end][1] for curve in curves]) for end in (0, -1) if curves)
+            cells += [" → ".join(map("{:.3f}".format, ends)), str(len(curves) or "")]
+            lines.append([f"`{name}`", *cells])
         return markdown(lines)
 
     def text(self) -> str:
-        first = next(iter(self.rows.values()))[0]
-        settings, text = first["settings"], f"{first['text_tokens'] / 1e6:.1f} million tokens"
-        facts = f"{settings['steps']:,} steps, {settings['precision']}, on {first['machine']}; the"
-        facts += f" text has {text}. {self.command}"
+        records = [record for seeds in self.rows.values() for record in seeds]
+        where = {f"{r['settings']['precision']} on {r['machine']}": None for r in records}
+        text = f"the text has {records[0]['text_tokens'] / 1e6:.1f} million tokens"
+        facts = f"{records[0]['settings']['steps']:,} steps; {'; '.join(where)}; {text}. "
         above = []
         for name, seeds in self.rows.items():
-            gains = (self.tuned(seeds) - self.tuned(self.models["teacher"])).mean(axis=(1, 2))
-            named = zip(self.tasks, gains, strict=True)
-            found = [f"on {key.split()[0]} by {gain:.1f}" for key, gain in named if gain > 0]
-            above += [f"`{name}` {gain}" for gain in found]
+            gains = (self.tuned(seeds) - self.tuned(self.models[self.references[0]])).mean((1, 2))
+            for key, gain in zip(self.tasks, gains, strict=True):
+                if gain > 0:
+                    above.append(f"`{name}` on {key.rpartition(' ')[0]} by {gain:.1f}")
         why = [f"Above the teacher: {', '.join(above)}."] if above else []
-        return "\n\n".join([f"### {self.title}", facts, self.table(), *why])
+        return "\n\n".join([f"### {self.title}", facts + self.command, self.table(), *why])
 
 
 def values(seeds: list[dict], key: str) -> np.ndarray:
@@ -137,8 +142,8 @@ def by_language(section: Section, what: str) -> tuple[list[str], dict[str, np.nd
     keys.sort(key=lambda key: (key.split()[-1] in KEPT_OUT, key))
     found = {}
     for name, seeds in section.models.items():
-        scores = [[np.mean(record["scores"][key]) for key in keys] for record in seeds]
-        found[name] = 100 * np.mean(scores, axis=0)
+        scores = [[record["scores"][key] for key in keys] for record in seeds]
+        found[name] = 100 * np.array(scores, dtype=float).mean(axis=(0, 2))
     return [key.split()[-1] for key in keys], found
 
 
@@ -155,7 +160,7 @@ def language_table(what: str, names: list[str], scores: dict[str, np.ndarray]) -
 def write_report(results: Path, page: Path) -> int:
     """Write the page, and its pictures into the folder beside it that has its name."""
     records = read_records(results)
-    if not records:
+    if not any("tokens" in record for record in records):
         raise UserError(f"{results}: no record; make some with `python -m distill.study run`")
     folder = page.with_suffix("")
     folder.mkdir(parents=True, exist_ok=True)
@@ -164,7 +169,8 @@ def write_report(results: Path, page: Path) -> int:
         own = [record for record in records if record["student"] == student]
         for tokens in sorted({record["tokens"] for record in own if "tokens" in record}):
             found.append(Section(own, student, tokens))
-    english = [section for section in found if section.student == ENGLISH] or found
+    first = [section for section in found if section.student == found[0].student]
+    english = [section for section in found if section.student == ENGLISH] or first
     main = max(english, key=lambda s: (sum(map(len, s.rows.values())), s.tokens))
     figures.draw_ranking(folder / "ranking.png", main)
     if len(english) > 1:  # budgets

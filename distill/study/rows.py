@@ -45,7 +45,7 @@ class Row:
 
     @property
     def name(self) -> str:
-        run = f"seed-{self.seed}/{self.tokens / 1e6:g}M"
+        run = f"seed-{self.seed}/{self.tokens / 1e6:.10g}M"
         return f"{self.student}/{self.method}/{self.start}/{run}"
 
     @property

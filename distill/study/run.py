@@ -16,6 +16,7 @@ from filelock import FileLock, Timeout
 
 from distill.study import help_text
 from distill.study.rows import METHODS, Row
+from distill.training.run import Run
 from minitransformer.files import UserError, first_line, read_json
 from minitransformer.pretrained import find_folder
 
@@ -25,7 +26,7 @@ TASKS = {"english": ["movies", "topics"], "multilingual": ["reviews"]}
 WITH_HEAD = "minilm-with-head"
 HEAD = "--method mlm --init minilm --lr 2e-4 --steps 500 --batch-size 32 --save-every 100"
 # of the command line: what a row's name leaves open
-GIVEN = ("data", "tasks", "batch", "seq_len", "rates", "warmup", "heads", "ffn")
+GIVEN = ("data", "data_dir", "tasks", "batch", "seq_len", "rates", "warmup", "heads", "ffn")
 KEPT_SETTINGS = ("lr", "batch_size", "accumulate", "seq_len", "steps", "warmup", "precision")
 
 
@@ -37,21 +38,15 @@ class Study:
     def run(self, rows: list[Row]) -> int:
         """Run the rows without a record, in order; return the exit status."""
         failed = []
-        while rows:
-            taken = []
-            for row in rows:
-                try:
-                    with self._lock(row.name, wait=False):
-                        self._finish(row)
-                except Timeout:  # another process holds it, or a part that it needs
-                    taken.append(row)
-                except UserError as error:
-                    print(f"{row.name}: {error}", flush=True)
-                    failed.append(row.name)
-            if taken and len(taken) == len(rows):
-                print(f"another process runs {', '.join(row.name for row in taken)}")
-                break
-            rows = taken
+        for row in rows:
+            try:
+                with self._lock(row.name, wait=False):
+                    self._finish(row)
+            except Timeout:
+                print(f"another process runs {row.name}")
+            except UserError as error:
+                print(f"{row.name}: {error}", flush=True)
+                failed.append(row.name)
         if failed:
             print(f"failed, their messages stand above: {', '.join(failed)}")
         return 1 if failed else 0
@@ -60,31 +55,37 @@ class Study:
         given = {name: getattr(self.config, name) for name in GIVEN}
         given["teacher"] = Path(self._teacher_name(row)).name
         results = self.config.results
-        # the page compares all rows of a student with one teacher, on the same tasks
-        shared = () if row.setting == "english" else ("teacher", "tasks")
+        # the page compares all rows of a student; only od has a teacher of its own
+        own = {"rates", "teacher"} if row.setting == "english" else {"rates"}
         for record in read_records(results):
-            name, before = record["row"], record.get("given", given)
-            other = [k for k in (given if name == row.name else shared) if before[k] != given[k]]
+            name, before = record["row"], given | record.get("given", {})
+            compared = given if name == row.name else given.keys() - own
+            other = [key for key in given if key in compared and before[key] != given[key]]
             if other and record["student"] == row.student:
                 raise UserError(f"{results}: {name} has another {other[0]}; use other --results")
             if name == row.name:
                 return
         print(f"\n== {row.name}", flush=True)
         run = self._train_student(row)
-        facts, models = log_facts(run), self._evaluate(row, run)
-        start = models.pop("untrained start", None)
-        if start and row.method != "od-after-hs":  # whose start is a trained student
-            models[f"untrained start from {copied_layers(asdict(row) | facts)}"] = start
+        facts, (inputs, models) = log_facts(run), self._evaluate(row, run)
+        for role in [role for role in models if role.startswith("untrained start")]:
+            start = models.pop(role)
+            if row.method != "od-after-hs":  # whose start is a trained student
+                models[f"{role} from {copied_layers(asdict(row) | facts)}"] = start
         with self._lock("records"):
-            known = {record["row"] for record in read_records(results)}
+            known = {record["row"]: record for record in read_records(results)}
             for role, scores in models.items():  # teacher and baselines once for all rows
                 if role == "student":
                     record = {"row": row.name, **asdict(row), "given": given, **facts}
                 else:
                     record = {"row": f"{row.student}/{role}", "student": row.student}
                     record |= {"method": role, "commit": facts["commit"]}
-                if record["row"] not in known:
-                    append(results, {**record, "scores": scores})
+                before = known.get(record["row"])
+                if before is None:
+                    append(results, {**record, "inputs": inputs, "scores": scores})
+                elif before.get("inputs", inputs) != inputs:
+                    what = "the teacher or a task has changed since"
+                    raise UserError(f"{results}, {record['row']}: {what}; use other --results")
         if row.setting != "own":  # weights of a student of one's own are kept
             shutil.rmtree(self.folder / row.name)
 
@@ -104,11 +105,9 @@ class Study:
         return run
 
     def _train(self, folder: Path, flags: list[str]) -> None:
-        """Train into `folder`, or resume there, or leave it where it is finished."""
-        log = read_log(folder)
-        if log and log[-1]["event"] == "summary":
-            return
-        if log:
+        """Train into `folder`, or resume there; train.py leaves a finished run as it is."""
+        log = folder / "log.jsonl"
+        if log.exists() and b"\n" in log.read_bytes():
             flags = [*flags, "--resume"]
         elif folder.exists():  # killed before it began
             shutil.rmtree(folder)
@@ -155,7 +154,7 @@ class Study:
         """Return the teacher's name; the one with an MLM head is trained on the first call."""
         name = self._teacher_name(row)
         if name.endswith(WITH_HEAD):
-            with self._lock(WITH_HEAD, wait=False):
+            with self._lock(WITH_HEAD):
                 self._train(Path(name), HEAD.split())
         return name
 
@@ -169,8 +168,8 @@ class Study:
             files = [help_text.training_text(self.folder / "help", n) for n in help_text.TRAINED]
         return [f"{file.stem}={file}" for file in files]
 
-    def _evaluate(self, row: Row, run: Path) -> dict[str, dict]:
-        """Return {role of a model: {"TASK METRIC": a value for each seed}}."""
+    def _evaluate(self, row: Row, run: Path) -> tuple[list[str], dict[str, dict]]:
+        """Return hashes of teacher and tasks, and {model: {"TASK METRIC": a value a seed}}."""
         out, teacher = run.parent / "evaluation", self._teacher(row)
         flags = ["--tasks", *TASKS.get(row.setting, self.config.tasks)]
         flags += ["--data-dir", self.config.data_dir] if self.config.data_dir else []
@@ -181,15 +180,21 @@ class Study:
         if teacher.endswith(WITH_HEAD):
             roles = {name: f"{role} with MLM head" for name, role in roles.items()}
         roles[str(run)], models = "student", {}
-        for score in json.loads((out / "results.json").read_text("utf-8"))["rows"]:
+        result = json.loads((out / "results.json").read_text("utf-8"))
+        for score in result["rows"]:
             scores = models.setdefault(roles[score["model"]], {})
             scores[f"{score['task']} {score['metric']}"] = score["values"]
-        return models
+        return [result["hashes"][teacher], *result["tasks"].values()], models
 
     def _call(self, *words: str) -> None:
-        """Run a Python program."""
+        """Run a Python program. Ctrl-C reaches it too, and it is given the time to save."""
         print("$ python", *words, flush=True)
-        if (status := subprocess.run([sys.executable, *words]).returncode) != 0:
+        program = subprocess.Popen([sys.executable, *words])
+        try:
+            program.wait()
+        finally:
+            status = program.wait()
+        if status:
             raise UserError(f"{Path(words[0]).name} ended with status {status}")
 
 
@@ -216,24 +221,15 @@ def copied_layers(record: dict) -> str:
     return ",".join(map(str, record["layers"])) or record["start"]
 
 
-def read_log(folder: Path) -> list[dict]:
-    """Return the whole lines of a run's log; [] where it has not begun."""
-    file = folder / "log.jsonl"
-    lines = file.read_bytes().split(b"\n")[:-1] if file.exists() else []
-    return [json.loads(line) for line in lines]
-
-
 def log_facts(folder: Path) -> dict:
     """Return what a run's log says: settings, text, machine, held-out losses."""
-    log = read_log(folder)
+    log = Run(folder).records()
     start = log[0]
     settings = {name: start["settings"][name] for name in KEPT_SETTINGS}
-    steps = sum(record["event"] == "step" for record in log)
     return {
         "settings": settings,
         "layers": start["start"]["layers"],  # of the teacher, which the start copies
         "text_tokens": sum(corpus["tokens"] or 0 for corpus in start["text"]),
-        "tokens_read": steps * start["sequences_a_step"] * settings["seq_len"],
         "curve": [[record["step"], record["loss"]] for record in log if record["event"] == "eval"],
         **{name: start[name] for name in ("commit", "machine", "versions")},
     }

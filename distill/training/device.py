@@ -56,7 +56,7 @@ def choose_device(name: str) -> torch.device:
         torch.zeros((), device=device).item()  # meta, for one, has no values
         if device.type == "cuda":
             torch.cuda.set_device(device)
-    except (RuntimeError, AssertionError) as error:
+    except (RuntimeError, AssertionError, LookupError, ImportError) as error:
         raise UserError(f"--device {name} cannot be used here: {first_line(error)}") from None
     return device
 

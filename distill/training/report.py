@@ -1,6 +1,7 @@
 """What train.py prints, and what a finished run leaves: export, loss.png, model card, summary."""
 
 import json
+import os
 import shlex
 from pathlib import Path
 
@@ -56,9 +57,8 @@ def announce(config, run: Run, start: Start, text: list[dict], frozen: list[str]
     print(f"student: {describe_encoder(start.student)}; --init {config.init}{copied}")
     print(f"{config.method}: {start.method.describe()}")
     if frozen:
-        count = readable(sum(start.student.get_parameter(name).numel() for name in frozen))
-        modules = ", ".join(dict.fromkeys(name.rpartition(".")[0] for name in frozen))
-        print(f"frozen, not reached by this method ({count} parameters): {modules}")
+        modules = dict.fromkeys(name.rpartition(".")[0] for name in frozen)
+        print(f"frozen, not reached by this method: {', '.join(modules)}")
     if (fit := start.student.config.max_tokens) > config.seq_len:
         print(f"note: positions {config.seq_len + 1} to {fit} are not trained, they stay as copied")
     for warning in start.warnings:
@@ -126,16 +126,13 @@ def write_card(folder: Path, record: dict, start: Start, losses: str) -> None:
 
 
 def plot_loss(config, steps: list[dict], evals: list[dict], file: Path) -> None:
+    os.environ["MPLBACKEND"] = "agg"  # a notebook names one that may not be installed
     import matplotlib.pyplot as plt  # imported late: slow, and only needed here
 
     figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
     axes.plot([r["step"] for r in steps], [r["loss"] for r in steps], label="training")
     axes.plot([r["step"] for r in evals], [r["loss"] for r in evals], "o-", label="held-out")
-    axes.set(
-        xlabel="optimizer step",
-        ylabel=f"{config.method} loss",
-        title=str(file.parent).replace("$", r"\$"),
-    )
+    axes.set(xlabel="optimizer step", ylabel=f"{config.method} loss")
     axes.legend()
     with atomic(file) as temporary:
         figure.savefig(temporary, dpi=120, format="png")

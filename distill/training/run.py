@@ -16,7 +16,6 @@ import json
 import os
 import pickle
 import signal
-import threading
 from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
@@ -116,8 +115,6 @@ class Run:
             with open(unfinished, "wb") as file:
                 torch.save(state, file)
             flush(unfinished)
-            for damaged in self.folder.glob(f"checkpoint-{step:09d}-*"):
-                damaged.unlink()
             name = f"checkpoint-{step:09d}-{_digest(unfinished)}.pt"
             os.replace(unfinished, self.folder / name)
             flush(self.folder)
@@ -134,11 +131,14 @@ class Run:
                 print(f"{file} is damaged, trying the one before")
                 continue
             try:
-                return torch.load(file, map_location="cpu", weights_only=True)
+                state = torch.load(file, map_location="cpu", weights_only=True)
+                if state["log_length"] <= self.log_file.stat().st_size:
+                    return state
+                print(f"{file} is newer than log.jsonl, trying the one before")
             except pickle.UnpicklingError:  # its message advises to run the code
                 raise UserError(f"{file} holds code, so no run wrote it; delete it") from None
         if checkpoints:
-            raise UserError(f"{self.folder}: all its checkpoints are damaged; start a new run")
+            raise UserError(f"{self.folder}: none of its checkpoints can be used; start a new run")
         return None
 
     def remove_checkpoints(self) -> None:
@@ -223,11 +223,8 @@ class Signals(contextlib.ExitStack):
         self._launcher = os.getppid() if world() > 1 else None
 
     def listen(self) -> None:
-        if threading.current_thread() is not threading.main_thread():
-            return  # Python allows handlers there alone
-        for name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1"):
-            number = getattr(signal, name, None)  # Windows lacks the last two
-            if number and signal.getsignal(number) != signal.SIG_IGN:  # nohup's choice stays
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
+            if signal.getsignal(number) != signal.SIG_IGN:  # nohup's choice stays
                 self.callback(signal.signal, number, signal.signal(number, self._note))
 
     def _note(self, number: int, frame) -> None:
