@@ -112,7 +112,7 @@ class HS(Method):
     def describe(self):
         pairs = " ".join(f"({i},{j})" for i, j in self.pairs)
         learned = "" if self.maps is None else f", each with a learned {tuple(self.maps.shape[1:])}"
-        return f"hidden states, map {self.mapping}: {pairs}{learned}"
+        return f"hidden states, map {self.mapping}, (student, teacher) layers: {pairs}{learned}"
 
     def forward(self, student, teacher, batch):
         with torch.no_grad():
