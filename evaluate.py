@@ -5,10 +5,9 @@
     python evaluate.py RUN --tasks glue --data-dir GLUE    GLUE's eight tasks from files
     python evaluate.py RUN --tasks my/task --seeds 5       your own: my/task/train.* and dev.*
 
-RUN is a run folder of train.py, or any folder or hub id with an encoder. A student is compared
-with its teacher and with what costs no training: the teacher cut off after the student's number of
-layers (where their widths agree) and the student's untrained start. docs/evaluation.md explains the
-table. Scores are cached: a killed call can be repeated, and a second one computes what is new.
+RUN is a run folder of train.py, or any folder or hub id with an encoder. A student is compared with
+its teacher, with the teacher cut off after as many layers (where their widths agree), and with its
+own untrained start (docs/evaluation.md). Results are cached: a second call computes what is new.
 """
 
 import argparse

@@ -72,7 +72,7 @@ class Pretended(Study):  # without train.py and evaluate.py
 
 
 calls, TASKS = [], {"reviews": "a"}
-METRICS = "accuracy/accuracy de/probe accuracy/probe accuracy de".split("/")
+METRICS = "accuracy/accuracy de/accuracy ja/probe accuracy".split("/")
 METRICS += [f"retrieval accuracy{part}" for part in ("", " de", " ja")]
 METRICS = [f"reviews {name}" for name in METRICS]
 SETTINGS = dict.fromkeys(KEPT_SETTINGS, 1) | {"seq_len": 128}
@@ -116,7 +116,7 @@ def test_a_row_leaves_one_record_and_weights_of_ones_own_and_is_not_run_again(
     assert Pretended(config(tmp_path, "--ffn", "7")).run([other]) == 1  # or other sizes
     TASKS["reviews"] = "b"  # its files were edited: the references are of other examples
     assert study.run([other]) == 1
-    assert "the teacher or a task has changed since; use other" in capsys.readouterr().out
+    assert "teacher or tasks of own-2x32/teacher have changed" in capsys.readouterr().out
     TASKS["reviews"] = "a"
     assert study.run([other]) == 0  # its training was kept
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from distill.evaluation.table import markdown
 from distill.study import figures
-from distill.study.rows import ENGLISH, KEPT_OUT
+from distill.study.rows import ENGLISH, KEPT_OUT, OTHERS
 from distill.study.run import copied_layers, read_records
 from minitransformer.files import UserError
 
@@ -87,11 +87,14 @@ class Section:
             return mean_and_error(values(self.models[name], KEPT))
         return self.tuned(self.models[name])[which].mean(), self.above_baseline(name, which)[1]
 
-    def table(self) -> str:
+    def table(self, small: bool = False) -> str:
+        """Return all models or, if small, those without the lesser methods and od's teacher."""
         keys = self.tasks + self.as_is
         titles = [key.replace("vectors ", "").replace(" accuracy", "") for key in keys]
         lines = [["", *titles, "held-out loss", "seeds"]]
         for name, seeds in self.models.items():
+            if small and (seeds[0]["method"] in OTHERS or "MLM head" in name):
+                continue
             tasks = self.tuned(seeds)
             tasks = tasks.mean(axis=2) if len(seeds) > 1 else tasks[:, 0]
             cells = [plus_minus(*mean_and_error(task)) for task in tasks]
@@ -151,9 +154,8 @@ def language_table(what: str, names: list[str], scores: dict[str, np.ndarray]) -
     unseen = np.array([name in KEPT_OUT for name in names])
     lines = [[what, "distilled on", "kept out", *names]]
     for model, found in scores.items():
-        kept_out = f"{found[unseen].mean():.1f}" if unseen.any() else ""
-        cells = [f"{found[~unseen].mean():.1f}", kept_out, *map("{:.0f}".format, found)]
-        lines.append([f"`{model}`", *cells])
+        means = [f"{part.mean():.1f}" for part in (found[~unseen], found[unseen])]
+        lines.append([f"`{model}`", *means, *map("{:.0f}".format, found)])
     return markdown(lines)
 
 
@@ -184,8 +186,8 @@ def write_report(results: Path, page: Path) -> int:
             parts += [language_table(what, *found) for what, found in tables.items()]
     commits = sorted({record["commit"][:12] for record in records})
     text = template.read_text("utf-8") if (template := folder / "page.md").exists() else TEMPLATE
-    filled = {"table": main.table(), "sections": "\n\n".join(parts), "commits": ", ".join(commits)}
-    filled["folder"] = folder.name
+    filled = {"table": main.table(small=True), "sections": "\n\n".join(parts)}
+    filled |= {"commits": ", ".join(commits), "folder": folder.name}
     for name, value in filled.items():
         text = text.replace(f"<!-- {name} -->", value)
     page.write_text(text, "utf-8")

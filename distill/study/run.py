@@ -84,8 +84,7 @@ class Study:
                 if before is None:
                     append(results, {**record, "inputs": inputs, "scores": scores})
                 elif before.get("inputs", inputs) != inputs:
-                    what = "the teacher or a task has changed since"
-                    raise UserError(f"{results}, {record['row']}: {what}; use other --results")
+                    raise UserError(f"{results}: teacher or tasks of {record['row']} have changed")
         if row.setting != "own":  # weights of a student of one's own are kept
             shutil.rmtree(self.folder / row.name)
 
