@@ -21,7 +21,7 @@ def draw_ranking(file: Path, section) -> None:
         for place, name in enumerate(names):
             mean, error = section.view(name, view)
             axes.errorbar(mean, place, xerr=2 * error, fmt="o", color="C0")
-        for number, name in enumerate(section.references, 1):
+        for number, name in enumerate(section.lines, 1):
             axes.axvline(section.view(name, view)[0], ls="--", lw=1, color=f"C{number}", label=name)
         axes.set_xlabel(title, fontsize=9)
     panels[0].set_yticks(range(len(names)), names)
@@ -44,7 +44,7 @@ def draw_tokens(file: Path, sections: list) -> None:
             means = [section.view(name, view)[0] for section in found]
             tokens = [section.tokens / 1e6 for section in found]
             axes.plot(tokens, means, "osD^"[number // 10] + "-", label=name)
-        for number, name in enumerate(sections[0].references, len(names)):
+        for number, name in enumerate(sections[0].lines, len(names)):
             axes.axhline(sections[0].view(name, view)[0], ls="--", color=f"C{number}", label=name)
         axes.set(xscale="log", xlabel="million tokens read", ylabel=title)
         axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])

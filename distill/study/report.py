@@ -40,6 +40,7 @@ class Section:
         kinds = {name: name.split(" from ")[0] for name in sorted(shared)}
         self.references = [name for kind in REFERENCES for name in kinds if kinds[name] == kind]
         self.base_name = self.references[-1]
+        self.lines = [name for name in self.references if "MLM head" not in name]  # of pictures
         self.base = shared[self.base_name][0]["scores"]
         probes = {key: " probe ".join(key.rpartition(" ")[::2]) for key in self.base}
         self.tasks = [key for key, probe in probes.items() if probe in self.base]
@@ -111,8 +112,7 @@ class Section:
     def text(self) -> str:
         records = [record for seeds in self.rows.values() for record in seeds]
         where = {f"{r['settings']['precision']} on {r['machine']}": None for r in records}
-        text = f"the text has {records[0]['text_tokens'] / 1e6:.1f} million tokens"
-        facts = f"{records[0]['settings']['steps']:,} steps; {'; '.join(where)}; {text}. "
+        facts = f"{records[0]['settings']['steps']:,} steps; {'; '.join(where)}. "
         above = []
         for name, seeds in self.rows.items():
             gains = (self.tuned(seeds) - self.tuned(self.models[self.references[0]])).mean((1, 2))

@@ -58,7 +58,7 @@ def announce(config, run: Run, start: Start, text: list[dict], frozen: list[str]
     print(f"{config.method}: {start.method.describe()}")
     if frozen:
         modules = dict.fromkeys(name.rpartition(".")[0] for name in frozen)
-        print(f"frozen, not reached by this method: {', '.join(modules)}")
+        print(f"frozen, since this method does not reach them: {', '.join(modules)}")
     if (fit := start.student.config.max_tokens) > config.seq_len:
         print(f"note: positions {config.seq_len + 1} to {fit} are not trained, they stay as copied")
     for warning in start.warnings:
