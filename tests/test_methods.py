@@ -211,14 +211,12 @@ def test_settings_reach_the_method():
     student, teacher = config(2, 16), config(4, 24)
     settings = {"mapping": "single", "teacher_layer": 2, "relation_heads": 4}
     settings |= {"temperature": 2.0, "positions": "all"}
-    heads = (
-        "student layer 2, teacher layer 2, 4 relation heads of width 4 (student) and 6 (teacher)"
-    )
-    hs = "(student, teacher) layers: (2,2), each with a learned (16, 24)"
+    layers, widths = "student layer 2, teacher layer 2", "of width 4 (student) and 6 (teacher)"
+    pairs = "(student, teacher) layers: (2,2), each with a learned (16, 24)"
     for name, said in {
-        "mha": f"Q, K, V relations: {heads}",
-        "direct-minilm": f"Q, K, V directly: {heads}",
-        "hs": f"hidden states, map single, {hs}",
+        "mha": f"Q, K, V relations: {layers}, 4 relation heads {widths}",
+        "direct-minilm": f"Q, K, V directly: {layers}, 4 relation heads {widths}",
+        "hs": f"hidden states, map single, {pairs}",
         "od": "output distribution: all positions, temperature 2",
     }.items():
         assert build_method(settings | {"method": name}, student, teacher).describe() == said
