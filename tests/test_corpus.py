@@ -79,7 +79,7 @@ def test_equal_documents_are_on_one_side_in_every_corpus(folder):
     [
         ([], "the text is empty"),
         (["- -"] * 12, "the text is empty; 12 without tokens skipped"),
-        (["11", "12", "13"], "3 documents are too few for sequences of 10"),
+        (["11", "12", "13"], "3 documents are too few to train on sequences of 10 and hold one"),
         (["11 12 13 14 15 16 17"] * 200, "200 documents are too few"),
         (["4 " * 90] * 20 + ["44 55 66"] * 20, "t: 93.8% of the letters are unknown"),
     ],

@@ -43,10 +43,10 @@ class Text:
         for corpus in self.corpora:
             corpus.report()
             if corpus.rows == 0 or not any(len(corpus.held) for corpus in self.corpora):
-                few = (
-                    f"{corpus.facts['documents']:,} documents are too few for sequences of {length}"
+                raise UserError(
+                    f"--data {corpus.name}: {corpus.facts['documents']:,} documents are too few to"
+                    f" train on sequences of {length} and hold one out; give more text"
                 )
-                raise UserError(f"--data {corpus.name}: {few}; give more text")
 
     def _open(self, sources: list[Source], alpha: float, sequences: int, one_in: int) -> None:
         """Open the corpora; share the draws out among them."""

@@ -9,12 +9,12 @@ docs      English prose that is already on the machine: docstrings of the instal
 
 import ast
 import importlib.metadata
-import importlib.util
 import platform
 import re
 import sysconfig
 import warnings
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from pydoc_data.topics import topics
 
@@ -25,7 +25,6 @@ WORDNET = [
 ]
 WORDNET_SHA256 = "8c3d99905f3f81b0a0165bf100cee2b4c5b8cf2121772b5c63f4786a1f01244b"
 PACKAGES = "numpy pandas matplotlib networkx sympy datasets huggingface_hub fsspec".split()
-INSTALLED = [package for package in PACKAGES if importlib.util.find_spec(package)]
 SKIPPED_FOLDERS = {"site-packages", "tests", "test", "testing", "idlelib", "lib2to3", "__pycache__"}
 
 
@@ -40,7 +39,8 @@ def wordnet_texts() -> Iterator[str]:
 
 
 def docs_identity() -> str:
-    versions = [f"{package} {importlib.metadata.version(package)}" for package in INSTALLED]
+    installed = filter(find_spec, PACKAGES)
+    versions = [f"{package} {importlib.metadata.version(package)}" for package in installed]
     return f"docs 3, {platform.python_version()}, {', '.join(versions)}"
 
 
@@ -57,7 +57,7 @@ def docs_texts() -> Iterator[str]:
 def _sources() -> Iterator[str]:
     for topic in sorted(topics):
         yield topics[topic]
-    specs = map(importlib.util.find_spec, INSTALLED)
+    specs = filter(None, map(find_spec, PACKAGES))
     roots = [sysconfig.get_path("stdlib"), *(s.submodule_search_locations[0] for s in specs)]
     for root in roots:
         for path in sorted(Path(root).rglob("*.py")):

@@ -1,8 +1,7 @@
 """Sources: what `--data` may name (docs/usage.md, Text), and the documents in it.
 
 Files here and on the hub are opened by fsspec and decompressed by pyarrow, not by `datasets`: its
-readers stop at a shard with a further column, need 6 GB for a line of 1 GB, and take a damaged bz2
-stream for the end of its file.
+readers stop at a shard with a further column and take a damaged bz2 stream for the end of its file.
 """
 
 import glob
