@@ -60,9 +60,11 @@ def parse_config(argv: list[str] | None = None) -> argparse.Namespace:
 def load_tasks(config: argparse.Namespace) -> list[Task]:
     groups, tasks = {"glue": list(GLUE), "none": []}, {}
     names = dict.fromkeys(n for given in config.tasks for n in groups.get(given, [given]))
-    for name in names.keys() - {*NAMED, *GLUE, "xnli"}:  # before anything is downloaded
-        if not Path(name).is_dir():
-            raise UserError(f"--tasks {name}: neither a folder nor one of {KNOWN}")
+    for name in names:  # before anything is downloaded
+        known, there = name in {*NAMED, *GLUE, "xnli"}, Path(name).is_dir()
+        if known == there and not (known and config.data_dir):
+            what = "both a folder and" if there else "neither a folder nor"
+            raise UserError(f"--tasks {name}: {what} one of {KNOWN}; for a folder say ./{name}")
     for name in names:
         if name in NAMED:
             task = NAMED[name]()
@@ -104,8 +106,9 @@ def score_all(models: dict[str, Model], tasks: list[Task], seeds: int, precision
             tuned += table.task_records(name, task, [result["scores"] for result in found])
             probed = probe_scores(model, task, device, precision)
             as_is += table.task_records(name, task, [probed])
-    for name, model in models.items() if tasks else ():
-        texts = list(dict.fromkeys(next(iter(tasks[0].scored.values())).texts))[:SENTENCES]
+    texts = [text for task in tasks[:1] for text in next(iter(task.scored.values())).texts]
+    texts = list(dict.fromkeys(texts))[:SENTENCES]
+    for name, model in models.items() if len(texts) > 2 else ():  # of two, each finds the other
         vectors[name] = sentence_vectors(model, texts, device, precision)
     for name, found in vectors.items():
         if teacher := models[name].teacher:

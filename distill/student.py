@@ -192,12 +192,15 @@ def _copy_embeddings(student: Encoder, teacher: Encoder) -> None:
         return
     if D_s > D_t:
         raise UserError(f"the student's width {D_s} exceeds the teacher's {D_t}; use --init random")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # sums in another order would be another start, with another hash
     word = teacher.embeddings.word.weight.double()  # (V, D_t)
     _, directions = torch.linalg.eigh(word.T @ word)  # (D_t, D_t), by ascending eigenvalue
     directions = directions[:, -D_s:]  # U (D_t, D_s)
     for name, table in student.embeddings.named_parameters():
         if table.dim() == 2:
             table.copy_(teacher.embeddings.get_parameter(name).double() @ directions)
+    torch.set_num_threads(threads)
 
 
 def _copy_mlm_head(student: Encoder, teacher: Encoder | None) -> None:

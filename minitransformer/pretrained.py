@@ -48,7 +48,7 @@ def load_pretrained(name_or_folder, revision: str | None = None) -> tuple[Encode
             if not tensor.isfinite().all():
                 raise UserError(f"{name} holds NaN or infinite numbers; use another file")
         tokenizer = load_tokenizer(folder, config)
-        tokenizer.pooling, tokenizer.normalize = read_pooling(folder, notes)
+        tokenizer.pooling, tokenizer.normalize = read_pooling(folder, config.max_tokens, notes)
     except UserError as error:
         raise UserError(f"{name_or_folder}: {error}") from error
     notes += tokenizer.notes
@@ -117,10 +117,8 @@ def read_weight_file(path: Path) -> dict[str, torch.Tensor]:
         raise UserError(says) from error
 
 
-def read_pooling(folder: Path, notes: list[str]) -> tuple[str, bool]:
-    """Return how sentence-transformers makes sentence vectors of this model: the pooling, "mean" or
-    "cls", and whether their length becomes 1.
-    """
+def read_pooling(folder: Path, max_tokens: int, notes: list[str]) -> tuple[str, bool]:
+    """Return how its sentence vectors are pooled, "mean" or "cls", and whether they are normed."""
     places = {}
     for module in read_json(folder / "modules.json", []):
         module = module if isinstance(module, dict) else {"type": module}
@@ -132,8 +130,11 @@ def read_pooling(folder: Path, notes: list[str]) -> tuple[str, bool]:
     if isinstance(prompts, dict) and any(prompts.values()):
         notes.append("its prompts are left out: put them before the texts yourself")
     for file in folder.glob("sentence_*_config.json"):  # bert, roberta, ...
-        if read_json(file).get("do_lower_case"):
+        values = read_json(file)
+        if values.get("do_lower_case"):
             notes.append(f"{file.name} asks for lower-case text: lower it yourself")
+        if (most := values.get("max_seq_length") or max_tokens) < max_tokens:
+            notes.append(f"{file.name} cuts texts at {most} tokens, a student reads {max_tokens}")
     file = places.get("Pooling", folder / "1_Pooling") / "config.json"
     values = read_json(file, {"pooling_mode": "mean"})
     # sentence-transformers before 5: one key per mode

@@ -194,13 +194,15 @@ def add_tokens(pipeline: Pipeline, names: dict, settings: dict, others: dict) ->
 
     Text that spells such a token is one token then. `others` is added_tokens.json, {text: id}.
     """
-    known = pipeline.get_added_tokens_decoder().values()
-    known, wanted = {token.content for token in known}, {}  # wanted: {id: token}
+    known = {token.content for token in pipeline.get_added_tokens_decoder().values()}
+    wanted = {}  # {id: token}
     for number, token in settings.get("added_tokens_decoder", {}).items():
         wanted[int(number)] = AddedToken(**token)
-    for text, number in others.items():
-        special = text in names.values()
-        wanted[int(number)] = AddedToken(text, special=special, normalized=not special)
+
+    def want(content: str, **flags) -> None:
+        if (number := others.get(content, pipeline.token_to_id(content))) is not None:
+            wanted.setdefault(int(number), AddedToken(content, **flags))
+
     more = [token for kind in ("bos_token", "eos_token") if (token := settings.get(kind))]
     for kind in ("additional_special_tokens", "extra_special_tokens"):
         tokens = settings.get(kind) or []
@@ -209,14 +211,12 @@ def add_tokens(pipeline: Pipeline, names: dict, settings: dict, others: dict) ->
         more += tokens.values() if isinstance(tokens, dict) else tokens
     for token in more:
         flags = {"content": token, "normalized": False} if isinstance(token, str) else token
-        flags = {name: flag for name, flag in flags.items() if name != "__type"}
-        if (number := pipeline.token_to_id(flags["content"])) is not None:
-            wanted.setdefault(number, AddedToken(**flags | {"special": True}))
+        want(**{k: flag for k, flag in flags.items() if k != "__type"} | {"special": True})
     for name in names.values():
         # The mask takes the space before it along, as in RoBERTa's own files.
-        token = AddedToken(name, special=True, normalized=False, lstrip=name == "<mask>")
-        if (number := pipeline.token_to_id(name)) is not None:
-            wanted.setdefault(number, token)
+        want(name, special=True, normalized=False, lstrip=name == "<mask>")
+    for text in others:
+        want(text, normalized=True)
     for number, token in sorted(wanted.items()):
         if token.content not in known:
             pipeline.add_tokens([token])

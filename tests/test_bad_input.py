@@ -31,6 +31,7 @@ TRAIN = [
     (f"--out {'n' * 300}", "File name too long"),
     ("--out \udcff", "is empty or not UTF-8"),
     ("--out ''", "--out '' is empty"),
+    ("--out=", "'--out=' is empty"),
     ("--resume", "--out"),
     ("--resume --out nowhere", "nowhere/log.jsonl is missing"),
     ("--resume --out {here}/old", "begun by another version"),

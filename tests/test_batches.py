@@ -58,6 +58,12 @@ def test_shares_follow_n_to_the_alpha(folder, alpha):
     assert (places == drawn[np.arange(CYCLE), corpora] - 1).all()
     spec = numbers(folder, "l0", 9000)
     specs = [f"{spec.replace('l0=', f'l{i}=')}@{size:.0f}" for i, size in enumerate(sizes)]
+    if alpha == 1:  # 4,000 of 2e9 tokens
+        with pytest.raises(
+            UserError, match=r"--alpha 1\.0: a corpus gets none of 65,536 sequences"
+        ):
+            Text(specs, CountingTokenizer(), 10, alpha=alpha)
+        return
     text = Text(specs, CountingTokenizer(), 10, alpha=alpha)
     assert [row["share"] for row in text.describe()] == pytest.approx(list(share))
     first, second = (text.step(start, 50, 1, masked=False)[0].ids for start in (0, CYCLE))

@@ -167,6 +167,7 @@ def test_neighbours_are_others_and_translations_are_found_by_their_text():
     degrees = torch.tensor([[0.0, 30.0, 80.0], [0.0, 30.0, -40.0]]).deg2rad()
     teacher, student = torch.stack([degrees.cos(), degrees.sin()], dim=-1)
     assert as_is.neighbours_kept(student, teacher) == pytest.approx(2 / 3)
+    assert as_is.neighbours_kept(student, teacher / 0) is None
     # query 2 finds candidate 0, query 1 finds 1 or its double, which has the same text
     queries = torch.tensor([[1.0, 0], [0, 1], [1, 0]])
     candidates = torch.tensor([[1.0, 0], [0.6, 0.8], [0, 1]])
@@ -249,13 +250,15 @@ WRONG = [
     ("--epochs 0", "--epochs is 0; it must be at least 1"),
     ("--tasks mine other/mine", "another task called mine"),
     ("--tasks movies docs", "--tasks docs: neither a folder nor one of movies, topics, claims"),
+    ("--tasks cola", "--tasks cola: both a folder and one of .*; for a folder say ./cola"),
     ("", "works in one process"),
 ]
 
 
 @pytest.mark.parametrize(("flags", "message"), WRONG)
 def test_what_is_wrong_is_one_line_before_any_work(flags, message, here, monkeypatch):
-    shutil.copytree(here / "mine", here / "other" / "mine", dirs_exist_ok=True)
+    for copy in ("other/mine", "cola"):
+        shutil.copytree(here / "mine", here / copy, dirs_exist_ok=True)
     monkeypatch.setattr(evaluate, "load_columns", None)
     monkeypatch.setitem(evaluate.NAMED, "movies", None)  # whoever fetches it fails
     if not flags:

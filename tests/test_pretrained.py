@@ -146,11 +146,13 @@ def test_another_module_is_named_and_a_revision_refused(saved, capsys, monkeypat
     (saved / "p").mkdir()
     (saved / "p" / "config.json").write_text(json.dumps(CLS))
     (saved / "config_sentence_transformers.json").write_text('{"prompts": {"query": "query: "}}')
-    (saved / "sentence_roberta_config.json").write_text('{"do_lower_case": true}')
+    asks = {"do_lower_case": True, "max_seq_length": 9}
+    (saved / "sentence_roberta_config.json").write_text(json.dumps(asks))
     save_pretrained(saved, *load_pretrained(saved))
     printed = capsys.readouterr().out
     assert "its prompts are left out" in printed
-    assert "sentence_roberta_config.json asks for lower-case text" in printed
+    for said in ("asks for lower-case text", "cuts texts at 9 tokens, a student reads 40"):
+        assert f"sentence_roberta_config.json {said}" in printed
     again = load_pretrained(saved)[1]
     assert (again.pooling, again.normalize) == ("cls", True)
     (saved / "modules.json").write_text('["Dense"]')  # odd, but no traceback

@@ -103,6 +103,16 @@ def test_a_start_can_be_rebuilt_bit_for_bit_from_the_log(tmp_path, method, init)
     assert record["start"]["layers"] == made.layers
 
 
+def test_a_narrow_start_does_not_depend_on_the_number_of_threads():
+    wide, made, threads = tiny_encoder(config(hidden=384)), [], torch.get_num_threads()
+    for number in (1, 2):
+        torch.set_num_threads(number)
+        made.append(start(wide, student_hidden=192).student)
+        assert torch.get_num_threads() == number
+    torch.set_num_threads(threads)
+    assert same(*made)
+
+
 @torch.no_grad()
 def test_narrow_embeddings_keep_the_principal_directions(teacher):
     """No other 12 directions keep more of the word table; the singular values say how much."""

@@ -1,5 +1,6 @@
 """Results as records, as a table, and in words."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -37,10 +38,13 @@ def test_several_splits_are_averaged_and_kept():
         "f1 mismatched": [0.6, pytest.approx(0.7)],
     }
     assert rows["f1"]["chance"] == pytest.approx(2 / 3)
-    assert (rows["f1"]["examples"], rows["f1 matched"]["examples"]) == (20_000, 10_000)
+    assert (rows["f1"]["examples"], rows["f1 matched"]["examples"]) == (10_000, 10_000)
     task = make_task(scored=("en", "de"))
     scores = [{"probe accuracy": {"en": 0.5, "de": 0.7}, "retrieval accuracy": {"de": 0.9}}]
     assert ["chance" in row for row in task_records("m", task, scores)] == [True] * 3 + [False]
+    alike = replace(make_task(), scored={"dev": Split(None, None, [1, 1])})  # all answers are right
+    [row] = task_records("m", alike, [{"accuracy": {"dev": 1.0}, DISTINCT: {"dev": 1}}])
+    assert row["collapsed"] == 0
 
 
 @pytest.mark.parametrize(
@@ -94,8 +98,9 @@ def test_table_has_a_block_for_each_purpose():
 
 
 def test_names_are_shortened_unless_two_would_be_the_same():
-    names = ["/x/runs/teacher", "/x/runs/teacher (first 3 layers)", "runs/a/", "org/b"]
-    assert list(short_names(names).values()) == ["teacher", "teacher (first 3 layers)", "a", "b"]
+    names = ["/x/runs/teacher", "/x/runs/teacher (first 3 layers)", "a/b/", "a/b/ (start)"]
+    shown = ["teacher", "teacher (first 3 layers)", "b", "b (start)"]
+    assert list(short_names(names).values()) == shown
     assert list(short_names(["a/b@refs/pr/3"]).values()) == ["b"]
     assert list(short_names(["x/a/run", "x/b/run"]).values()) == ["x/a/run", "x/b/run"]
 

@@ -59,6 +59,8 @@ class Text:
         weights = np.array([float(size or 1) ** alpha for size in sizes])
         self.shares = weights / weights.sum()
         self.turns, self.places, self.counts = turns(self.shares)
+        if not self.counts.all():
+            raise UserError(f"--alpha {alpha}: a corpus gets none of {CYCLE:,} sequences; lower it")
         cycles, rest = divmod(sequences, CYCLE)
         rows = cycles * self.counts + np.bincount(self.turns[:rest], minlength=len(sizes))
         self.corpora = [

@@ -62,9 +62,7 @@ def parse_source(spec: str) -> Source:
     files = [file for file in found(path) if not os.path.isdir(file)]
     if not files:
         raise UserError(f"--data {spec}: no such file: {where}; for a folder, give FOLDER/*.txt")
-    if column != "text" and any(file_format(file)[0] == ".txt" for file in files):
-        raise UserError(f"--data {spec}: a .txt has no column {column!r}; leave it out")
-    return Source(name, readable(files), None, column, tokens)
+    return Source(name, readable(files, column), None, column, tokens)
 
 
 def found(pattern: str) -> list[str]:
@@ -82,13 +80,15 @@ def look_up(source: Source) -> Source:
         files = datasets.load_dataset_builder(dataset, config).config.data_files[split]
     except Exception as error:  # the library raises a dozen unrelated types
         raise UserError(f"--data {source.name}: {dataset}, {split}: {first_line(error)}") from error
-    return replace(source, files=readable(files))
+    return replace(source, files=readable(files, source.column))
 
 
-def readable(files: list[str]) -> tuple[str, ...]:
+def readable(files: list[str], column: str) -> tuple[str, ...]:
     for file in files:
         if file_format(file)[0] not in READERS:
             raise UserError(f"--data: {file} is none of {', '.join((*READERS, *COMPRESSIONS))}")
+        if column != "text" and file_format(file)[0] == ".txt":
+            raise UserError(f"--data: {file}: a .txt has no column {column!r}; leave it out")
         if "://" not in file:
             check_regular(Path(file))
             if file_format(file)[1] and not os.path.getsize(file):  # cut off before it began

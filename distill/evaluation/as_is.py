@@ -38,10 +38,11 @@ def sentence_vectors(model: Model, sentences: list[str], device, precision="fp32
     return F.normalize(vectors)
 
 
-def neighbours_kept(student: Tensor, teacher: Tensor) -> float:
-    """Compare the vectors (M, D_s) and (M, D_t) of the same sentences."""
+def neighbours_kept(student: Tensor, teacher: Tensor) -> float | None:
+    """Compare the vectors (M, D_s) and (M, D_t) of the same sentences; None: one is not finite."""
     nearest = [(v @ v.T).fill_diagonal_(-2.0).argmax(dim=-1) for v in (student, teacher)]
-    return float((nearest[0] == nearest[1]).float().mean())
+    finite = (student.sum() + teacher.sum()).isfinite()
+    return float((nearest[0] == nearest[1]).float().mean()) if finite else None
 
 
 def retrieval_accuracy(queries: Tensor, candidates: Tensor, texts: list[str]) -> float:
@@ -104,7 +105,10 @@ def probe_scores(model: Model, task: Task, device, precision: str) -> dict[str, 
             first = torch.cat([first, other, (first - other).abs(), first * other], dim=-1)
         vectors[name] = first
     if not all(split.isfinite().all() for split in vectors.values()):
-        return {f"probe {metric}": dict.fromkeys(task.scored)}  # undefined
+        found = {f"probe {metric}": dict.fromkeys(task.scored)}
+        return found | (
+            {"retrieval accuracy": dict.fromkeys([*task.scored][1:])} if task.aligned else {}
+        )
     train, targets = vectors.pop("train"), torch.from_numpy(labels["train"])
     targets = F.one_hot(targets, classes) if classes else targets[:, None]
     scores = {}

@@ -36,15 +36,13 @@ class Model:
 
 
 def load_columns(runs: list[str], teacher: str | None = None) -> dict[str, Model]:
-    """Return all models by name: teachers (this one or each run's own) first, then the runs, each
-    behind its baselines.
-    """
+    """Return all models by name: teachers first, then the runs, each behind its baselines."""
     logs = {name: Run(name).records() if Path(name, "log.jsonl").exists() else [] for name in runs}
     own = {name: log[0]["teacher"] if log else None for name, log in logs.items()}
     teachers, models = {}, {}
     for run, log in logs.items():
         name = teacher or (own[run] and own[run]["name"])
-        revision = log[0]["settings"]["revision"] if name and not teacher else None
+        revision = log[0]["settings"].get("revision") if name and not teacher else None
         title = teachers[run] = f"{name}@{revision}" if revision else name
         if name and title not in models:
             models[title] = load_model(name, logs.get(name, []), revision)
@@ -57,7 +55,7 @@ def load_columns(runs: list[str], teacher: str | None = None) -> dict[str, Model
                 raise UserError(f"{name} and teacher {teachers[name]} have different tokenizers")
             if own[name] and own[name]["hash"] != model.teacher.hash:
                 print(printable(f"note: {name} learned from another teacher than {teachers[name]}"))
-            cut, start = cut_teacher(model, models), untrained_start(model, log)
+            cut, start = cut_teacher(model), untrained_start(model, log)
             if cut and start and start.key == cut.key:  # --init first
                 start = None
             model.baselines = [base for base in (cut, start) if base]
@@ -73,13 +71,12 @@ def load_model(name: str, log: list[dict], revision: str | None = None) -> Model
         hint = "an unfinished run? resume it. A teacher that was moved? Name it with --teacher"
         raise UserError(f"{shortened(str(error), 270)} ({hint})") from None
     if log:
-        titles = {"before": "held-out loss before training", "after": "held-out loss"}
-        losses = {title: log[-1].get(f"loss_{when}") for when, title in titles.items()}
-        model.logged = {"method": log[0]["settings"]["method"], **losses}
+        loss = log[-1].get("loss_after")
+        model.logged = {"method": log[0]["settings"]["method"], "held-out loss": loss}
     return model
 
 
-def cut_teacher(run: Model, models: dict[str, Model]) -> Model | None:
+def cut_teacher(run: Model) -> Model | None:
     """Return the teacher cut off after the student's number of layers, with nothing trained; None
     where the student is no shallower or has another width, heads or FFN width.
     """
@@ -88,8 +85,6 @@ def cut_teacher(run: Model, models: dict[str, Model]) -> Model | None:
     if sizes(config) != sizes(run.encoder.config) or layers >= len(teacher.encoder.blocks):
         return None
     name = f"{teacher.name} (first {layers} layers)"
-    if name in models:
-        return models[name]
     return Model(name, first_layers(teacher.encoder, layers), teacher.tokenizer, teacher=teacher)
 
 
@@ -111,7 +106,7 @@ def untrained_start(run: Model, log: list[dict]) -> Model | None:
         start = Model(f"{run.name} (start)", encoder, run.tokenizer, teacher=run.teacher)
         if start.hash == log[0]["start"]["hash"]:
             return start
-    except UserError as error:
+    except (UserError, LookupError) as error:  # LookupError: the log of another version
         problem = str(error)
     print(printable(f"note: no column for the untrained start of {run.name}: {problem}"))
     return None

@@ -37,14 +37,16 @@ def task_records(model: str, task: Task, seeds: list[dict[str, dict]]) -> list[d
     its mean over the splits and, where there are several, that of each split.
     """
     records = []
-    distinct = [min(seed.get(DISTINCT, {"": 2}).values()) for seed in seeds]
+    varied = {name for name, split in task.scored.items() if len({*split.labels}) > 1}
+    counts = [[n for name, n in seed.get(DISTINCT, {}).items() if name in varied] for seed in seeds]
     for metric in [name for name in seeds[0] if name != DISTINCT]:
-        more = {"collapsed": distinct.count(1)}  # in so many seeds all answers are the same
+        # in so many seeds all answers are the same, though the labels are not
+        more = {"collapsed": sum(1 in distinct for distinct in counts)}
         base, splits = metric.removeprefix("probe "), list(seeds[0][metric])
         parts = {f"{metric} {split}": [split] for split in splits} if len(splits) > 1 else {}
         for name, chosen in {metric: splits, **parts}.items():
             labels = [task.scored[split].labels for split in chosen]
-            more["examples"] = sum(map(len, labels))
+            more["examples"] = max(map(len, labels))  # splits may be translations of each other
             if base in task.metrics:
                 more["chance"] = statistics.fmean(chance(base, part) for part in labels)
             scores = [[seed[metric][split] for split in chosen] for seed in seeds]
@@ -102,7 +104,7 @@ def closing_lines(models: dict[str, Model], tasks: list[Task], records, labels) 
 
 def short_names(names: list[str]) -> dict[str, str]:
     """Return for each name its last part, or all of it where two would be the same."""
-    short = {name: name.rstrip("/").partition("@")[0].rpartition("/")[2] for name in names}
+    short = {n: f"{n} ".replace("/ ", " ").split("@")[0].rpartition("/")[2].strip() for n in names}
     return short if len(set(short.values())) == len(names) else {name: name for name in names}
 
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from distill.evaluation.table import markdown
 from distill.study import figures
-from distill.study.rows import ENGLISH, KEPT_OUT, OTHERS
+from distill.study.rows import KEPT_OUT, OTHERS
 from distill.study.run import copied_layers, read_records
 from minitransformer.files import UserError
 
@@ -51,7 +51,7 @@ class Section:
             if record.get("tokens") == tokens:
                 name = f"{record['method']} from {copied_layers(record)}"
                 rows.setdefault(name, []).append(record)
-        best_first = sorted(rows, key=lambda name: -self.tuned(rows[name]).mean())
+        best_first = sorted(rows, key=lambda name: -np.nan_to_num(self.tuned(rows[name]).mean()))
         self.rows = {name: rows[name] for name in best_first}
         self.models = {name: shared[name] for name in self.references} | self.rows
 
@@ -66,9 +66,7 @@ class Section:
         return own if own in self.models and "start" in self.base_name else self.base_name
 
     def above_baseline(self, name: str, task: int | None = None) -> tuple[float, float]:
-        """Return what it has above the baseline, and its standard error: in one task or, by
-        default, in their mean.
-        """
+        """Return the difference to the baseline and its standard error, in a task or the mean."""
         d = self.tuned(self.models[name]) - self.tuned(self.models[self.baseline(name)])
         d = d.mean(axis=0) if task is None else d[task]
         parts = [mean_and_error(d.mean(axis=axis))[1] for axis in (0, 1)]
@@ -136,7 +134,8 @@ def mean_and_error(values: np.ndarray) -> tuple[float, float]:
 
 
 def plus_minus(mean: float, error: float, sign: str = "") -> str:
-    return f"{mean:{sign}.1f}" + (f" ± {error:.1f}" if error else "")
+    text = f"{mean:{sign}.1f}" + (f" ± {error:.1f}" if error else "")
+    return "undefined" if math.isnan(mean) else text
 
 
 def by_language(section: Section, what: str) -> tuple[list[str], dict[str, np.ndarray]]:
@@ -172,19 +171,18 @@ def write_report(results: Path, page: Path) -> int:
         for tokens in sorted({record["tokens"] for record in own if "tokens" in record}):
             found.append(Section(own, student, tokens))
     first = [section for section in found if section.student == found[0].student]
-    english = [section for section in found if section.student == ENGLISH] or first
-    main = max(english, key=lambda s: (sum(map(len, s.rows.values())), s.tokens))
+    main = max(first, key=lambda s: (sum(map(len, s.rows.values())), s.tokens))
     figures.draw_ranking(folder / "ranking.png", main)
-    if len(english) > 1:  # budgets
-        figures.draw_tokens(folder / "tokens.png", english)
+    if len(first) > 1:  # budgets
+        figures.draw_tokens(folder / "tokens.png", first)
     parts = []
     for section in found:
         parts.append(section.text())
-        if RETRIEVAL in section.base:
+        if section.student.startswith("multilingual-"):
             tables = {w: by_language(section, w) for w in (RETRIEVAL, "reviews accuracy")}
-            figures.draw_languages(folder / "languages.png", tables)
+            figures.draw_languages(folder / f"languages-{section.tokens / 1e6:g}M.png", tables)
             parts += [language_table(what, *found) for what, found in tables.items()]
-    commits = sorted({record["commit"][:12] for record in records})
+    commits = sorted({(record["commit"] or "no commit")[:12] for record in records})
     text = template.read_text("utf-8") if (template := folder / "page.md").exists() else TEMPLATE
     filled = {"table": main.table(small=True), "sections": "\n\n".join(parts)}
     filled |= {"commits": ", ".join(commits), "folder": folder.name}

@@ -34,6 +34,8 @@ class Study:
     def __init__(self, config: argparse.Namespace):
         """`config` is the command line (__main__.py)."""
         self.config, self.folder = config, config.folder
+        self.own_tasks = ["--tasks", *config.tasks]
+        self.own_tasks += ["--data-dir", config.data_dir] if config.data_dir else []
 
     def run(self, rows: list[Row]) -> int:
         """Run the rows without a record, in order; return the exit status."""
@@ -66,6 +68,8 @@ class Study:
             if name == row.name:
                 return
         print(f"\n== {row.name}", flush=True)
+        if row.setting == "own":  # a mistake in --tasks is said before the training
+            self._call(str(ROOT / "evaluate.py"), self._teacher(row), *self.own_tasks)
         run = self._train_student(row)
         facts, (inputs, models) = log_facts(run), self._evaluate(row, run)
         for role in [role for role in models if role.startswith("untrained start")]:
@@ -170,9 +174,8 @@ class Study:
     def _evaluate(self, row: Row, run: Path) -> tuple[list[str], dict[str, dict]]:
         """Return hashes of teacher and tasks, and {model: {"TASK METRIC": a value a seed}}."""
         out, teacher = run.parent / "evaluation", self._teacher(row)
-        flags = ["--tasks", *TASKS.get(row.setting, self.config.tasks)]
-        flags += ["--data-dir", self.config.data_dir] if self.config.data_dir else []
-        words = [str(run), "--teacher", teacher, "--out", str(out), *flags]
+        tasks = self.own_tasks if row.setting == "own" else ["--tasks", *TASKS[row.setting]]
+        words = [str(run), "--teacher", teacher, "--out", str(out), *tasks]
         self._call(str(ROOT / "evaluate.py"), *words)
         roles = {teacher: "teacher", f"{run} (start)": "untrained start"}
         roles[f"{teacher} (first {row.sizes[0]} layers)"] = "cut-off teacher"

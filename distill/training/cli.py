@@ -3,6 +3,7 @@
 import argparse
 import itertools
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable
@@ -25,7 +26,8 @@ class Parser(argparse.ArgumentParser):
     def parse_args(self, args: list[str] | None = None) -> argparse.Namespace:
         words = sys.argv[1:] if args is None else args
         for name, value in itertools.pairwise(["", *words]):
-            if not value or any("\ud800" <= c <= "\udfff" for c in value):  # bytes of no text
+            empty = not value or re.fullmatch("--[^=]*=", value)
+            if empty or any("\ud800" <= c <= "\udfff" for c in value):  # bytes of no text
                 raise UserError(f"{name} {value!r} is empty or not UTF-8; give another value")
         return super().parse_args(words)
 
@@ -100,7 +102,7 @@ def answer(error: BaseException) -> tuple[int, str | None]:
         return 2, first_line(error)
     text = str(error)
     if isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in text:
-        return 2, f"out of memory ({first_line(error)}); lower --batch-size, raise --accumulate"
+        return 2, f"out of memory ({first_line(error)}); lower --batch-size or --threads"
     # gloo has no error type of its own; the process that failed has said why
     lost = isinstance(error, dist.DistBackendError) or "gloo" in text
     if dist.is_initialized() and isinstance(error, RuntimeError) and lost:

@@ -43,10 +43,7 @@ def machine() -> str:
 
 
 def choose_device(name: str) -> torch.device:
-    """Return the device of that name; `auto` is cuda where there is one, else cpu.
-
-    Under torchrun `cuda` is this process' own GPU.
-    """
+    """Return the device; `auto` is cuda where there is one, under torchrun the process' own GPU."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
