@@ -1,7 +1,6 @@
 """Small models, tokenizers, batches and mistakes that every test file may use.
 
-All but three fixtures are plain functions and classes: `from conftest import tiny_config`. What
-starts train.py and compares runs is in helpers.py.
+All but three fixtures are plain functions and classes: `from conftest import tiny_config`.
 """
 
 import functools

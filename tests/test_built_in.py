@@ -29,13 +29,12 @@ def test_docs_are_the_prose_of_docstrings(tmp_path, monkeypatch):
         (tmp_path / f"{name}.py").write_text(source)
     (tmp_path / "tests").mkdir()
     (tmp_path / "tests" / "d.py").write_text('"""The words of tests are not read, however many."""')
-    monkeypatch.setattr(
-        built_in, "topics", {"x": "A topic of the reference has eight words or more."}
-    )
+    topic = "A topic of the reference has eight words or more."
+    monkeypatch.setattr(built_in, "topics", {"x": topic})
     monkeypatch.setattr(built_in, "PACKAGES", [])
     monkeypatch.setattr("sysconfig.get_path", lambda name: tmp_path)
-    topic, text = built_in.docs_texts()
-    assert topic == "A topic of the reference has eight words or more."
+    first, text = built_in.docs_texts()
+    assert first == topic
     assert text == (
         "This is a paragraph of the module with more than eight words in it.\n"
         "The same paragraph stands here and in another module with many words.\n"

@@ -100,7 +100,6 @@ NAME = "bert.encoder.layer.0.attention.self.key.weight"
     ],
 )
 def test_a25_b05_what_does_not_fit_is_listed(change, says, tensors):
-    changed = (
-        tensors | change if isinstance(change, dict) else {change(n): tensors[n] for n in tensors}
-    )
+    renamed = {} if isinstance(change, dict) else {change(n): tensors[n] for n in tensors}
+    changed = renamed or tensors | change
     refusal(from_hugging_face, changed, tiny_config(), says=says)

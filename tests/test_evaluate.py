@@ -143,11 +143,6 @@ def test_scores_and_costs_are_each_models_own(here):
     assert costs["cut"]["latency 1 x 40, ms"] == costs["run"]["latency 1 x 40, ms"]
 
 
-def test_a_probe_of_one_row_is_no_traceback():
-    [found] = as_is.probe(torch.ones(1, 3), torch.ones(1, 1), [torch.zeros(2, 3)])
-    assert found.shape == (2, 1)
-
-
 @pytest.mark.parametrize("pooling", ["mean", "cls"])
 def test_sentence_vectors_are_pooled_as_the_model_says(pooling, monkeypatch):
     model = columns.Model("m", tiny_encoder(), tiny_tokenizer())
@@ -176,7 +171,7 @@ def test_neighbours_are_others_and_translations_are_found_by_their_text():
 
 @pytest.mark.parametrize("classes", [3, None])
 def test_the_probe_is_the_ridge_regression_of_least_leave_one_out_error(classes):
-    """By scikit-learn, fitted anew without each example."""
+    """By scikit-learn, fitted anew without each example; that of one row is no traceback."""
     chosen = set()
     for seed in range(12):
         generator = np.random.default_rng(seed)
@@ -198,6 +193,7 @@ def test_the_probe_is_the_ridge_regression_of_least_leave_one_out_error(classes)
         [found] = as_is.probe(*map(torch.from_numpy, (x, y)), [torch.from_numpy(test)])
         assert np.allclose(found, expected)
     assert len(chosen) > 3
+    assert as_is.probe(torch.ones(1, 3), torch.ones(1, 1), [torch.zeros(2, 3)])[0].shape == (2, 1)
 
 
 def test_another_teacher_is_noted_and_one_that_does_not_fit_refused(here, tmp_path, capsys):
@@ -211,6 +207,8 @@ def test_another_teacher_is_noted_and_one_that_does_not_fit_refused(here, tmp_pa
     with pytest.raises(UserError, match=r"mha and teacher .* different tokenizers"):
         columns.load_columns(["mha"], str(tmp_path / "roberta"))
     assert list(columns.load_columns(["mha"], "mha")) == ["mha"]  # a run may be its own teacher
+    model = columns.load_columns(["mha"])["mha"]
+    assert columns.untrained_start(model, [{"settings": {}}]) is None  # a log of another version
     (tmp_path / "killed").mkdir()
     shutil.copy(here / "mha" / "log.jsonl", tmp_path / "killed")
     message = r"killed: .* config.json.* \(an unfinished run\? resume it"

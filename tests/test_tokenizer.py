@@ -11,7 +11,7 @@ from test_export import LINES as ALL_LINES
 
 from minitransformer.tokenizer import load_tokenizer
 
-LINES = ALL_LINES[:200]
+LINES, ROWS = ALL_LINES[:200], vocab_txt().count("\n")
 OTHERS = LINES[::-1]
 
 
@@ -42,13 +42,13 @@ def test_a_folder_with_only_vocab_txt_is_berts_tokenizer(name, tmp_path):
 )
 @pytest.mark.parametrize("file", ["special_tokens_map.json", "tokenizer_config.json"])
 def test_additional_special_tokens_are_whole(token, file, tmp_path):
-    more = {"additional_special_tokens": [token]}
-    ours = load(tmp_path, {"vocab.txt": vocab_txt(), file: more})
-    assert "hello" in ours.pipeline.get_vocab()
+    more = {"additional_special_tokens": [token, "[new]"]}
+    files = {"vocab.txt": vocab_txt(), file: more, "added_tokens.json": {"[new]": ROWS}}
+    ours = load(tmp_path, files)
+    assert {ours.pipeline.token_to_id("hello"), ROWS} <= {*ours.special_ids}
     assert_equal_ids(ours, transformers.BertTokenizer.from_pretrained(tmp_path))
-    text = ["ahello HELLO hello"]
-    theirs = transformers.BertTokenizer.from_pretrained(tmp_path)(text, add_special_tokens=False)
-    assert corpus_ids(ours, text) == theirs["input_ids"]
+    text, theirs = ["ahello HELLO hello"], transformers.BertTokenizer.from_pretrained(tmp_path)
+    assert corpus_ids(ours, text) == theirs(text, add_special_tokens=False)["input_ids"]
 
 
 @pytest.mark.parametrize("space", [True, False])

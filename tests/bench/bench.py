@@ -178,9 +178,7 @@ def main():
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args()
     print(f"{platform.machine()}, {options.device}, {options.threads} threads, {torch.__version__}")
-    print(
-        "| case | precision | who | seconds | MB | time | memory |\n" + "|---" * 7 + "|", flush=True
-    )
+    print("| case | precision | who | seconds | MB | time | memory |", "|---" * 7 + "|", sep="\n")
     others = [OTHER] if options.against else [PLAIN, TEXTBOOK]
     for case, precision in itertools.product(options.cases, options.precision):
         compare(case, precision, [OURS, *others], options)
