@@ -15,9 +15,7 @@ READING_PATH = [f"minitransformer/{name}.py" for name in ("config", "model", "at
 READING_PATH += [f"distill/{name}.py" for name in ("method", "mha", "lean/relations", "student")]
 READING_PATH += ["distill/data/batches.py", "train.py"]
 PROGRAM = [
-    str(file.relative_to(ROOT))
-    for pattern in ("*.py", "minitransformer/**/*.py", "distill/**/*.py")
-    for file in ROOT.glob(pattern)
+    file for room in (".", "minitransformer/**", "distill/**") for file in ROOT.glob(f"{room}/*.py")
 ]
 
 

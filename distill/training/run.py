@@ -182,13 +182,13 @@ def inputs(record: dict) -> dict[str, str | None]:
 
 def resume(run: Run, record: dict, parts: dict) -> tuple[int, int]:
     """Load the newest checkpoint, cut the log back to it, return (steps done, sequences read)."""
-    records = run.records()
-    now = inputs(record)
+    records, now, checkpoint = run.records(), inputs(record), run.newest()
+    if checkpoint:  # it replaces the start, which another processor may project to other bits
+        del now["the untrained student"]
     for what, then in inputs(records[0]).items():
-        if then != now[what]:
+        if then != now.get(what, then):
             change = f"sha256 {then:.12} then, {now[what]:.12} now; restore it or start a new run"
             raise UserError(f"{what} has changed since {run.folder} began: {change}")
-    checkpoint = run.newest()
     if run.writes:
         with open(run.log_file, "r+b") as log:  # without a checkpoint, after its start record
             log.truncate(checkpoint["log_length"] if checkpoint else len(log.readline()))
