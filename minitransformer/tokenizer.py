@@ -195,13 +195,12 @@ def add_tokens(pipeline: Pipeline, names: dict, settings: dict, others: dict) ->
     Text that spells such a token is one token then. `others` is added_tokens.json, {text: id}.
     """
     known = {token.content for token in pipeline.get_added_tokens_decoder().values()}
-    wanted = {}  # {id: token}
-    for number, token in settings.get("added_tokens_decoder", {}).items():
-        wanted[int(number)] = AddedToken(**token)
+    decoder = settings.get("added_tokens_decoder", {})
+    wanted = [(int(number), AddedToken(**token)) for number, token in decoder.items()]
 
     def want(content: str, **flags) -> None:
         if (number := others.get(content, pipeline.token_to_id(content))) is not None:
-            wanted.setdefault(int(number), AddedToken(content, **flags))
+            wanted.append((int(number), AddedToken(content, **flags)))
 
     more = [token for kind in ("bos_token", "eos_token") if (token := settings.get(kind))]
     for kind in ("additional_special_tokens", "extra_special_tokens"):
@@ -217,9 +216,10 @@ def add_tokens(pipeline: Pipeline, names: dict, settings: dict, others: dict) ->
         want(name, special=True, normalized=False, lstrip=name == "<mask>")
     for text in others:
         want(text, normalized=True)
-    for number, token in sorted(wanted.items()):
+    for number, token in sorted(wanted, key=lambda pair: pair[0]):
         if token.content not in known:
             pipeline.add_tokens([token])
+            known.add(token.content)
         found = pipeline.token_to_id(token.content)
         if found != number:
             says = f"the added token {token.content!r:.40} has id {number} in one file"
