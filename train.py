@@ -212,8 +212,7 @@ def distil(config: TrainConfig, run: Run, signals: Signals) -> int:
 
         began = time.perf_counter()
         lr = setup.learning_rate(step, config.steps, config.lr, config.warmup)
-        for group in optimizer.param_groups:
-            group["lr"] = lr
+        setup.set_learning_rate(optimizer, lr)
         totals, counts = [], []  # of each micro-batch: sum of the loss, and what it counts
         micro_batches = [batch.to(device) for batch in next(batches)]  # ids and mask (B, N)
         for turn, batch in enumerate(micro_batches, 1):

@@ -180,10 +180,8 @@ def choose_heads(student_width, teacher_width, relation_heads=None):
         wide = [R for R in common if min(student_width, teacher_width) // R >= NARROWEST] or [1]
         return min(wide, key=lambda heads: (abs(heads - 48), -heads))
     if relation_heads not in common:
-        raise UserError(
-            f"{relation_heads} relation heads do not divide the widths {student_width} and"
-            f" {teacher_width}; these do: {', '.join(map(str, common))}"
-        )
+        says = f"{relation_heads} relation heads do not divide the widths {student_width} and"
+        raise UserError(f"{says} {teacher_width}; these do: {', '.join(map(str, common))}")
     return relation_heads
 
 

@@ -14,9 +14,8 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 READING_PATH = [f"minitransformer/{name}.py" for name in ("config", "model", "attention")]
 READING_PATH += [f"distill/{name}.py" for name in ("method", "mha", "lean/relations", "student")]
 READING_PATH += ["distill/data/batches.py", "train.py"]
-PROGRAM = [
-    file for room in (".", "minitransformer/**", "distill/**") for file in ROOT.glob(f"{room}/*.py")
-]
+ROOMS = ".", "minitransformer/**", "distill/**"
+PROGRAM = [file for room in ROOMS for file in ROOT.glob(f"{room}/*.py")]
 
 
 def lines(files) -> int:

@@ -127,7 +127,7 @@ def test_killed_while_it_finishes(place, flags, unbroken, new, monkeypatch, caps
         patch.setattr(f"distill.training.report.{place}", die)
         with pytest.raises(Killed):
             main(*flags, "--method", "direct-minilm", *NARROW, "--out", new)
-    monkeypatch.setattr("distill.training.setup.learning_rate", die)
+    monkeypatch.setattr("distill.training.setup.set_learning_rate", die)
     main("--resume", "--out", new)
     assert differences(new, unbroken("direct-minilm")) == []
     assert ("is finished" in capsys.readouterr().out) == ("remove" in place)

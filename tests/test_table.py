@@ -30,13 +30,13 @@ def test_several_splits_are_averaged_and_kept():
         "f1 mismatched": [0.6, pytest.approx(0.7)],
     }
     assert rows["f1"]["chance"] == pytest.approx(2 / 3)
-    assert (rows["f1"]["examples"], rows["f1 matched"]["examples"]) == (10_000, 10_000)
-    task = make_task(scored=("en", "de"))
-    scores = [{"probe accuracy": {"en": 0.5, "de": 0.7}, "retrieval accuracy": {"de": 0.9}}]
-    assert ["chance" in row for row in task_records("m", task, scores)] == [True] * 3 + [False]
+    assert (rows["f1"]["examples"], rows["f1 matched"]["examples"]) == (20_000, 10_000)
+    task = make_task("xnli", scored=("en", "de"))
+    seeds = [{"probe accuracy": {"en": 0.5, "de": 0.7}, "retrieval accuracy": {"de": 0.9}}]
+    facts = [(r["examples"], "chance" in r) for r in task_records("m", task, seeds)]
+    assert facts == [(10_000, True)] * 3 + [(10_000, False)]
     alike = Task("t", None, {"dev": Split(None, None, [1])}, ("a", "b"), ("accuracy",))
-    [row] = task_records("m", alike, [{"accuracy": {"dev": 1.0}, DISTINCT: {"dev": 1}}])
-    assert row["collapsed"] == 0  # it has one label
+    assert task_records("m", alike, [scores(1.0, alike, 1)])[0]["collapsed"] == 0  # one label
 
 
 @pytest.mark.parametrize(

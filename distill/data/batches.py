@@ -43,10 +43,9 @@ class Text:
         for corpus in self.corpora:
             corpus.report()
             if corpus.rows == 0 or not any(len(corpus.held) for corpus in self.corpora):
-                raise UserError(
-                    f"--data {corpus.name}: {corpus.facts['documents']:,} documents are too few to"
-                    f" train on sequences of {length} and hold one out; give more text"
-                )
+                few = f"{corpus.facts['documents']:,} documents are too few to train on sequences"
+                says = f"{few} of {length} and hold one out; give more text"
+                raise UserError(f"--data {corpus.name}: {says}")
 
     def _open(self, sources: list[Source], alpha: float, sequences: int, one_in: int) -> None:
         """Open the corpora; share the draws out among them."""

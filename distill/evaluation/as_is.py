@@ -105,10 +105,8 @@ def probe_scores(model: Model, task: Task, device, precision: str) -> dict[str, 
             first = torch.cat([first, other, (first - other).abs(), first * other], dim=-1)
         vectors[name] = first
     if not all(split.isfinite().all() for split in vectors.values()):
-        found = {f"probe {metric}": dict.fromkeys(task.scored)}
-        return found | (
-            {"retrieval accuracy": dict.fromkeys([*task.scored][1:])} if task.aligned else {}
-        )
+        more = {"retrieval accuracy": dict.fromkeys([*task.scored][1:])} if task.aligned else {}
+        return {f"probe {metric}": dict.fromkeys(task.scored), **more}
     train, targets = vectors.pop("train"), torch.from_numpy(labels["train"])
     targets = F.one_hot(targets, classes) if classes else targets[:, None]
     scores = {}

@@ -27,7 +27,7 @@ from distill.evaluation.columns import Model
 from distill.evaluation.metrics import METRICS
 from distill.evaluation.tasks import Task, sha256
 from distill.training.device import autocast
-from distill.training.setup import learning_rate, make_optimizer
+from distill.training.setup import learning_rate, make_optimizer, set_learning_rate
 from minitransformer.config import EncoderConfig
 from minitransformer.files import atomic, cache_folder, printable
 from minitransformer.model import Encoder
@@ -153,8 +153,8 @@ class Tuner:
             loss(self.outputs(model, "train", rows), targets).backward()
             if not math.isfinite(nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)):
                 return {name: dict.fromkeys(task.scored) for name in task.metrics}
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate(step, len(batches), recipe.lr, recipe.warmup)
+            rate = learning_rate(step, len(batches), recipe.lr, recipe.warmup)
+            set_learning_rate(optimizer, rate)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         return self.scores(model)

@@ -36,17 +36,16 @@ def task_records(model: str, task: Task, seeds: list[dict[str, dict]]) -> list[d
     """Return the records of scores {metric: {split: score}}, a dict for each seed: of each metric
     its mean over the splits and, where there are several, that of each split.
     """
-    records = []
+    records, translated = [], task.aligned or task.name == "xnli"
     varied = {name for name, split in task.scored.items() if len({*split.labels}) > 1}
     counts = [[n for name, n in seed.get(DISTINCT, {}).items() if name in varied] for seed in seeds]
     for metric in [name for name in seeds[0] if name != DISTINCT]:
-        # in so many seeds all answers are the same, though the labels are not
-        more = {"collapsed": sum(1 in distinct for distinct in counts)}
+        more = {"collapsed": sum(1 in n for n in counts)}  # seeds whose answers are all the same
         base, splits = metric.removeprefix("probe "), list(seeds[0][metric])
         parts = {f"{metric} {split}": [split] for split in splits} if len(splits) > 1 else {}
         for name, chosen in {metric: splits, **parts}.items():
             labels = [task.scored[split].labels for split in chosen]
-            more["examples"] = max(map(len, labels))  # splits may be translations of each other
+            more["examples"] = (max if translated else sum)(map(len, labels))
             if base in task.metrics:
                 more["chance"] = statistics.fmean(chance(base, part) for part in labels)
             scores = [[seed[metric][split] for split in chosen] for seed in seeds]

@@ -26,8 +26,7 @@ class Parser(argparse.ArgumentParser):
     def parse_args(self, args: list[str] | None = None) -> argparse.Namespace:
         words = sys.argv[1:] if args is None else args
         for name, value in itertools.pairwise(["", *words]):
-            empty = not value or re.fullmatch("--[^=]*=", value)
-            if empty or any("\ud800" <= c <= "\udfff" for c in value):  # bytes of no text
+            if re.fullmatch("(--[^=]*=)?", value) or any("\ud800" <= c <= "\udfff" for c in value):
                 raise UserError(f"{name} {value!r} is empty or not UTF-8; give another value")
         return super().parse_args(words)
 

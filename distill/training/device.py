@@ -43,7 +43,7 @@ def machine() -> str:
 
 
 def choose_device(name: str) -> torch.device:
-    """Return the device; `auto` is cuda where there is one, under torchrun the process' own GPU."""
+    """Return the device; `auto` is cuda if there is one, else cpu; cuda: the process' own GPU."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:

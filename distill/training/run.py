@@ -94,6 +94,12 @@ class Run:
             pass
         raise UserError(f"{self.log_file} is missing, damaged or has no start record")
 
+    def cut_log(self, length: int | None) -> None:
+        """Cut the log back to `length` bytes (None: after its start record)."""
+        if self.writes:
+            with open(self.log_file, "r+b") as log:
+                log.truncate(len(log.readline()) if length is None else length)
+
     def checkpoints(self) -> list[Path]:
         return sorted(self.folder.glob("checkpoint-*.pt"))
 
@@ -189,9 +195,7 @@ def resume(run: Run, record: dict, parts: dict) -> tuple[int, int]:
         if then != now.get(what, then):
             change = f"sha256 {then:.12} then, {now[what]:.12} now; restore it or start a new run"
             raise UserError(f"{what} has changed since {run.folder} began: {change}")
-    if run.writes:
-        with open(run.log_file, "r+b") as log:  # without a checkpoint, after its start record
-            log.truncate(checkpoint["log_length"] if checkpoint else len(log.readline()))
+    run.cut_log(checkpoint and checkpoint["log_length"])
     step = sequences = 0
     if checkpoint:
         step, sequences = checkpoint["step"], checkpoint["sequences"]

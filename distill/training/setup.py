@@ -82,3 +82,8 @@ def learning_rate(step: int, steps: int, peak: float, warmup: float) -> float:
     if step < rising:
         return peak * (step + 1) / rising
     return peak * (steps - step) / max(1, steps - rising)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = lr
