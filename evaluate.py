@@ -108,8 +108,8 @@ def score_all(models: dict[str, Model], tasks: list[Task], seeds: int, precision
             as_is += table.task_records(name, task, [probed])
     texts = [text for task in tasks[:1] for text in next(iter(task.scored.values())).texts]
     texts = list(dict.fromkeys(texts))[:SENTENCES]
-    for name, model in models.items() if len(texts) > 2 else ():  # of two, each finds the other
-        vectors[name] = sentence_vectors(model, texts, device, precision)
+    if len(texts) > 2:  # of two sentences each is the other's neighbour
+        vectors = {n: sentence_vectors(m, texts, device, precision) for n, m in models.items()}
     for name, found in vectors.items():
         if teacher := models[name].teacher:
             kept = neighbours_kept(found, vectors[teacher.name])

@@ -98,8 +98,7 @@ def parse_config(argv: list[str] | None = None) -> TrainConfig:
     for name in given:
         owners = [method for method, kind in METHODS.items() if name in kind.settings]
         if owners and config.method not in owners:
-            whose = f"{' and '.join(owners)}, not of --method {config.method}"
-            raise UserError(f"{cli.flag(name)} is a setting of {whose}; leave it out")
+            raise UserError(f"{cli.flag(name)} is for --method {' or '.join(owners)}; leave it out")
     return config
 
 
@@ -136,7 +135,7 @@ def distil(config: TrainConfig, run: Run, signals: Signals) -> int:
     precision = choose_precision(config.precision, device)
     lr = PEAK_LR.get(config.method, PEAK_LR["mha"]) if config.lr is None else config.lr
     config = replace(config, precision=precision, lr=lr)
-    products = autocast(device, precision)
+    mixed_precision = autocast(device, precision)
 
     # ---- teacher, student, method, text ----
     parse_sources(config.data)  # fail on a bad --data before loading the teacher
@@ -187,8 +186,8 @@ def distil(config: TrainConfig, run: Run, signals: Signals) -> int:
     report.announce(config, run, start, record["text"], frozen)
 
     # ---- the loop: one turn more than steps, so that the last evaluation is like the others ----
-    share = (config.batch_size, config.accumulate, rank(), world())
-    batches = prefetch(text, drawn, config.steps - first, *share, masked=method.masked_text)
+    split = (config.batch_size, config.accumulate, rank(), world())
+    batches = prefetch(text, drawn, config.steps - first, *split, masked=method.masked_text)
     # None: shown only on a terminal
     bar = tqdm(total=config.steps, initial=first, unit="step", disable=rank() > 0 or None)
     signals.listen()
@@ -203,7 +202,7 @@ def distil(config: TrainConfig, run: Run, signals: Signals) -> int:
         if stop and not last:
             break
         if step % config.eval_every == 0 or last:
-            loss = held_out_loss(transfer, teacher, held_out, products)
+            loss = held_out_loss(transfer, teacher, held_out, mixed_precision)
             check_finite(step, "held-out loss", loss)
             run.log("eval", step=step, loss=loss)
             bar.write(f"step {step:>6}/{config.steps}  held-out loss {loss:.4f}", sys.stdout)
@@ -218,17 +217,17 @@ def distil(config: TrainConfig, run: Run, signals: Signals) -> int:
         for turn, batch in enumerate(micro_batches, 1):
             # DistributedDataParallel averages gradients over the ranks only when this is set
             wrapped.require_backward_grad_sync = turn == len(micro_batches)
-            with products:  # the method runs teacher and student, as far up as it reads them
+            with mixed_precision:  # the method runs teacher and student, as far up as it reads them
                 total, count = wrapped(teacher, batch)
             total.backward()  # of the sum: gradients of micro-batches add up
             totals.append(total)
             counts.append(count)
 
         # loss = sum over micro-batches and ranks / their count: how a step is cut changes nothing
-        sums = processes.sums_over_ranks(totals, counts, [signals.vote(device)])
+        total, count, votes = processes.sums_over_ranks(totals, counts, [signals.vote(device)])
         gradients = [p.grad for p in trained]
         # DistributedDataParallel left the mean over ranks of the gradient of their sums
-        scale = world() / sums[1]
+        scale = world() / count
         norm = nn.utils.get_total_norm(gradients) * scale
         if config.clip:
             scale = scale * (config.clip / (norm + 1e-6)).clamp(max=1)
@@ -237,10 +236,10 @@ def distil(config: TrainConfig, run: Run, signals: Signals) -> int:
         optimizer.zero_grad(set_to_none=True)
 
         # the only wait for the device in a step
-        total, count, votes, norm = torch.stack([*sums, norm]).tolist()
-        check_finite(step + 1, "loss", total / (count or math.nan))
+        total, count, votes, norm = torch.stack([total, count, votes, norm]).tolist()
+        loss, stop = total / (count or math.nan), votes > 0
+        check_finite(step + 1, "loss", loss)
         check_finite(step + 1, "gradient", norm)
-        loss, stop = total / count, votes > 0
         drawn += step_sequences
         speed = step_sequences * config.seq_len / (time.perf_counter() - began)
         run.log("step", step=step + 1, loss=loss, lr=lr, tokens_per_s=round(speed))
@@ -257,12 +256,14 @@ def distil(config: TrainConfig, run: Run, signals: Signals) -> int:
 
 
 @torch.no_grad()
-def held_out_loss(transfer: Transfer, teacher: Encoder | None, batches: list[Batch], products):
+def held_out_loss(
+    transfer: Transfer, teacher: Encoder | None, batches: list[Batch], mixed_precision
+):
     """Return the loss on text that training never sees; each rank computes its share of it."""
     zero = torch.zeros((), device=batches[0].ids.device)  # a rank may have no batch
     totals, counts = [zero], [zero]
     for batch in batches[rank() :: world()]:
-        with products:
+        with mixed_precision:
             total, count = transfer(teacher, batch)
         totals.append(total)
         counts.append(count)
@@ -273,7 +274,8 @@ def held_out_loss(transfer: Transfer, teacher: Encoder | None, batches: list[Bat
 def check_finite(step: int, what: str, value: float) -> None:
     """End the run on all ranks before a checkpoint could hold a state that is not finite."""
     if not math.isfinite(value):
-        raise UserError(f"the {what} of step {step} is not finite; lower --lr and --resume")
+        remedy = "lower --lr and --resume" if step else "choose another teacher or --init"
+        raise UserError(f"the {what} of step {step} is not finite; {remedy}")
 
 
 if __name__ == "__main__":

@@ -81,8 +81,8 @@ def hs_loss(student_hidden, teacher_hidden, mask, projection=None):
     """
     check_tokens(student_hidden, teacher_hidden, mask)
     D_s, D_t = student_hidden.shape[-1], teacher_hidden.shape[-1]
-    shape = projection if projection is None else tuple(projection.shape)
-    if shape != (D_s, D_t) and (shape or D_s != D_t):
+    shape = None if projection is None else tuple(projection.shape)
+    if shape != (D_s, D_t) and not (shape is None and D_s == D_t):
         raise UserError(f"the projection is {shape}, the widths need {(D_s, D_t)}")
     # The product may run in autocast's bfloat16, as all products of the step; not the difference.
     mapped = student_hidden if projection is None else student_hidden @ projection  # (B, N, D_t)
@@ -102,8 +102,8 @@ class HS(Method):
         self.mapping, self.student_layer = mapping, student.num_hidden_layers
         # as in the paper, the map ends at the teacher's last layer unless a lower one is asked for
         last = teacher.num_hidden_layers
-        top = choose_teacher_layer(last, teacher_layer, default=last)
-        self.teacher_layer, self.pairs = top, layer_map(mapping, self.student_layer, top)
+        self.teacher_layer = choose_teacher_layer(last, teacher_layer, default=last)
+        self.pairs = layer_map(mapping, self.student_layer, self.teacher_layer)
         self.maps = None  # (pairs, D_s, D_t)
         if student.hidden_size != teacher.hidden_size:
             maps = initial_maps(len(self.pairs), student.hidden_size, teacher.hidden_size)

@@ -80,12 +80,6 @@ class Method(nn.Module):
         """Return one line for the log: which layers, heads or positions."""
         raise NotImplementedError
 
-    def check_models(self, student, teacher):
-        """Refuse a teacher without the MLM head that predictions need."""
-        if self.masked_text and self.needs_teacher and teacher.mlm_head is None:
-            command = "python train.py --method mlm --init TEACHER"
-            raise UserError(f"the teacher has no MLM head; `{command}` gives it one")
-
     def forward(self, student, teacher, batch):
         """Return (sum, count), float32 scalars; gradient to the student and to own parameters."""
         raise NotImplementedError

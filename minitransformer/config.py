@@ -46,7 +46,9 @@ class EncoderConfig:
         if self.model_type not in [*MODEL_TYPES]:
             supported = ", ".join(MODEL_TYPES)
             raise UserError(f"model_type {self.model_type!r:.80} is not supported; use {supported}")
-        for field in (field for field in fields(self) if field.type is not str):
+        for field in fields(self):
+            if field.type is str:
+                continue
             value = getattr(self, field.name)
             least = 0 if field.type is float or field.name == "pad_token_id" else 1
             if not (isinstance(value, (int, field.type)) and value >= least):  # NaN fails, too
@@ -54,8 +56,9 @@ class EncoderConfig:
                 raise UserError(f"config: {field.name} must be {kind}, not {value!r:.80}")
         width, heads = self.hidden_size, self.num_attention_heads
         if width % heads:
-            says = f"{heads} attention heads do not divide the width {width}; these do: "
-            raise UserError(says + ", ".join(map(str, divisors(width))))
+            raise UserError(
+                f"{heads} heads do not divide width {width}; these do: {divisors(width)}"
+            )
         if self.pad_token_id >= self.vocab_size:
             raise UserError(f"pad_token_id {self.pad_token_id} is outside 0..{self.vocab_size - 1}")
 
@@ -76,8 +79,9 @@ class EncoderConfig:
             raise UserError("is_decoder is set; only encoders are supported")
         names = [field.name for field in fields(cls) if values.get(field.name) not in (None, "")]
         given = {name: values[name] for name in names}
+        # The first BERTs' and RoBERTas' files name no type; only RoBERTa's have a pad id above 0.
         if not given.get("pad_token_id") and "oberta" not in str(values.get("architectures")):
-            given.setdefault("model_type", "bert")  # the first BERTs' files name none
+            given.setdefault("model_type", "bert")
         missing = [name for name in ("model_type", *NEEDED) if name not in given]
         if missing:
             raise UserError(f"config: missing {', '.join(missing)}")

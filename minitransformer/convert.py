@@ -92,7 +92,10 @@ def from_hugging_face(
     copies[f"{head}.decoder.bias"] = f"{head}.bias"
     for name, original in copies.items():
         copy = found.pop(name, None)
-        if copy is not None and not torch.equal(copy, found.setdefault(original, copy)):
+        if copy is None:
+            continue
+        found.setdefault(original, copy)
+        if not torch.equal(copy, found[original]):
             notes.append(f"dropped the MLM head: its decoder differs from {original}")
             found = {other: t for other, t in found.items() if not other.startswith(f"{head}.")}
     with torch.device("meta"):  # no time spent on a random start that is thrown away

@@ -67,8 +67,8 @@ def check_regular(path: Path) -> None:
 
 
 def read_json(path: Path, default: dict | list | None = None) -> dict | list:
-    """Return the JSON object in a file, or the default, whose type is then the one expected;
-    UserError: no such file, or another content.
+    """Return the JSON object in a file. With a default, that stands for a missing file, and the
+    content must have its type. UserError: no such file, or another content.
     """
     if default is not None and not path.exists():
         return default

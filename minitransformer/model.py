@@ -89,11 +89,13 @@ class Block(nn.Module):
         self.ffn_norm = nn.LayerNorm(width, eps=eps)
 
     def forward(self, x, query, key, value, mask, attention):
-        """Return the output of the layer, given its input x and its Q, K, V; (B, N, D) each."""
+        """Return the output of the layer, given its input x and its Q, K, V; (B, N, D) each.
+        Encoder.forward computes Q, K and V, so that it can stop there.
+        """
         query, key, value = (split_heads(part, self.heads) for part in (query, key, value))
-        read = merge_heads(attention(query, key, value, mask))  # (B, A, N, d) -> (B, N, D)
+        context = merge_heads(attention(query, key, value, mask))  # (B, A, N, d) -> (B, N, D)
         # To take less memory the sums are written into the products, which nothing else reads.
-        x = self.attention_norm(self.output(read).to(x.dtype).add_(x))  # (B, N, D)
+        x = self.attention_norm(self.output(context).to(x.dtype).add_(x))  # (B, N, D)
         # (B, N, D) -> (B, N, intermediate_size) -> (B, N, D)
         return self.ffn_norm(self.contract(gelu(self.expand(x))).to(x.dtype).add_(x))
 
@@ -119,7 +121,9 @@ def may_read(attention_mask):
 
 
 class MLMHead(nn.Module):
-    """Predicts masked words: dense, GELU, norm; then the word embeddings as decoder, and a bias."""
+    """Predicts masked words: dense, GELU, norm; then the word embeddings as decoder, and a bias.
+    Encoder.mlm_logits computes it, since the word embeddings are the encoder's.
+    """
 
     def __init__(self, config):
         super().__init__()
@@ -170,9 +174,9 @@ class Encoder(nn.Module):
                  "hidden", all hidden states and the last Q, K, V; "last", the last of each.
         """
         last, what = stop or (len(self.blocks), "hidden")
-        first = {"hidden": 0, "qkv": 1}[what]
-        if not first <= last <= len(self.blocks):
-            raise UserError(f"layer {last} does not exist: there are {first} to {len(self.blocks)}")
+        least = {"hidden": 0, "qkv": 1}[what]
+        if not least <= last <= len(self.blocks):
+            raise UserError(f"layer {last} does not exist: there are {least} to {len(self.blocks)}")
         tokens, most = input_ids.shape[1], self.config.max_tokens
         if tokens > most:
             raise UserError(f"{tokens} tokens in a sequence, but the encoder has {most} positions")
@@ -180,10 +184,10 @@ class Encoder(nn.Module):
         x = self.embeddings(input_ids, token_type_ids)  # (B, N, D)
         hidden, queries, keys, values = [x], [], [], []
         for number, block in enumerate(self.blocks[:last], start=1):
-            once = cast_once(x)
-            queries.append(block.query(once))  # before the split into heads: (B, N, D) each
-            keys.append(block.key(once))
-            values.append(block.value(once))
+            cast = cast_once(x)
+            queries.append(block.query(cast))  # before the split into heads: (B, N, D) each
+            keys.append(block.key(cast))
+            values.append(block.value(cast))
             if (number, what) == (last, "qkv"):
                 break
             x = block(x, queries[-1], keys[-1], values[-1], mask, self.attention)

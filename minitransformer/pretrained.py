@@ -82,8 +82,7 @@ def download(name: str, revision: str | None) -> Path:
                 break
         return folder
     except Exception as error:  # offline, unknown, private, cut off: many kinds, one line
-        says = f"{name!r} is no local folder, and its download failed: {first_line(error)}"
-        raise UserError(says) from error
+        raise UserError(f"{name!r}: no such folder, no download: {first_line(error)}") from error
 
 
 def read_weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -113,8 +112,7 @@ def read_weight_file(path: Path) -> dict[str, torch.Tensor]:
         # Whatever is no tensor has no detach.
         return {str(name): tensor.detach() for name, tensor in tensors.items()}
     except Exception as error:  # torch would explain how to run the code in it
-        says = f"cannot read {path.name}: it is damaged, or holds more than tensors"
-        raise UserError(says) from error
+        raise UserError(f"cannot read {path.name}: damaged, or not only tensors") from error
 
 
 def read_pooling(folder: Path, max_tokens: int, notes: list[str]) -> tuple[str, bool]:

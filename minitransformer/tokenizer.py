@@ -1,8 +1,7 @@
 """Text to token ids, through the `tokenizers` library.
 
-The export writes training's pipeline to tokenizer.json. Its tokenizer_config.json does
-not contradict that, since transformers follows do_lower_case, add_prefix_space and the class named
-there even where tokenizer.json differs.
+An export holds the pipeline of the training in tokenizer.json. Its tokenizer_config.json agrees
+with it, because transformers prefers that file's do_lower_case, add_prefix_space and class.
 
 This module reads tokenizer.json, else BERT's vocab.txt, else RoBERTa's vocab.json with merges.txt.
 It refuses files that another class reads in another way: their ids would be silently wrong.
@@ -33,7 +32,7 @@ ROBERTA_NAMES = dict(zip(KINDS, ("<s>", "</s>", "<pad>", "<mask>", "<unk>"), str
 # is read here. Others split words first (MeCab, jieba), or mean other pieces by the same file name.
 LIKE_BERT = {"Bert", "DistilBert", "Electra", "MobileBert", "LayoutLM"}
 LIKE_ROBERTA = {"Roberta", "Longformer", "Bart"}
-READERS = {"", "Auto", "PreTrained", "TokenizersBackend", "ConvBert", *LIKE_BERT, *LIKE_ROBERTA}
+READ_HERE = {"", "Auto", "PreTrained", "TokenizersBackend", "ConvBert", *LIKE_BERT, *LIKE_ROBERTA}
 # what those classes assume where tokenizer_config.json is silent
 DEFAULTS = {"do_lower_case": True, "strip_accents": None, "tokenize_chinese_chars": True}
 DEFAULTS["add_prefix_space"] = False
@@ -152,17 +151,17 @@ def read_tokenizer(folder: Path, config: EncoderConfig) -> Tokenizer:
         if token := named.get(kind):  # its text, or {"content": its text, ...}
             names[kind] = token["content"] if isinstance(token, dict) else token
     declared = str(settings.get("tokenizer_class") or "")
-    kind = declared.removesuffix("Fast").removesuffix("Tokenizer")
-    readable = kind in READERS
+    class_name = declared.removesuffix("Fast").removesuffix("Tokenizer")
+    readable = class_name in READ_HERE
     if (folder / "tokenizer.json").exists():
         pipeline = read_tokenizer_json(folder / "tokenizer.json", names)
         followers = LIKE_ROBERTA if "add_prefix_space" in options(pipeline) else LIKE_BERT
         for key, value in options(pipeline).items():
             other = settings.get(key, DEFAULTS[key])
-            if other != value and (kind or MODEL_TYPES[config.model_type]) in followers:
+            if other != value and (class_name or MODEL_TYPES[config.model_type]) in followers:
                 says = f"{value} in tokenizer.json, which is read here"
                 notes.append(f"WARNING: {key} is {says}; transformers takes {other}")
-    elif readable and kind not in LIKE_ROBERTA and (folder / "vocab.txt").exists():
+    elif readable and class_name not in LIKE_ROBERTA and (folder / "vocab.txt").exists():
         pipeline = bert_pipeline(folder / "vocab.txt", settings, names, notes)
     elif readable and (folder / "vocab.json").exists():
         pipeline = roberta_pipeline(folder / "vocab.json", settings, names)
@@ -180,10 +179,9 @@ def read_tokenizer(folder: Path, config: EncoderConfig) -> Tokenizer:
     # the snowman needs an unknown token: fail now
     row, whole = (pipeline.encode("a \u2603", add_special_tokens=on) for on in (False, True))
     names["cls_token"], names["sep_token"] = whole.tokens[0], whole.tokens[-1]
-    (_, last), (_, first) = ends(pipeline.get_vocab(), names, "the tokenizer")
+    (_, last), (_, first) = sep_and_cls(pipeline.get_vocab(), names, "the tokenizer")
     if whole.ids != [first, *row.ids, last]:
-        says = f"the tokenizer makes {whole.ids} of the text {row.ids}, not one special token"
-        raise UserError(f"{says} of its vocabulary before it and one after")
+        raise UserError(f"it makes {whole.ids} of {row.ids}: not one special token at each end")
     reads_types = "token_type_ids" in settings.get("model_input_names", ["token_type_ids"])
     has_types = any(pipeline.encode("a", "a").type_ids) and config.type_vocab_size > 1
     return Tokenizer(pipeline, names, reads_types and has_types, notes)
@@ -222,8 +220,7 @@ def add_tokens(pipeline: Pipeline, names: dict, settings: dict, others: dict) ->
             known.add(token.content)
         found = pipeline.token_to_id(token.content)
         if found != number:
-            says = f"the added token {token.content!r:.40} has id {number} in one file"
-            raise UserError(f"{says}, {found} in another")
+            raise UserError(f"added token {token.content!r:.40} has two ids: {number} and {found}")
 
 
 def check_fit(tokenizer: Tokenizer, folder: Path, config: EncoderConfig) -> None:
@@ -243,8 +240,7 @@ def check_fit(tokenizer: Tokenizer, folder: Path, config: EncoderConfig) -> None
     if len(vocab) < 0.5 * rows and rows - len(vocab) > 256:
         raise UserError(f"the tokenizer has {len(vocab)} entries, but the encoder has {rows} rows")
     if config.model_type != "bert" and tokenizer.pad_id != config.pad_token_id:
-        says = f"{tokenizer.names['pad_token']!r} has id {tokenizer.pad_id}, but pad_token_id is"
-        raise UserError(f"{says} {config.pad_token_id} in config.json; positions depend on it")
+        raise UserError(f"pad id {tokenizer.pad_id}, but {config.pad_token_id} in config.json")
 
 
 def read_tokenizer_json(path: Path, names: dict) -> Pipeline:
@@ -266,7 +262,7 @@ def bert_pipeline(path: Path, settings: dict, names: dict, notes: list) -> Pipel
     """BERT: lower case where it was trained so, split at spaces and signs, then word pieces."""
     vocab = read_vocab(path)
     names |= BERT_NAMES | names
-    sep_and_cls = ends(vocab, names, path.name)
+    sep, cls = sep_and_cls(vocab, names, path.name)
     cased = sum(word[:1].isupper() for word in vocab)  # an uncased one has a few signs like "ℝ"
     if "do_lower_case" not in settings and cased > len(vocab) / 50:
         says = f"text is lower-cased, though {cased} words of vocab.txt are not; if that is wrong"
@@ -278,7 +274,7 @@ def bert_pipeline(path: Path, settings: dict, names: dict, notes: list) -> Pipel
         strip_accents=settings.get("strip_accents"),
     )
     pipeline.pre_tokenizer = BertPreTokenizer()
-    pipeline.post_processor = processors.BertProcessing(*sep_and_cls)
+    pipeline.post_processor = processors.BertProcessing(sep, cls)
     pipeline.decoder = decoders.WordPiece(prefix="##")
     return pipeline
 
@@ -291,11 +287,11 @@ def roberta_pipeline(path: Path, settings: dict, names: dict) -> Pipeline:
     if pairs < 0.9 * (len(vocab) - 300):
         raise UserError(f"merges.txt has {pairs} lines for {len(vocab)} entries; is it cut off?")
     names |= ROBERTA_NAMES | names
-    sep_and_cls = ends(vocab, names, path.name)
+    sep, cls = sep_and_cls(vocab, names, path.name)
     pipeline = Pipeline(models.BPE.from_file(str(path), str(merges)))
     space = settings.get("add_prefix_space", False)
     pipeline.pre_tokenizer = ByteLevel(add_prefix_space=space)
-    pipeline.post_processor = processors.RobertaProcessing(*sep_and_cls, add_prefix_space=space)
+    pipeline.post_processor = processors.RobertaProcessing(sep, cls, add_prefix_space=space)
     pipeline.decoder = decoders.ByteLevel()
     return pipeline
 
@@ -309,7 +305,7 @@ def read_vocab(path: Path) -> dict[str, int]:
     return {line.rstrip("\r"): i for i, line in enumerate(lines)}
 
 
-def ends(vocab: dict[str, int], names: dict, file: str) -> list[tuple[str, int]]:
+def sep_and_cls(vocab: dict[str, int], names: dict, file: str) -> list[tuple[str, int]]:
     """Return (token, id) of [SEP] and [CLS]; refuse a vocabulary without them or [PAD]."""
     lacking = ", ".join(repr(names[kind]) for kind in KINDS[:3] if names[kind] not in vocab)
     if lacking:

@@ -23,9 +23,13 @@ TRAIN = [
     ("--device meta", "--device meta cannot be used here"),
     ("--device hpu", "--device hpu cannot be used here"),
     ("--seq-len 400", "--seq-len 400, .* 40 tokens"),
-    ("--method hs --relation-heads 4", "--relation-heads is a setting of mha .*not of --method hs"),
+    (
+        "--method hs --relation-heads 4",
+        "--relation-heads is for --method mha or direct-minilm; leave",
+    ),
+    ("--method od --teacher {here}/headless", "the teacher has no MLM head; .*--method mlm --init"),
     ("--init=-1,2", "-1,2"),
-    ("--init {here}/roberta", "the tokenizers differ"),
+    ("--init {here}/roberta", "different tokenizers"),
     ("--out {here}/teacher", "teacher exists; .*--resume"),
     ("--out /proc/foo", "/proc/foo"),
     (f"--out {'n' * 300}", "File name too long"),
@@ -44,6 +48,7 @@ def here(home):
     folder.mkdir()
     make_inputs(folder)
     save_tiny(folder / "roberta", "roberta")
+    save_tiny(folder / "headless", mlm_head=False)
     (folder / "old").mkdir()
     start = {"event": "start", "settings": {}, "teacher": None, "start": {}, "text": []}
     (folder / "old" / "log.jsonl").write_text(json.dumps(start) + "\n")

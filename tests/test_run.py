@@ -39,8 +39,9 @@ def test_the_two_newest_checkpoints_are_kept_and_only_rank_0_writes(run):
     assert (back["step"], back["log_length"]) == (20, run.log_file.stat().st_size)
     assert torch.equal(back["student"]["w"], state(20)["student"]["w"])
     log = run.log_file.read_bytes()
-    run.log_file.write_bytes(log[:-1])  # copied before its last record was whole
-    assert run.newest()["step"] == 15
+    for other in (log[:-1], log.replace(b'"step": 20', b'"step": 19')):  # copied early; went on
+        run.log_file.write_bytes(other)
+        assert run.newest()["step"] == 15
     run.log_file.write_bytes(log)
     before = {path: path.read_bytes() for path in run.folder.iterdir()}
     with Run(run.folder, writes=False).open("unused") as other:
@@ -108,7 +109,6 @@ def test_a_new_folder_must_be_new_and_is_gone_unless_the_run_begins(tmp_path):
         with pytest.raises(UserError, match="another program"), second:
             pass
         assert names(run.folder) == [".lock"]  # the refused one leaves it alone
-        run.log_file.write_text("half a start rec")
     (tmp_path / "mha-1").mkdir()
     with Run(None).open(f"{tmp_path}/mha") as run:
         assert run.folder == tmp_path / "mha-2"

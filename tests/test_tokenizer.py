@@ -99,7 +99,7 @@ def test_a_pipeline_that_does_not_put_a_text_between_two_is_refused(post_process
     pipeline.post_processor = tokenizers.processors.TemplateProcessing(
         post_processor, special_tokens=[("<s>", 0), ("</s>", 2)]
     )
-    says = "not one special token of its vocabulary before it and one after"
+    says = "not one special token at each end"
     refusal(load, tmp_path, {"tokenizer.json": pipeline.to_str()}, "roberta", says=says)
 
 

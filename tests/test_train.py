@@ -113,7 +113,7 @@ def test_the_model_card(run, method, task, source, monkeypatch):
         f"AutoModel.from_pretrained('{out.name}', add_pooling_layer=False)",
     ):
         assert words in text
-    log[0]["settings"] |= {"teacher": "minilm", "init": "an/encoder"}
+    log[0]["settings"] |= {"teacher": "minilm", "init": "an/encoder", "text": "a setting"}
     write_card(out, log[0], SimpleNamespace(student=tiny_encoder()), "")
     base = "an/encoder" if method == "mlm" else "sentence-transformers/all-MiniLM-L6-v2"
     assert f'base_model: "{base}"\n' in (out / "README.md").read_text()

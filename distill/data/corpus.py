@@ -41,14 +41,13 @@ class Corpus:
         wanted = [blocks * BLOCK * body, HELD_OUT * body] if source.hub else [np.inf, np.inf]
         self.facts, *files = tokenise(source, tokenizer, one_in, wanted)
         self.train, self.held = (f[: len(f) // body * body].reshape(-1, body) for f in files)
-        self.rows = self.block = len(self.train)
-        self.hash, self.tokens = "".join(self.facts["hash"]), source.tokens
+        self.rows = self.block = len(self.train)  # files: read whole, shuffled whole
+        self.tokens = source.tokens or sum(self.facts["tokens"])  # as declared, else as read
+        self.hash = "".join(self.facts["hash"])
         if source.hub:  # the cache may hold more than this run needs; no draw depends on that
             self.rows = min(self.rows, blocks * BLOCK)
             self.block, self.held = BLOCK, self.held[:HELD_OUT]
             self.hash = content_hash(self.train[:BLOCK]) + content_hash(self.held)
-        elif not self.tokens:
-            self.tokens = sum(self.facts["tokens"])
         self._order = None, None  # (pass, block) of the last draw, and the order of its rows
 
     def row(self, draw: int) -> np.ndarray:

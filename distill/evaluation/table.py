@@ -1,14 +1,13 @@
 """Results as records, as one table, as Markdown, and in words.
 
 A record says {model, task, metric, mean, sd, seeds, values}, with one of `values` per seed; those
-of a task also have the number of `examples`, and `chance`, the score of the best constant answer.
+of a task also have `chance`, the score of the best constant answer.
 """
 
 import itertools
 import math
+import re
 import statistics
-
-import numpy as np
 
 from distill.evaluation.columns import Model
 from distill.evaluation.finetune import DISTINCT
@@ -36,46 +35,27 @@ def task_records(model: str, task: Task, seeds: list[dict[str, dict]]) -> list[d
     """Return the records of scores {metric: {split: score}}, a dict for each seed: of each metric
     its mean over the splits and, where there are several, that of each split.
     """
-    records, translated = [], task.aligned or task.name == "xnli"
+    records = []
     varied = {name for name, split in task.scored.items() if len({*split.labels}) > 1}
     counts = [[n for name, n in seed.get(DISTINCT, {}).items() if name in varied] for seed in seeds]
     for metric in [name for name in seeds[0] if name != DISTINCT]:
-        more = {"collapsed": sum(1 in n for n in counts)}  # seeds whose answers are all the same
         base, splits = metric.removeprefix("probe "), list(seeds[0][metric])
         parts = {f"{metric} {split}": [split] for split in splits} if len(splits) > 1 else {}
         for name, chosen in {metric: splits, **parts}.items():
-            labels = [task.scored[split].labels for split in chosen]
-            more["examples"] = (max if translated else sum)(map(len, labels))
+            more = {"collapsed": sum(1 in n for n in counts)}  # seeds whose answers are all equal
             if base in task.metrics:
-                more["chance"] = statistics.fmean(chance(base, part) for part in labels)
+                best = [chance(base, task.scored[split].labels) for split in chosen]
+                more["chance"] = statistics.fmean(best)
             scores = [[seed[metric][split] for split in chosen] for seed in seeds]
             values = [None if None in part else statistics.fmean(part) for part in scores]
             records.append(record(model, task.name, name, values, **more))
     return records
 
 
-def share(student: dict, teacher: dict, base: dict) -> str | None:
-    """Return (student - base) / (teacher - base) in percent with its standard deviation over seeds:
-    that of the ratio's first-order term, (part - ratio * way) / mean(way). None where a score is
-    undefined, that deviation is 1 or more, or teacher - base is at most its own deviation or
-    0.5 / sqrt(examples), the largest standard error of an accuracy.
-    """
-    if None in (*base["values"], *student["values"], *teacher["values"]):
-        return None
-    parts = np.subtract(student["values"], base["values"])
-    ways = np.subtract(teacher["values"], base["values"])
-    way, several = ways.mean(), len(ways) > 1
-    noise = 0.5 / math.sqrt(teacher["examples"])
-    if way <= max(noise, ways.std(ddof=1) if several else 0.0):
-        return None
-    ratio = parts.mean() / way
-    deviation = (parts - ratio * ways).std(ddof=1) / way if several else 0.0
-    spread = f" ± {100 * deviation:.0f}" if several else ""
-    return f"{100 * ratio:.0f} %{spread}" if deviation < 1 else None
-
-
 def closing_lines(models: dict[str, Model], tasks: list[Task], records, labels) -> list[str]:
-    """Compare each student with its better baseline and its teacher, by each task's headlines."""
+    """Compare each student with its better baseline, by each task's headlines; ± is the standard
+    deviation of their difference over the seeds.
+    """
     by_key = {(r["model"], r["task"], r["metric"]): r for r in records}
     students, lines = [model for model in models.values() if model.baselines], []
     for task in tasks:
@@ -86,16 +66,15 @@ def closing_lines(models: dict[str, Model], tasks: list[Task], records, labels) 
             sides = *(base.name for base in run.baselines), run.name, run.teacher.name
             *bases, student, teacher = (by_key[side, task.name, metric] for side in sides)
             base = max(bases, key=lambda r: -math.inf if r["mean"] is None else r["mean"])
-            below, name, above = (labels[side["model"]] for side in (base, student, teacher))
-            way = share(student, teacher, base)
-            if None in (base["mean"], student["mean"], teacher["mean"]):
+            name, other = labels[run.name], labels[base["model"]]
+            if None in (base["mean"], student["mean"]):
                 said = f"{name} cannot be compared"
-            elif student["mean"] < base["mean"]:
-                said = f"{name} is below {below}, so training it did not pay"
-            elif way is None:
-                said = f"{name} is not below {below}; no share: {above}'s lead is small or noisy"
             else:
-                said = f"{name} recovered {way} of the way from {below} to {above}"
+                gain = [a - b for a, b in zip(student["values"], base["values"], strict=True)]
+                spread = f" ± {statistics.stdev(gain):.3f}" if len(gain) > 1 else ""
+                side = "below" if student["mean"] < base["mean"] else "above"
+                said = f"{name} is {abs(statistics.fmean(gain)):.3f}{spread} {side} {other}"
+                said += ", so training it did not pay" if side == "below" else ""
             scores = f"baseline {score(base)}, student {score(student)}, teacher {score(teacher)}"
             lines.append(f"{task.name} {metric}: {said} ({scores})")
     return lines
@@ -103,7 +82,8 @@ def closing_lines(models: dict[str, Model], tasks: list[Task], records, labels) 
 
 def short_names(names: list[str]) -> dict[str, str]:
     """Return for each name its last part, or all of it where two would be the same."""
-    short = {n: f"{n} ".replace("/ ", " ").split("@")[0].rpartition("/")[2].strip() for n in names}
+    ends = {n: re.sub(r"/ |@\S+ ", " ", f"{n} ") for n in names}  # without revision
+    short = {name: end.rpartition("/")[2].strip() for name, end in ends.items()}
     return short if len(set(short.values())) == len(names) else {name: name for name in names}
 
 

@@ -83,13 +83,13 @@ def loss_and_slope(states, d_t, d_s, real, padding, table):
     if states.device.type in MAY_BE_ASKED:
         rows, slope, z = by_powers(states, d_t, d_s, real, table)
         beyond = ~(z.amax((0, 2, 3)) < 2**SAFE)  # (k,); so written, it finds NaN too
-        parts = beyond.nonzero().flatten().split(len(table))
+        again = beyond.nonzero().flatten().split(len(table))
     else:
         rows, slope = torch.empty_like(real), torch.empty_like(S)
-        parts = slices(0, len(states), len(table))
-    for k in parts:
-        hidden = None if padding is None else padding[k]
-        rows[k], slope[k] = by_log_softmax(S[k], T[k], hidden)
+        again = slices(0, len(states), len(table))
+    for heads in again:
+        padded = None if padding is None else padding[heads]
+        rows[heads], slope[heads] = by_log_softmax(S[heads], T[heads], padded)
     return rows, slope
 
 
@@ -106,18 +106,18 @@ def by_powers(states, d_t, d_s, real, table):
     """
     T, S, S_z = states.split((d_t, d_s, d_s), 1)
     student = states[:, d_t:]  # S and S / z
-    read_t, read_s = torch.empty_like(states), torch.empty_like(student)
+    product_t, product_s = torch.empty_like(states), torch.empty_like(student)
     z = real.new_empty(2, *real.shape)  # row sums of teacher and student
     z_t, z_s = z
     for k in slices(0, len(states), len(table)):
-        for X, sums, read, reads in ((T, z_t, read_t, states), (S, z_s, read_s, student)):
+        for X, sums, factor, product in ((T, z_t, states, product_t), (S, z_s, student, product_s)):
             E = torch.bmm(X[k].mT, X[k], out=table[: k.stop - k.start]).exp2_()  # (k, N, N)
             # A row's own score is at least 0, its power at least 1; only padding has a sum of 0.
             torch.bmm(real[k], E, out=sums[k]).clamp_(min=1)
             torch.div(S[k], sums[k], out=S_z[k])
-            torch.bmm(reads[k], E, out=read[k])
-    PT_t, PS_t, down_t = read_t.split((d_t, d_s, d_s), 1)  # z P_t T, z P_t S, P_t^T S
-    PS_s, down_s = read_s.split(d_s, 1)  # z P_s S, P_s^T S
+            torch.bmm(factor[k], E, out=product[k])
+    PT_t, PS_t, down_t = product_t.split((d_t, d_s, d_s), 1)  # z P_t T, z P_t S, P_t^T S
+    PS_s, down_s = product_s.split(d_s, 1)  # z P_s S, P_s^T S
     rows = (T * PT_t).sum(1, keepdim=True) - (S * PS_t).sum(1, keepdim=True)
     rows = (z_s / z_t).log2() + rows / z_t
     slope = (down_s - down_t).addcdiv_(PS_s, z_s).addcdiv_(PS_t, z_t, value=-1)

@@ -84,7 +84,9 @@ class Section:
         """Return mean and standard error in a task, in the tasks' mean, or of neighbours kept."""
         if which == KEPT:
             return mean_and_error(values(self.models[name], KEPT))
-        return self.tuned(self.models[name])[which].mean(), self.above_baseline(name, which)[1]
+        tuned = self.tuned(self.models[name])
+        mean = tuned.mean() if which is None else tuned[which].mean()
+        return mean, self.above_baseline(name, which)[1]
 
     def table(self, small: bool = False) -> str:
         """Return all models or, if small, those without the lesser methods and od's teacher."""
@@ -123,7 +125,8 @@ class Section:
 
 def values(seeds: list[dict], key: str) -> np.ndarray:
     """Percent (S,) of a score that has one value a student; the teacher has 100 % of itself."""
-    found = [record["scores"].get(key, [1])[0] for record in seeds]
+    missing = [1 if seeds[0]["method"].startswith("teacher") else math.nan]
+    found = [record["scores"].get(key, missing)[0] for record in seeds]
     return 100 * np.array(found, dtype=float)
 
 

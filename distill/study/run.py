@@ -231,7 +231,7 @@ def log_facts(folder: Path) -> dict:
     return {
         "settings": settings,
         "layers": start["start"]["layers"],  # of the teacher, which the start copies
-        "text_tokens": sum(corpus["tokens"] or 0 for corpus in start["text"]),
+        "text_tokens": sum(corpus["tokens"] for corpus in start["text"]),
         "curve": [[record["step"], record["loss"]] for record in log if record["event"] == "eval"],
         **{name: start[name] for name in ("commit", "machine", "versions")},
     }

@@ -63,7 +63,7 @@ def announce(config, run: Run, start: Start, text: list[dict], frozen: list[str]
         print(f"note: positions {config.seq_len + 1} to {fit} are not trained, they stay as copied")
     for warning in start.warnings:
         print(f"WARNING: {warning}")
-    tokens = sum(corpus["tokens"] or 0 for corpus in text)  # a hub dataset may not declare it
+    tokens = sum(corpus["tokens"] for corpus in text)
     print(f"text: {tokens:,} tokens; {config.precision} on {machine()}; {run.folder}")
 
 
@@ -103,26 +103,25 @@ def finish(config, run: Run, start: Start) -> None:
 
 def write_card(folder: Path, record: dict, start: Start, losses: str) -> None:
     """Write RUN/README.md in the form that the Hugging Face hub reads, from the start record."""
-    settings = record["settings"]
+    settings, argv = record["settings"], record["argv"]
     # MLM may have no teacher; then it continues the training of the model that --init names
     source = settings["teacher"] if record["teacher"] else settings["init"]
     source = DEFAULT_ID if source == DEFAULT_TEACHER else source
     on_hub = not Path(source).expanduser().exists()
     shares = [f"- {part['name']}: {part['share']:.1%} of the sequences" for part in record["text"]]
-    card = CARD.format(
-        **settings,
-        task="feature-extraction" if start.student.mlm_head is None else "fill-mask",
-        base_model=f"base_model: {json.dumps(source)}\n" if on_hub else "",
-        name=folder.name,
-        source=source,
-        made="trained from" if settings["steps"] else "not trained, initialised from",
-        sizes=describe_encoder(start.student),
-        losses=losses,
-        text="\n".join(shares),
-        command=f"{launcher(record['processes'])} {shlex.join(['train.py', *record['argv'][1:]])}",
-    )
+    facts = {
+        "task": "feature-extraction" if start.student.mlm_head is None else "fill-mask",
+        "base_model": f"base_model: {json.dumps(source)}\n" if on_hub else "",
+        "name": folder.name,
+        "source": source,
+        "made": "trained from" if settings["steps"] else "not trained, initialised from",
+        "sizes": describe_encoder(start.student),
+        "losses": losses,
+        "text": "\n".join(shares),
+        "command": " ".join([launcher(record["processes"]), shlex.join(["train.py", *argv[1:]])]),
+    }
     with atomic(folder / "README.md") as temporary:
-        temporary.write_text(card, "utf-8")
+        temporary.write_text(CARD.format_map(settings | facts), "utf-8")
 
 
 def plot_loss(config, steps: list[dict], evals: list[dict], file: Path) -> None:

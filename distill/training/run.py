@@ -5,8 +5,8 @@
     RUN/checkpoint-000000200-HASH.pt  the state after 200 steps, HASH of its bytes; two are kept
     RUN/.lock                         held by the program that trains here
 
-A checkpoint is either whole or absent. It notes how long the log was; resuming from it cuts the log
-back to that length, so every step is in the log once.
+A checkpoint is either whole or absent. It notes the log's length and hash; resuming from it cuts
+the log back to that length, so every step is in the log once.
 """
 
 import contextlib
@@ -37,7 +37,6 @@ class Run:
     def __init__(self, folder: str | Path | None, writes: bool = True):
         self.folder = folder and Path(folder)  # None until `open` chooses a name
         self.writes = writes
-        self._begun = False  # the log has its start record
 
     @property
     def log_file(self) -> Path:
@@ -54,9 +53,7 @@ class Run:
         if self.folder is None:
             names = (Path(f"{stem}-{n}") for n in itertools.count(1))
             self.folder = next(name for name in names if not os.path.lexists(name))
-        if resume:
-            self._begun = bool(self.records())
-        else:
+        if not resume:
             self.folder.mkdir(parents=True, exist_ok=True)
             # a program that was killed before its first step leaves nothing but its lock
             if set(os.listdir(self.folder)) - {".lock"}:
@@ -71,17 +68,14 @@ class Run:
         finally:
             Path(lock.lock_file).unlink(missing_ok=True)
             lock.release()
-            if not self._begun:
-                self.log_file.unlink(missing_ok=True)
-                with contextlib.suppress(OSError):  # another program may use it now
-                    self.folder.rmdir()
+            with contextlib.suppress(OSError):  # not empty: a run began
+                self.folder.rmdir()
 
     def log(self, event: str, **fields) -> None:
         if self.writes:
             line = json.dumps({"event": event, **fields}, ensure_ascii=False, allow_nan=False)
             with open(self.log_file, "a", encoding="utf-8") as log:
                 log.write(line + "\n")
-            self._begun = True
 
     def records(self) -> list[dict]:
         """Return the log's complete records, the first one `start`; a torn last line is ignored."""
@@ -100,6 +94,9 @@ class Run:
             with open(self.log_file, "r+b") as log:
                 log.truncate(len(log.readline()) if length is None else length)
 
+    def _log_hash(self, length: int) -> str:
+        return hashlib.sha256(self.log_file.read_bytes()[:length]).hexdigest()
+
     def checkpoints(self) -> list[Path]:
         return sorted(self.folder.glob("checkpoint-*.pt"))
 
@@ -110,7 +107,9 @@ class Run:
         unfinished = self.folder / "checkpoint-unfinished.tmp"
         try:
             flush(self.log_file)
-            state = {**state, "step": step, "log_length": self.log_file.stat().st_size}
+            length = self.log_file.stat().st_size
+            logged = {"log_length": length, "log_hash": self._log_hash(length)}
+            state = {**state, "step": step, **logged}
             with open(unfinished, "wb") as file:
                 torch.save(state, file)
             flush(unfinished)
@@ -131,9 +130,9 @@ class Run:
                 continue
             try:
                 state = torch.load(file, map_location="cpu", weights_only=True)
-                if state["log_length"] <= self.log_file.stat().st_size:
+                if self._log_hash(state["log_length"]) == state["log_hash"]:
                     return state
-                print(f"{file} is newer than log.jsonl, trying the one before")
+                print(f"{file} is not of this log.jsonl, trying the one before")
             except pickle.UnpicklingError:  # its message advises to run the code
                 raise UserError(f"{file} holds code, so no run wrote it; delete it") from None
         if checkpoints:

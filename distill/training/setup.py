@@ -26,10 +26,11 @@ def load_models(config) -> tuple[Encoder | None, Start, object, dict]:
     if teacher is None and (config.teacher != type(config).teacher or config.revision):
         start.warnings.append("--teacher and --revision are not read: --init names the model")
     if tokenizer and start.tokenizer and tokenizer.hash != start.tokenizer.hash:
-        both = f"--init {config.init} and --teacher {config.teacher}"
-        raise UserError(f"the tokenizers differ: {both}; student and teacher need the same one")
+        raise UserError("--init and --teacher have different tokenizers; they need the same one")
     start.tokenizer = tokenizer or start.tokenizer  # with the pooling that the student learns
-    start.method.check_models(start.student, teacher)
+    if kind.masked_text and kind.needs_teacher and teacher.mlm_head is None:
+        command = "python train.py --method mlm --init TEACHER"
+        raise UserError(f"the teacher has no MLM head; `{command}` gives it one")
     for name, model in (("student", start.student), ("teacher", teacher)):
         if model is not None and config.seq_len > model.config.max_tokens:
             most = f"the {name} has positions for {model.config.max_tokens} tokens"
