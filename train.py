@@ -33,7 +33,7 @@ from distill.training import cli, processes, report, setup
 from distill.training.cli import setting
 from distill.training.device import autocast, choose_device, choose_precision, provenance
 from distill.training.processes import rank, world
-from distill.training.run import Run, Signals, inputs, is_finished, resume, resumed_settings
+from distill.training.run import Run, Signals, input_hashes, is_finished, resume, resumed_settings
 from minitransformer.files import UserError
 from minitransformer.model import Encoder
 
@@ -163,7 +163,7 @@ def distil(config: TrainConfig, run: Run, signals: Signals) -> int:
         **provenance(),
     }
     processes.join(device)
-    processes.check_alike(asdict(config) | inputs(record))
+    processes.check_alike(asdict(config) | input_hashes(record))
 
     # ---- optimizer ----
     frozen = setup.freeze_unreached(student, method, teacher, held_out[0])

@@ -5,7 +5,7 @@ import pytest
 import torch
 from conftest import WORDS, CountingTokenizer, numbers, tiny_tokenizer
 
-from distill.data.batches import CYCLE, Text, mask_tokens, prefetch, turns
+from distill.data.batches import CYCLE, Text, mask_tokens, prefetch, share_out
 from minitransformer.files import UserError
 
 
@@ -49,7 +49,7 @@ def test_shares_follow_n_to_the_alpha(folder, alpha):
     """Every count is p_i * draws to within two; by chance it would be off by dozens."""
     sizes = np.array([1e9, 5e8, 3e8, 1e8, 8e7, 5e7, 2e7, 1e7, 5e6, 2e6, 1e6, 3e5, 1e5, 2e4, 4000])
     share = sizes**alpha / (sizes**alpha).sum()
-    corpora, places, counts = turns(share)
+    corpora, places, counts = share_out(share)
     drawn = np.cumsum(corpora[:, None] == np.arange(15), axis=0)  # (CYCLE, corpora)
     off = drawn - share * np.arange(1, CYCLE + 1)[:, None]
     assert off.max() < 1

@@ -40,9 +40,10 @@ class Text:
             self._open(sources, alpha, sequences, one_in)
             if any(len(corpus.held) for corpus in self.corpora):
                 break
+        nothing_held = not any(len(corpus.held) for corpus in self.corpora)
         for corpus in self.corpora:
             corpus.report()
-            if corpus.rows == 0 or not any(len(corpus.held) for corpus in self.corpora):
+            if corpus.rows == 0 or nothing_held:
                 few = f"{corpus.facts['documents']:,} documents are too few to train on sequences"
                 says = f"{few} of {length} and hold one out; give more text"
                 raise UserError(f"--data {corpus.name}: {says}")
@@ -52,16 +53,16 @@ class Text:
         settings = self.tokenizer, self.length, self.seed, one_in
         files = {s.name: Corpus(s, *settings) for s in sources if not s.hub}
         sizes = [s.tokens or (None if s.hub else files[s.name].tokens) for s in sources]
-        if None in sizes and len(sizes) > 1:
+        if None in sizes and len(sizes) > 1:  # a hub dataset without @TOKENS
             name = sources[sizes.index(None)].name
             raise UserError(f"--data {name}: of several corpora, each needs a size; append @TOKENS")
         weights = np.array([float(size or 1) ** alpha for size in sizes])
         self.shares = weights / weights.sum()
-        self.turns, self.places, self.counts = turns(self.shares)
+        self.corpus_of_draw, self.places, self.counts = share_out(self.shares)
         if not self.counts.all():
             raise UserError(f"--alpha {alpha}: a corpus gets none of {CYCLE:,} sequences; lower it")
         cycles, rest = divmod(sequences, CYCLE)
-        rows = cycles * self.counts + np.bincount(self.turns[:rest], minlength=len(sizes))
+        rows = cycles * self.counts + np.bincount(self.corpus_of_draw[:rest], minlength=len(sizes))
         self.corpora = [
             files.get(source.name) or Corpus(source, *settings, int(rows[i]))
             for i, source in enumerate(sources)
@@ -80,7 +81,7 @@ class Text:
             rows = []
             for draw in range(start, start + batch_size):
                 cycles, place = divmod(draw, CYCLE)
-                corpus = self.turns[place]
+                corpus = self.corpus_of_draw[place]
                 number = int(cycles * self.counts[corpus] + self.places[place])
                 rows.append((draw, self.corpora[corpus].row(number)))
             batches.append(self._batch(rows, masked, self.seed))
@@ -122,7 +123,7 @@ class Text:
         return described
 
 
-def turns(shares: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def share_out(shares: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return the corpus of each draw of a cycle, its number there, and the draws of each corpus.
 
     A draw goes to the corpus furthest behind its share: no count is ever 1 above its share.

@@ -37,30 +37,30 @@ class Model:
 
 def load_columns(runs: list[str], teacher: str | None = None) -> dict[str, Model]:
     """Return all models by name: teachers first, then the runs, each behind its baselines."""
-    logs = {name: Run(name).records() if Path(name, "log.jsonl").exists() else [] for name in runs}
-    own = {name: log[0]["teacher"] if log else None for name, log in logs.items()}
+    logs = {run: Run(run).records() if Path(run, "log.jsonl").exists() else [] for run in runs}
+    logged = {run: log[0]["teacher"] if log else None for run, log in logs.items()}
     teachers, models = {}, {}
     for run, log in logs.items():
-        name = teacher or (own[run] and own[run]["name"])
-        revision = log[0]["settings"].get("revision") if name and not teacher else None
-        title = teachers[run] = f"{name}@{revision}" if revision else name
-        if name and title not in models:
-            models[title] = load_model(name, logs.get(name, []), revision)
-            models[title].name = title
-    for name, log in logs.items():
-        model = models.get(name) or load_model(name, log)
-        if teachers[name] not in (None, name):
-            model.teacher = models[teachers[name]]
+        source = teacher or (logged[run] and logged[run]["name"])
+        revision = log[0]["settings"].get("revision") if source and not teacher else None
+        name = teachers[run] = f"{source}@{revision}" if revision else source
+        if source and name not in models:
+            models[name] = load_model(source, logs.get(source, []), revision)
+            models[name].name = name
+    for run, log in logs.items():
+        model, name = models.get(run) or load_model(run, log), teachers[run]
+        if name not in (None, run):
+            model.teacher = models[name]
             if log and model.tokenizer.hash != model.teacher.tokenizer.hash:
-                raise UserError(f"{name} and teacher {teachers[name]} have different tokenizers")
-            if own[name] and own[name]["hash"] != model.teacher.hash:
-                print(printable(f"note: {name} learned from another teacher than {teachers[name]}"))
+                raise UserError(f"{run} and teacher {name} have different tokenizers")
+            if logged[run] and logged[run]["hash"] != model.teacher.hash:
+                print(printable(f"note: {run} learned from another teacher than {name}"))
             cut, start = cut_teacher(model), untrained_start(model, log)
             if cut and start and start.key == cut.key:  # --init first
                 start = None
             model.baselines = [base for base in (cut, start) if base]
         models |= {base.name: base for base in model.baselines}
-        models[name] = model
+        models[run] = model
     return models
 
 

@@ -209,20 +209,20 @@ def fine_tune(models: list[Model], task: Task, recipe: Recipe, seeds: int) -> li
     On a CPU every core trains a model of its own: batches are too small to share among cores.
     """
     key = {"task": task.hash, "recipe": asdict(recipe)}
-    files = [[cache_file(model=m.key, **key, seed=n) for n in range(seeds)] for m in models]
+    files = [[cache_file(model=m.key, **key, seed=seed) for seed in range(seeds)] for m in models]
     results = {file: read_result(file) for row in files for file in row}
-    # equal models, such as the starts of two runs, share a file and so one fine-tuning
-    jobs = {file: (m, n) for m, row in enumerate(files) for n, file in enumerate(row)}
-    jobs = {file: job for file, job in jobs.items() if not results[file]}
-    names = ", ".join(dict.fromkeys(models[m].name for m, _ in jobs.values()))
+    jobs = {}  # equal models, such as the starts of two runs, share a file and so one fine-tuning
+    for model, row in zip(models, files, strict=True):
+        jobs |= {file: (model, seed) for seed, file in enumerate(row) if not results[file]}
+    names = ", ".join(dict.fromkeys(model.name for model, _ in jobs.values()))
     if jobs:
         print(printable(f"fine-tuning on {task.name}, {len(jobs)} times: {names}"), flush=True)
     tuners = {}
-    for m in {m for m, _ in jobs.values()}:
-        tuners[m] = Tuner(models[m].encoder, models[m].tokenizer, task, recipe)
+    for model in {model.name: model for model, _ in jobs.values()}.values():
+        tuners[model.name] = Tuner(model.encoder, model.tokenizer, task, recipe)
 
-    def train_one(file: Path, m: int, seed: int) -> None:
-        results[file] = {"scores": tuners[m].train(seed)}
+    def train_one(file: Path, model: Model, seed: int) -> None:
+        results[file] = {"scores": tuners[model.name].train(seed)}
         write_result(file, results[file])
 
     threads = torch.get_num_threads()

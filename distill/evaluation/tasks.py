@@ -184,6 +184,7 @@ def folder_task(folder: str | Path) -> Task:
         raise UserError(f"{folder}: only one of train and dev has a column 'text_pair'")
     by_split = [split.labels for split in splits.values()]
     rare = {x for x in DOUBTFUL if any(part.count(x) < FREQUENT * len(part) for part in by_split)}
+    # numbers to predict: every label of train is a number, one has a fraction; otherwise classes
     missing, numbers, metrics = {"", *rare & {"-"}}, {}, ("pearson", "spearman")
     labels = [label for label in by_split[0] if label not in missing]
     values = [number(label) for label in labels]

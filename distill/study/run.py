@@ -54,17 +54,19 @@ class Study:
         return 1 if failed else 0
 
     def _finish(self, row: Row) -> None:
+        """Train, evaluate and record a row without a record. Refuse a command line other than that
+        of its own record or, but for rates and od's teacher, of a row of the same student.
+        """
         given = {name: getattr(self.config, name) for name in GIVEN}
         given["teacher"] = Path(self._teacher_name(row)).name
         results = self.config.results
-        # the page compares all rows of a student; only od has a teacher of its own
-        own = {"rates", "teacher"} if row.setting == "english" else {"rates"}
+        may_differ = {"rates", "teacher"} if row.setting == "english" else {"rates"}
         for record in read_records(results):
             name, before = record["row"], given | record.get("given", {})
-            compared = given if name == row.name else given.keys() - own
-            other = [key for key in given if key in compared and before[key] != given[key]]
-            if other and record["student"] == row.student:
-                raise UserError(f"{results}: {name} has another {other[0]}; use other --results")
+            compared = given if name == row.name else given.keys() - may_differ
+            changed = [key for key in given if key in compared and before[key] != given[key]]
+            if changed and record["student"] == row.student:
+                raise UserError(f"{results}: {name} has another {changed[0]}; use other --results")
             if name == row.name:
                 return
         print(f"\n== {row.name}", flush=True)

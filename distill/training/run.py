@@ -177,7 +177,7 @@ def is_finished(run: Run) -> bool:
     return True
 
 
-def inputs(record: dict) -> dict[str, str | None]:
+def input_hashes(record: dict) -> dict[str, str | None]:
     """Return the hash of everything that a run reads, by its name in messages."""
     hashes = {f"the text {corpus['name']}": corpus["hash"] for corpus in record["text"]}
     hashes["the teacher"] = record["teacher"] and record["teacher"]["hash"]
@@ -187,10 +187,11 @@ def inputs(record: dict) -> dict[str, str | None]:
 
 def resume(run: Run, record: dict, parts: dict) -> tuple[int, int]:
     """Load the newest checkpoint, cut the log back to it, return (steps done, sequences read)."""
-    records, now, checkpoint = run.records(), inputs(record), run.newest()
+    records, checkpoint = run.records(), run.newest()
+    before, now = input_hashes(records[0]), input_hashes(record)
     if checkpoint:  # it replaces the start, which another processor may project to other bits
         del now["the untrained student"]
-    for what, then in inputs(records[0]).items():
+    for what, then in before.items():
         if then != now.get(what, then):
             change = f"sha256 {then:.12} then, {now[what]:.12} now; restore it or start a new run"
             raise UserError(f"{what} has changed since {run.folder} began: {change}")
@@ -201,11 +202,11 @@ def resume(run: Run, record: dict, parts: dict) -> tuple[int, int]:
         for name, part in parts.items():
             part.load_state_dict(checkpoint[name])
     print(f"resuming {run.folder} at step {step} ({sequences} sequences read)")
-    before = [r["sequences_a_step"] for r in records if "sequences_a_step" in r][-1]
-    if before != record["sequences_a_step"]:
-        turns, rest = divmod(before, record["settings"]["batch_size"] * world())
+    size = [r["sequences_a_step"] for r in records if "sequences_a_step" in r][-1]
+    if size != record["sequences_a_step"]:
+        turns, rest = divmod(size, record["settings"]["batch_size"] * world())
         remedy = "" if rest else f"; --accumulate {turns} restores that"
-        print(f"WARNING: a step has {record['sequences_a_step']} sequences, not {before}{remedy}")
+        print(f"WARNING: a step has {record['sequences_a_step']} sequences, not {size}{remedy}")
     run.log("resume", step=step, **record)
     return step, sequences
 
