@@ -145,7 +145,7 @@ def main(argv: list[str] | None = None) -> int:
     facts = [{"model": name, **model.logged, **costs[name]} for name, model in models.items()]
 
     rows = [row for block in blocks.values() for row in block]
-    notes = [f"measured on {where}", *notes]
+    notes = [f"measured on {where}; cached scores: on the machine that computed them", *notes]
     lines = table.markdown(table.table(facts, blocks, labels))
     closing = table.closing_lines(models, tasks, rows, labels)
     show("", *lines.split("\n"), "", *notes, "", *closing)

@@ -46,12 +46,11 @@ class EncoderConfig:
         if self.model_type not in [*MODEL_TYPES]:
             supported = ", ".join(MODEL_TYPES)
             raise UserError(f"model_type {self.model_type!r:.80} is not supported; use {supported}")
-        for field in fields(self):
-            if field.type is str:
-                continue
+        numbers = [field for field in fields(self) if field.type is not str]
+        for field in numbers:
             value = getattr(self, field.name)
             least = 0 if field.type is float or field.name == "pad_token_id" else 1
-            if not (isinstance(value, (int, field.type)) and value >= least):  # NaN fails, too
+            if not (type(value) in (int, field.type) and value >= least):  # NaN fails, too
                 kind = f"{field.type.__name__} of at least {least}"
                 raise UserError(f"config: {field.name} must be {kind}, not {value!r:.80}")
         width, heads = self.hidden_size, self.num_attention_heads

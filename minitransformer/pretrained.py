@@ -82,7 +82,7 @@ def download(name: str, revision: str | None) -> Path:
                 break
         return folder
     except Exception as error:  # offline, unknown, private, cut off: many kinds, one line
-        raise UserError(f"{name!r}: no such folder, no download: {first_line(error)}") from error
+        raise UserError(f"{name!r}: no folder, download failed: {first_line(error)}") from error
 
 
 def read_weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -112,7 +112,7 @@ def read_weight_file(path: Path) -> dict[str, torch.Tensor]:
         # Whatever is no tensor has no detach.
         return {str(name): tensor.detach() for name, tensor in tensors.items()}
     except Exception as error:  # torch would explain how to run the code in it
-        raise UserError(f"cannot read {path.name}: damaged, or not only tensors") from error
+        raise UserError(f"cannot read {path.name}: damaged, or holds more than tensors") from error
 
 
 def read_pooling(folder: Path, max_tokens: int, notes: list[str]) -> tuple[str, bool]:
@@ -124,14 +124,18 @@ def read_pooling(folder: Path, max_tokens: int, notes: list[str]) -> tuple[str, 
         places[kind] = folder / str(module.get("path"))
         if kind not in ("Transformer", "Pooling", "Normalize"):
             notes.append(f"its sentence vectors go through a module {kind}, which is left out here")
-    prompts = read_json(folder / "config_sentence_transformers.json", {}).get("prompts")
-    if isinstance(prompts, dict) and any(prompts.values()):
+    values = read_json(folder / "config_sentence_transformers.json", {})
+    if isinstance(prompts := values.get("prompts"), dict) and any(prompts.values()):
         notes.append("its prompts are left out: put them before the texts yourself")
-    for file in folder.glob("sentence_*_config.json"):  # bert, roberta, ...
-        values = read_json(file)
-        if values.get("do_lower_case"):
+    if (similarity := values.get("similarity_fn_name") or "cosine") != "cosine":
+        notes.append(f"it compares vectors by {similarity!r:.40}, a student's by the cosine")
+    files = [*folder.glob("sentence_*_config.json")]  # bert, roberta, ...
+    for file in [*files, folder / "tokenizer_config.json"] if places else files:
+        values = read_json(file, {})
+        if values.get("do_lower_case") and file in files:
             notes.append(f"{file.name} asks for lower-case text: lower it yourself")
-        if (most := values.get("max_seq_length") or max_tokens) < max_tokens:
+        most = values.get("max_seq_length") or values.get("model_max_length")
+        if isinstance(most, int) and most < max_tokens:
             notes.append(f"{file.name} cuts texts at {most} tokens, a student reads {max_tokens}")
     file = places.get("Pooling", folder / "1_Pooling") / "config.json"
     values = read_json(file, {"pooling_mode": "mean"})

@@ -170,6 +170,9 @@ def read_tokenizer(folder: Path, config: EncoderConfig) -> Tokenizer:
         says = f"{', '.join(there) or 'no vocabulary'} of tokenizer_class {declared!r:.80}"
         remedy = "AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER) writes it"
         raise UserError(f"no tokenizer.json, and {says} cannot be read; transformers' {remedy}")
+    for key, usual in (("truncation_side", "right"), ("split_special_tokens", False)):
+        if settings.get(key, usual) != usual:
+            notes.append(f"{key} {settings[key]!r:.20} is left out here")
     pipeline.no_truncation()
     pipeline.no_padding()
     if getattr(pipeline.model, "dropout", None):

@@ -70,6 +70,7 @@ def test_what_data_may_say(folder, monkeypatch):
     ("specs", "message"),
     [
         ("web", "unknown; give wordnet, docs"),
+        ("w=hub:a:b:c:d:e", "more than dataset, config, split and column"),
         ("web=~/none*.txt", r"no such file: ~/none\*.txt"),
         ("web=a.csv", r"a.csv is none of .txt, .parquet, .jsonl, .ndjson, .json"),
         ("web=folder.t*", r"folder.t\*; for a folder, give FOLDER/\*.txt"),

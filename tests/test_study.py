@@ -38,6 +38,7 @@ WRONG = [
     ("list --only english-9x9", "no row's name begins so"),
     ("run --tasks movies", "need --student, --teacher, --data and --tasks"),
     ("run --student 3x --teacher t --data docs --tasks t", "--student 3x: give LAYERSxWIDTH"),
+    ("run --tokens 5", "need --student, --teacher, --data and --tasks"),
     ("run --batch 10 --nproc 4", "--batch 10 is not a multiple of --nproc 4"),
     ("run --rates mha=1e-3", "--rates mha: not one of mha-L,"),
     ("list --results {here}/list.jsonl", "list.jsonl: a line is damaged"),
@@ -176,7 +177,7 @@ def test_the_page_compares_with_the_cut_off_teacher_and_names_who_is_above_the_t
     study.run([Row("own-2x32", "od", "first", seed, 4096) for seed in (0, 1)])
     study.run([Row("own-2x32", "hs-single", "first", 0, 4096)])
     results, folder = study.config.results, study.folder  # of pictures, beside its page
-    results.write_text(results.read_text().replace("own-", "multilingual-"))
+    results.write_text(2 * results.read_text().replace("own-", "multilingual-"))  # joined files
     (folder / "page.md").write_text("<!-- table -->\n<!-- sections -->\n<!-- commits -->")
     main(f"report --results {results} --page {folder}.md".split())
     page = re.sub(" +", " ", Path(f"{folder}.md").read_text())
@@ -184,6 +185,7 @@ def test_the_page_compares_with_the_cut_off_teacher_and_names_who_is_above_the_t
     row = f"| `od from 1,2` | {scores} | 2.000 → 0.500 | 2 |"
     assert page.count(row) == 2  # 0.20 and 0.22 above; on the first screen and in the section
     assert page.count("| `hs-single from 1,2` |") == 3  # in the section and two tables of languages
+    assert "In parentheses: the difference to `cut-off teacher`." in page
     assert "Above the teacher: `hs-single from 1,2` on reviews by 5.0." in page
     assert page.endswith("no commit")  # an unpacked archive has none
     assert "| reviews retrieval accuracy | distilled on | kept out | de | ja |" in page

@@ -75,7 +75,8 @@ def test_labels_that_are_spelt_in_two_ways_are_two_classes(tmp_path):
         (["x", " ", "", "?", "NaN", "NA", "null", "y"], ("x", "y"), 6),
         ([None, 1, float("nan"), 0], ("0", "1"), 2),
         (["None", "x", "None"], ("None", "x"), 0),
-        ([1, 1.0, "1", "1.0 ", "neg", "neg "], ("1", "neg"), 0),
+        ([1, 1.0, "1", "1.00 ", "neg", "neg "], ("1", "neg"), 0),
+        ([-0.0, 0, 1, 1.0], ("0", "1"), 0),
     ],
 )
 @pytest.mark.parametrize("suffix", ["jsonl", "csv"])
@@ -87,7 +88,7 @@ def test_what_is_a_class_and_what_is_no_label(labels, classes, left_out, suffix,
     note = f"task train: {left_out} of {len(labels)} rows have no label and are left out"
     both = "task: 1 of 1 texts of dev are in train, too"  # dev is train here
     assert {*task.notes} - {note.replace("train", "dev")} == ({note, both} if left_out else {both})
-    assert f"{len(classes)} classes: {', '.join(classes)}" in str(task)
+    assert f" dev (single texts); {len(classes)} classes: {', '.join(classes)}" in str(task)
 
 
 @pytest.mark.parametrize(("dashes", "numbers"), [(1, True), (9, False)])

@@ -55,7 +55,9 @@ def parse_source(spec: str) -> Source:
     name, where, size = match.groups()
     tokens = size and int(float(size))
     if where.startswith("hub:"):
-        dataset, config, split, column = (where.split(":")[1:] + [""] * 4)[:4]
+        dataset, config, split, column, *more = where.split(":")[1:] + [""] * 4
+        if any(more):
+            raise UserError(f"--data {spec}: more than dataset, config, split and column")
         hub = os.path.expanduser(dataset), config or None, split or "train"
         return Source(name, (), hub, column or "text", tokens)
     path, _, column = (where, "", "text") if found(where) else where.rpartition(":")

@@ -82,8 +82,9 @@ def closing_lines(models: dict[str, Model], tasks: list[Task], records, labels) 
 
 def short_names(names: list[str]) -> dict[str, str]:
     """Return for each name its last part, or all of it where two would be the same."""
-    ends = {n: re.sub(r"/ |@\S+ ", " ", f"{n} ") for n in names}  # without revision
-    short = {name: end.rpartition("/")[2].strip() for name, end in ends.items()}
+    # a hub id without its revision, then a folder without its parents
+    ids = {n: re.sub(r"^([^/@ ]+/[^/@ ]+)@\S+", r"\1", n).replace("/ ", " ") for n in names}
+    short = {name: part.rstrip("/").rpartition("/")[2] for name, part in ids.items()}
     return short if len(set(short.values())) == len(names) else {name: name for name in names}
 
 
@@ -105,7 +106,7 @@ def table(facts: list[dict], blocks: dict[str, list[dict]], labels: dict) -> lis
         for task, metric in dict.fromkeys((r["task"], r["metric"]) for r in rows):
             found = {r["model"]: r for r in rows if (r["task"], r["metric"]) == (task, metric)}
             by_chance = next(iter(found.values())).get("chance")
-            title = metric if task == "vectors" else f"{task} {metric}"
+            title = metric if metric == "neighbours kept" else f"{task} {metric}"
             title += "" if by_chance is None else f" (chance {by_chance:.3f})"
             lines.append([title, *(score(found[n]) if n in found else "" for n in names)])
     return lines

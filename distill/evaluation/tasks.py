@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from minitransformer.files import UserError, check_regular, first_line, shortened
+from minitransformer.files import UserError, check_regular, first_line, printable, shortened
 
 # no label: how files spell a missing value, PyTorch's ignore_index
 MISSING = set("? -100 #N/A #NA -NaN -nan <NA> N/A NA NULL NaN n/a nan null".split()) | {""}
@@ -65,6 +65,7 @@ class Task:
 
     def __str__(self) -> str:
         counts = ", ".join(f"{len(split.texts):,} {name}" for name, split in self.splits.items())
+        counts += " (pairs of texts)" if self.train.text_pairs else " (single texts)"
         classes = f"{len(self.classes)} classes: {shortened(', '.join(self.classes), 100)}"
         return f"{self.name}: {counts}; {classes if self.classes else 'numbers'}"
 
@@ -142,8 +143,8 @@ def make_split(table: pd.DataFrame, columns: tuple[str, ...]) -> Split:
 
 def label_name(label) -> str:
     """Return a label as text: 1, 1.0, "1", "1.0" and " 1" are all "1"; "" where it is missing."""
-    name = "" if label is None else re.sub(r"^(-?\d+)\.0$", r"\1", str(label).strip())
-    return "" if name in MISSING else name
+    name = "" if label is None else re.sub(r"^(-?\d+)\.0+$", r"\1", str(label).strip())
+    return "" if name in MISSING else "0" if name == "-0" else name
 
 
 def number(name: str) -> float | None:
@@ -199,7 +200,7 @@ def folder_task(folder: str | Path) -> Task:
             raise UserError(f"{folder}: train has {len(classes)} classes; a task needs at least 2")
         order = sorted(classes, key=lambda name: (number(name) is None, number(name) or 0, name))
         numbers, metrics = {label: n for n, label in enumerate(order)}, ("accuracy",)
-    name = folder.resolve().name
+    name = printable(folder.resolve().name)
     for key, split in splits.items():
         splits[key] = numbered(split, numbers, missing, f"{name} {key}", notes)
     known, dev = ({*zip(s.texts, s.text_pairs or s.texts, strict=True)} for s in splits.values())

@@ -40,8 +40,8 @@ def parse_config(argv: list[str] | None = None) -> argparse.Namespace:
     add("--tasks", nargs="+", default=[], help="your own: as in evaluate.py")
     add("--data-dir", type=text, help="as in evaluate.py")
     add("--student", metavar="LxH", help="your own: layers and width, such as 6x768")
-    add("--start", default="uniform", help="of your own student: train.py's --init")
-    add("--tokens", type=float, default=1e9, help="that your student reads (default: 1e9)")
+    add("--start", help="of your own student: train.py's --init (default: uniform)")
+    add("--tokens", type=float, help="that your student reads (default: 1e9)")
     add("--batch", type=int, default=16, help="sequences in a step, over all processes")
     add("--seq-len", type=int, default=128, help="tokens in a sequence")
     rates_help = f"learning rate of all methods, or METHOD=RATE, of {', '.join(METHODS)}"
@@ -54,8 +54,9 @@ def parse_config(argv: list[str] | None = None) -> argparse.Namespace:
     if config.student and not re.fullmatch(r"[1-9]\d*x[1-9]\d*", config.student):
         raise UserError(f"--student {config.student}: give LAYERSxWIDTH, such as 6x768")
     own = (config.student, config.data, config.tasks)
-    if any(own) and not (all(own) and config.teacher):
+    if any((*own, config.start, config.tokens)) and not (all(own) and config.teacher):
         raise UserError("your own rows need --student, --teacher, --data and --tasks")
+    config.start, config.tokens = config.start or "uniform", config.tokens or 1e9
     for name, least in {"tokens": 1, "batch": 1, "seq_len": 3, "nproc": 1}.items():
         cli.check_number(name, getattr(config, name), least)
     if config.batch % config.nproc:

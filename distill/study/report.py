@@ -113,6 +113,7 @@ class Section:
         records = [record for seeds in self.rows.values() for record in seeds]
         where = {f"{r['settings']['precision']} on {r['machine']}": None for r in records}
         facts = f"{records[0]['settings']['steps']:,} steps; {'; '.join(where)}. "
+        facts += f"In parentheses: the difference to `{self.base_name}`. "
         above = []
         for name, seeds in self.rows.items():
             gains = (self.tuned(seeds) - self.tuned(self.models[self.references[0]])).mean((1, 2))
@@ -163,8 +164,8 @@ def language_table(what: str, names: list[str], scores: dict[str, np.ndarray]) -
 
 def write_report(results: Path, page: Path) -> int:
     """Write the page, and its pictures into the folder beside it that has its name."""
-    records = read_records(results)
-    if not any("tokens" in record for record in records):
+    records = list({record["row"]: record for record in read_records(results)}.values())
+    if {"tokens" in record for record in records} != {True, False}:  # students and references
         raise UserError(f"{results}: no record; make some with `python -m distill.study run`")
     folder = page.with_suffix("")
     folder.mkdir(parents=True, exist_ok=True)

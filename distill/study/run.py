@@ -204,10 +204,10 @@ class Study:
 
 def read_records(file: Path) -> list[dict]:
     """Return the records, one JSON object per line."""
-    lines = file.read_text("utf-8").splitlines() if file.exists() else []
     try:
+        lines = file.read_text("utf-8").splitlines() if file.exists() else []
         records = [json.loads(line) for line in lines]
-        if not all({"row", "student"} <= record.keys() for record in records):
+        if not all({"row", "student", "method"} <= record.keys() for record in records):
             raise ValueError("not a row of a student")
     except (ValueError, AttributeError) as error:  # AttributeError: not an object
         raise UserError(f"{file}: a line is damaged, remove it ({first_line(error)})") from None

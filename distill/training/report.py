@@ -96,7 +96,7 @@ def finish(config, run: Run, start: Start) -> None:
     run.log("summary", loss_before=before, loss_after=after)
     run.remove_checkpoints()
     print(f"\nheld-out {config.method} loss {before:.4f} -> {after:.4f}")
-    if after > before:
+    if after > before + 1e-4:
         print("WARNING: the held-out loss rose; lower --lr or change --init")
     print(f"\nnext:\n  python evaluate.py {shlex.quote(str(run.folder))}")
 
