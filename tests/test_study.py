@@ -11,6 +11,7 @@ from helpers import ROOT, make_inputs
 
 from distill.study import help_text
 from distill.study.__main__ import main, parse_config
+from distill.study.report import KEPT, values
 from distill.study.rows import Row
 from distill.study.run import KEPT_SETTINGS, Study, append, read_records
 from minitransformer.files import UserError
@@ -189,6 +190,7 @@ def test_the_page_compares_with_the_cut_off_teacher_and_names_who_is_above_the_t
     assert "Above the teacher: `hs-single from 1,2` on reviews by 5.0." in page
     assert page.endswith("no commit")  # an unpacked archive has none
     assert "| reviews retrieval accuracy | distilled on | kept out | de | ja |" in page
+    assert str(values([{"method": "hs", "scores": {}}], KEPT)) == "[nan]"  # not a teacher's 100 %
     assert {f.name for f in folder.glob("*.png")} == {"ranking.png", "languages-0.004096M.png"}
     study.run([Row("own-2x32", "hs-single", "first", 0, 8192)])
     results.write_text(results.read_text().replace("own-", "multilingual-"))

@@ -1,4 +1,4 @@
-"""The methods' losses, computed faster; tests check that both agree. May be skipped."""
+"""The methods' losses, computed faster; tests check that both agree. Skip them at first."""
 
 
 def slices(start, stop, size):
