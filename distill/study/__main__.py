@@ -54,7 +54,7 @@ def parse_config(argv: list[str] | None = None) -> argparse.Namespace:
     if config.student and not re.fullmatch(r"[1-9]\d*x[1-9]\d*", config.student):
         raise UserError(f"--student {config.student}: give LAYERSxWIDTH, such as 6x768")
     own = (config.student, config.data, config.tasks)
-    if any(own) and not (all(own) and config.teacher):
+    if any((*own, config.start, config.tokens)) and not (all(own) and config.teacher):
         raise UserError("your own rows need --student, --teacher, --data and --tasks")
     config.start, config.tokens = config.start or "uniform", config.tokens or 1e9
     for name, least in {"tokens": 1, "batch": 1, "seq_len": 3, "nproc": 1}.items():
