@@ -37,11 +37,11 @@ def test_what_a_user_sets_reaches_train_py(tmp_path):
 
 WRONG = [
     ("list --only english-9x9", "no row's name begins so"),
-    ("run --tasks movies", "need --student, --teacher, --data and --tasks"),
-    ("run --student 3x --teacher t --data docs --tasks t", "--student 3x: give LAYERSxWIDTH"),
+    ("list --tasks movies", "need --student, --teacher, --data and --tasks"),
+    ("list --student 3x --teacher t --data docs --tasks t", "--student 3x: give LAYERSxWIDTH"),
     ("list --tokens 5", "need --student, --teacher, --data and --tasks"),
-    ("run --batch 10 --nproc 4", "--batch 10 is not a multiple of --nproc 4"),
-    ("run --rates mha=1e-3", "--rates mha: not one of mha-L,"),
+    ("list --batch 10 --nproc 4", "--batch 10 is not a multiple of --nproc 4"),
+    ("list --rates mha=1e-3", "--rates mha: not one of mha-L,"),
     ("list --results {here}/list.jsonl", "list.jsonl: a line is damaged"),
     ("report --results {here}/nowhere.jsonl", "nowhere.jsonl: no record"),
     ("report --results {here}/list.jsonl", "list.jsonl: a line is damaged"),
