@@ -61,8 +61,7 @@ def topics() -> Task:
         rows = [line.rstrip("\r").split("\t") for line in lines if line.strip()]
         splits.append([(" ".join(text.split()[:TOPIC_WORDS]), label) for label, text in rows])
     train, dev = splits
-    in_dev = set(dev)
-    train = [row for row in dict.fromkeys(train) if row not in in_dev]
+    train = sorted({*train} - {*dev})
     splits = [chosen(rows, size) for rows, size in zip((train, dev), SIZES["topics"], strict=True)]
     return named_task("topics", *splits)
 

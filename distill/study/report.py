@@ -186,7 +186,8 @@ def write_report(results: Path, page: Path) -> int:
             tables = {w: by_language(section, w) for w in (RETRIEVAL, "reviews accuracy")}
             figures.draw_languages(folder / f"languages-{section.tokens / 1e6:g}M.png", tables)
             parts += [language_table(what, *found) for what, found in tables.items()]
-    commits = sorted({(record["commit"] or "no commit")[:12] for record in records})
+    commits = {record["commit"] or "no commit" for record in records}
+    commits = sorted(commit[:12] + commit[40:] for commit in commits)  # -dirty
     text = template.read_text("utf-8") if (template := folder / "page.md").exists() else TEMPLATE
     filled = {"table": main.table(small=True), "sections": "\n\n".join(parts)}
     filled |= {"commits": ", ".join(commits), "folder": folder.name}
