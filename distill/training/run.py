@@ -130,7 +130,7 @@ class Run:
                 continue
             try:
                 state = torch.load(file, map_location="cpu", weights_only=True)
-                if self._log_hash(state["log_length"]) == state["log_hash"]:
+                if self._log_hash(state["log_length"]) == state.get("log_hash"):
                     return state
                 print(f"{file} is not of this log.jsonl, trying the one before")
             except pickle.UnpicklingError:  # its message advises to run the code
