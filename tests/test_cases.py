@@ -69,7 +69,7 @@ def test_a05_a_cased_vocab_txt_alone(source, capsys):
 
 def test_a09_padding_ids_that_differ_where_positions_depend_on_them(source):
     checkpoint(source, "roberta", config={"tokenizer_class": "BertTokenizer"})
-    refusal(load_pretrained, source, says=r"'\[PAD\]' has id 0, but pad_token_id is 1")
+    refusal(load_pretrained, source, says="pad id 0, but pad_token_id is 1")
 
 
 def test_a20_added_tokens_beyond_the_table(source):
@@ -78,7 +78,7 @@ def test_a20_added_tokens_beyond_the_table(source):
     says = f"token '<rel>' has id {ROWS + 1}, but the encoder has {ROWS} rows"
     refusal(load_pretrained, source, says=says)
     (source / "added_tokens.json").write_text(json.dumps({"the": 3}))
-    refusal(load_pretrained, source, says="'the' has id 3 in one file")
+    refusal(load_pretrained, source, says="'the' has two ids: 3 and ")
 
 
 def of_2019(tensors):
