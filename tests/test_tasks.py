@@ -88,7 +88,7 @@ def test_what_is_a_class_and_what_is_no_label(labels, classes, left_out, suffix,
     note = f"task train: {left_out} of {len(labels)} rows have no label and are left out"
     both = "task: 1 of 1 texts of dev are in train, too"  # dev is train here
     assert {*task.notes} - {note.replace("train", "dev")} == ({note, both} if left_out else {both})
-    assert f" dev (single texts); {len(classes)} classes: {', '.join(classes)}" in str(task)
+    assert f"; {len(classes)} classes: {', '.join(classes)}; single texts" in str(task)
 
 
 @pytest.mark.parametrize(("dashes", "numbers"), [(1, True), (9, False)])

@@ -65,9 +65,9 @@ class Task:
 
     def __str__(self) -> str:
         counts = ", ".join(f"{len(split.texts):,} {name}" for name, split in self.splits.items())
-        counts += " (pairs of texts)" if self.train.text_pairs else " (single texts)"
         classes = f"{len(self.classes)} classes: {shortened(', '.join(self.classes), 100)}"
-        return f"{self.name}: {counts}; {classes if self.classes else 'numbers'}"
+        texts = "pairs of texts" if self.train.text_pairs else "single texts"
+        return f"{self.name}: {counts}; {classes if self.classes else 'numbers'}; {texts}"
 
 
 def read_json(file: Path) -> pd.DataFrame:
