@@ -98,7 +98,8 @@ def parse_config(argv: list[str] | None = None) -> TrainConfig:
     for name in given:
         owners = [method for method, kind in METHODS.items() if name in kind.settings]
         if owners and config.method not in owners:
-            raise UserError(f"{cli.flag(name)} is for --method {' or '.join(owners)}; leave it out")
+            whose = f"{' and '.join(owners)}, not of --method {config.method}"
+            raise UserError(f"{cli.flag(name)} is a setting of {whose}; leave it out")
     return config
 
 

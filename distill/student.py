@@ -126,8 +126,8 @@ def _from_teacher(settings: dict, teacher: Encoder) -> Start:
     for block, layer in zip(student.blocks, layers, strict=False):
         block.load_state_dict(teacher.blocks[layer - 1].state_dict())
     start = Start(student, method, init, layers)
-    same_layers = settings.get("mapping") != "uniform-consecutive"  # layer i learns from layer i
-    if top and same_layers and layers[:top] == list(range(1, top + 1)):
+    own_targets = all(i == j for i, j in getattr(method, "pairs", []))  # hs may map otherwise
+    if top and own_targets and layers[:top] == list(range(1, top + 1)):
         matched = f"the student copies teacher layers 1 to {top}, so it already matches them"
         start.warnings.append(f"{matched}; take fewer --student-layers, or --init embeddings")
     return start

@@ -50,14 +50,14 @@ class EncoderConfig:
         for field in numbers:
             value = getattr(self, field.name)
             least = 0 if field.type is float or field.name == "pad_token_id" else 1
-            if not (type(value) in (int, field.type) and value >= least):  # NaN fails, too
+            number = isinstance(value, (int, field.type)) and not isinstance(value, bool)
+            if not (number and value >= least):  # NaN fails, too
                 kind = f"{field.type.__name__} of at least {least}"
                 raise UserError(f"config: {field.name} must be {kind}, not {value!r:.80}")
         width, heads = self.hidden_size, self.num_attention_heads
         if width % heads:
-            raise UserError(
-                f"{heads} heads do not divide width {width}; these do: {divisors(width)}"
-            )
+            says = f"{heads} attention heads do not divide the width {width}; these do: "
+            raise UserError(says + ", ".join(map(str, divisors(width))))
         if self.pad_token_id >= self.vocab_size:
             raise UserError(f"pad_token_id {self.pad_token_id} is outside 0..{self.vocab_size - 1}")
 

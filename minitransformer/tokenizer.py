@@ -243,7 +243,8 @@ def check_fit(tokenizer: Tokenizer, folder: Path, config: EncoderConfig) -> None
     if len(vocab) < 0.5 * rows and rows - len(vocab) > 256:
         raise UserError(f"the tokenizer has {len(vocab)} entries, but the encoder has {rows} rows")
     if config.model_type != "bert" and tokenizer.pad_id != config.pad_token_id:
-        raise UserError(f"pad id {tokenizer.pad_id}, but pad_token_id is {config.pad_token_id}")
+        says = f"{tokenizer.names['pad_token']!r} has id {tokenizer.pad_id}, but pad_token_id is"
+        raise UserError(f"{says} {config.pad_token_id} in config.json; positions depend on it")
 
 
 def read_tokenizer_json(path: Path, names: dict) -> Pipeline:

@@ -23,10 +23,7 @@ TRAIN = [
     ("--device meta", "--device meta cannot be used here"),
     ("--device hpu", "--device hpu cannot be used here"),
     ("--seq-len 400", "--seq-len 400, .* 40 tokens"),
-    (
-        "--method hs --relation-heads 4",
-        "--relation-heads is for --method mha or direct-minilm; leave",
-    ),
+    ("--method hs --relation-heads 4", "--relation-heads is a setting of mha .*not of --method hs"),
     ("--method od --teacher {here}/headless", "the teacher has no MLM head; .*--method mlm --init"),
     ("--init=-1,2", "-1,2"),
     ("--init {here}/roberta", "different tokenizers"),

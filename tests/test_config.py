@@ -29,7 +29,8 @@ REFUSED = [  # change of a good config: what the one line must say
     ({"num_hidden_layers": 0}, "num_hidden_layers must be .* at least 1, not 0"),
     ({"layer_norm_eps": float("nan")}, "layer_norm_eps must be float of at least 0, not nan"),
     ({"pad_token_id": 300}, "pad_token_id 300 is outside 0..299"),
-    ({"num_attention_heads": 5}, "5 heads do not divide width 32; .*: .1, 2, 4, 8, 16, 32"),
+    ({"num_attention_heads": 5}, "5 attention heads do not divide .* 32; .*: 1, 2, 4, 8, 16, 32"),
+    ({"type_vocab_size": True}, "type_vocab_size must be int of at least 1, not True"),
 ]
 
 

@@ -109,6 +109,7 @@ def test_a_new_folder_must_be_new_and_is_gone_unless_the_run_begins(tmp_path):
         with pytest.raises(UserError, match="another program"), second:
             pass
         assert names(run.folder) == [".lock"]  # the refused one leaves it alone
+        run.log_file.write_text("half a start rec")
     (tmp_path / "mha-1").mkdir()
     with Run(None).open(f"{tmp_path}/mha") as run:
         assert run.folder == tmp_path / "mha-2"

@@ -78,6 +78,8 @@ def test_a_start_that_is_its_own_target_is_warned_of(teacher, method, init, laye
     assert [line.split(";")[0] for line in made.warnings] == [copied] * warned
     several = {"method": "hs", "mapping": "uniform-consecutive", "init": "first"}
     assert not start(teacher, **several, student_layers=6).warnings  # a layer has several targets
+    above = {"method": "hs", "teacher_layer": 3, "init": "first"}
+    assert not start(teacher, **above, student_layers=4).warnings  # (3,2), (4,3)
 
 
 @pytest.mark.parametrize("model_type", ["bert", "roberta"])

@@ -38,12 +38,11 @@ class Text:
         # Hold out one document in fifty of every corpus; more if these fill no whole sequence.
         for one_in in (50, 10, 3):
             self._open(sources, alpha, sequences, one_in)
-            if any(len(corpus.held) for corpus in self.corpora):
+            if held := any(len(corpus.held) for corpus in self.corpora):
                 break
-        nothing_held = not any(len(corpus.held) for corpus in self.corpora)
         for corpus in self.corpora:
             corpus.report()
-            if corpus.rows == 0 or nothing_held:
+            if corpus.rows == 0 or not held:
                 few = f"{corpus.facts['documents']:,} documents are too few to train on sequences"
                 says = f"{few} of {length} and hold one out; give more text"
                 raise UserError(f"--data {corpus.name}: {says}")

@@ -211,18 +211,20 @@ def fine_tune(models: list[Model], task: Task, recipe: Recipe, seeds: int) -> li
     key = {"task": task.hash, "recipe": asdict(recipe)}
     files = [[cache_file(model=m.key, **key, seed=seed) for seed in range(seeds)] for m in models]
     results = {file: read_result(file) for row in files for file in row}
-    jobs = {}  # equal models, such as the starts of two runs, share a file and so one fine-tuning
+    # equal models, such as the starts of two runs, share a file and so one fine-tuning
+    jobs, names = {}, []
     for model, row in zip(models, files, strict=True):
-        jobs |= {file: (model, seed) for seed, file in enumerate(row) if not results[file]}
-    names = ", ".join(dict.fromkeys(model.name for model, _ in jobs.values()))
+        missing = {f: n for n, f in enumerate(row) if not results[f] and f not in jobs}
+        if missing:
+            names.append(model.name)
+            tuner = Tuner(model.encoder, model.tokenizer, task, recipe)
+            jobs |= {file: (tuner, seed) for file, seed in missing.items()}
     if jobs:
-        print(printable(f"fine-tuning on {task.name}, {len(jobs)} times: {names}"), flush=True)
-    tuners = {}
-    for model in {model.name: model for model, _ in jobs.values()}.values():
-        tuners[model.name] = Tuner(model.encoder, model.tokenizer, task, recipe)
+        what = f"fine-tuning on {task.name}, {len(jobs)} times: {', '.join(names)}"
+        print(printable(what), flush=True)
 
-    def train_one(file: Path, model: Model, seed: int) -> None:
-        results[file] = {"scores": tuners[model.name].train(seed)}
+    def train_one(file: Path, tuner: Tuner, seed: int) -> None:
+        results[file] = {"scores": tuner.train(seed)}
         write_result(file, results[file])
 
     threads = torch.get_num_threads()

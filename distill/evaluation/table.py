@@ -53,9 +53,7 @@ def task_records(model: str, task: Task, seeds: list[dict[str, dict]]) -> list[d
 
 
 def closing_lines(models: dict[str, Model], tasks: list[Task], records, labels) -> list[str]:
-    """Compare each student with its better baseline, by each task's headlines; ± is the standard
-    deviation of their difference over the seeds.
-    """
+    """Compare each student with its better baseline; ±: deviation of the difference over seeds."""
     by_key = {(r["model"], r["task"], r["metric"]): r for r in records}
     students, lines = [model for model in models.values() if model.baselines], []
     for task in tasks:

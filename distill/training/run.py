@@ -66,6 +66,8 @@ class Run:
         try:
             yield self
         finally:
+            if self.log_file.exists() and b"\n" not in self.log_file.read_bytes():
+                self.log_file.unlink()  # half a start record
             Path(lock.lock_file).unlink(missing_ok=True)
             lock.release()
             with contextlib.suppress(OSError):  # not empty: a run began
