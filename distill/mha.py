@@ -5,10 +5,11 @@
            sum over a, n of KL(R_t[a, n] || R_s[a, n]) / (R * real tokens of that sequence)
 
 Why relations: a relation head is an (N, N) table, which has the same size whatever the widths of
-the models. So the student needs neither a learned map nor the teacher's number of attention heads,
-and its space may be rotated. The concatenated attention heads are split anew into R relation heads;
-more heads describe the teacher in more detail. The student's last layer learns from one teacher
-layer m, best a little below the top; the rest of that student layer never learns.
+the models. So the student needs neither a learned projection nor the teacher's number of attention
+heads, and rotating all vectors of a head changes nothing. The concatenated attention heads are
+split anew into R relation heads; more heads describe the teacher in more detail. Only Q, K and V of
+the student's last layer are compared, with those of one teacher layer m, best a little below the
+top. The rest of that student layer gets no gradient.
 
 Source: MiniLMv2 (arXiv 2012.15828; its training code was never published); the choice of m as
 compared by Udagawa et al. (2310.08797). Chosen here: padding left out, every sequence weighs the
@@ -53,7 +54,8 @@ def relation_loss(student, teacher, mask, relation_heads):
     Errors     UserError: R does not divide a width; (B, N) differ. Each names both numbers.
     Invariant  student == teacher gives 0; pad content is irrelevant, so are rotations of a head.
     Source     MiniLMv2; differs as said at the top of this file.
-    Fast form  in distill/lean/relations.py; if you edit this formula, train with --plain.
+    Fast form  in distill/lean/relations.py, where no sequence is padded; if you edit this formula,
+               train with --plain.
     """
     check_tokens(student, teacher, mask)
     choose_heads(student.shape[-1], teacher.shape[-1], relation_heads)  # R divides both, or error
@@ -82,6 +84,6 @@ class MHA(QKVMethod):
     what = "Q, K, V relations"
 
     def compare(self, name, student, teacher, batch):
-        if self.plain:
+        if self.plain or not batch.full:
             return relation_loss(student, teacher, batch.mask, self.relation_heads)
-        return lean_relation_loss(student, teacher, batch.attention_mask, self.relation_heads)
+        return lean_relation_loss(student, teacher, self.relation_heads)

@@ -16,7 +16,6 @@ from distill import direct_minilm, hs, mha, mlm, od
 from distill.direct_minilm import direct_loss
 from distill.hs import hs_loss
 from distill.lean import vocabulary
-from distill.lean.relations import lean_relation_loss
 from distill.lean.vocabulary import lean_mlm_loss, lean_od_loss
 from distill.mha import relation_loss
 from distill.mlm import mlm_loss
@@ -29,7 +28,6 @@ TARGETS = torch.randint(V, (M,), generator=torch.Generator().manual_seed(3))
 
 SEQUENCES = {
     "relation_loss": lambda x, y, mask: relation_loss(x, y, mask, R),
-    "lean_relation_loss": lambda x, y, mask: lean_relation_loss(x, y, mask, R),
     "hs_loss": lambda x, y, mask: hs_loss(x, y, mask, W.to(y.dtype)),
     "direct_loss": lambda x, y, mask: direct_loss(x, y, mask, HEAD_MAPS.to(y.dtype)),
 }

@@ -119,9 +119,10 @@ def check_micro_batches(*models):
     torch.testing.assert_close(slopes, others, rtol=1e-5, atol=1e-10)
 
 
-def test_forward_is_the_published_formula(monkeypatch):
+@pytest.mark.parametrize("lengths", [(12, 7, 3, 12), (12, 12)])
+def test_forward_is_the_published_formula(lengths, monkeypatch):
     """Both forms against the losses on whole outputs of both models; the lean runs no such loss."""
-    models, batch = (encoder(2, 16, seed=1), encoder()), make_batch()
+    models, batch = (encoder(2, 16, seed=1), encoder()), make_batch(lengths)
     (_, *qkv_s), (_, *qkv_t) = outs = [model(batch.ids, batch.mask) for model in models]
     pairs = [(x_s[1], x_t[1]) for x_s, x_t in zip(qkv_s, qkv_t, strict=True)]  # layer 2 of both
     hs = build("hs", *models)  # layers (1, 2) and (2, 4), each with its own map
@@ -144,7 +145,7 @@ def test_forward_is_the_published_formula(monkeypatch):
         assert method(*models, batch)[0].item() == expected
         method.plain = False
         with monkeypatch.context() as patch:
-            for loss in ("mha.relation_loss", "od.od_loss", "mlm.mlm_loss"):
+            for loss in ["od.od_loss", "mlm.mlm_loss"] + ["mha.relation_loss"] * batch.full:
                 patch.setattr(f"distill.{loss}", None)
             assert method(*models, batch)[0].item() == expected
 

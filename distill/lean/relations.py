@@ -1,8 +1,9 @@
 """relation_loss without any (B, R, N, N) tensor: some heads at a time, value and gradient together.
 
-Two forms of the same numbers. On a CPU `by_powers` needs half the exponentials and passes of
-`by_log_softmax`, but its powers leave float32's range where scores are beyond +-90 bits; there, and
-on every other device, `by_log_softmax` is used. To ask a GPU for the range would make it wait.
+For sequences without padding. Two forms give the same numbers. On a CPU `by_powers` needs half the
+exponentials and passes of `by_log_softmax`, but its powers leave float32's range where scores are
+beyond +-90 bits; there, and on every other device, `by_log_softmax` is used. To ask a GPU for the
+range would make it wait.
 """
 
 import math
@@ -19,44 +20,36 @@ MAY_BE_ASKED = ("cpu",)  # devices where reading a value is free
 SAFE = 90.0  # bits: 2^90 and its inverse, and sums of N of them, are well inside float32
 
 
-def lean_relation_loss(student, teacher, mask, relation_heads):
-    """Return what relation_loss does; the mask may be None where every token is real."""
-    total = _RelationLoss.apply(student, teacher.detach(), mask, relation_heads)
-    count = mask.any(1).sum() if mask is not None else torch.full_like(total, len(student))
-    return total, count.to(total.dtype)
+def lean_relation_loss(student, teacher, relation_heads):
+    """Return what relation_loss does where every token is real."""
+    total = _RelationLoss.apply(student, teacher.detach(), relation_heads)
+    return total, torch.full_like(total, len(student))
 
 
 class _RelationLoss(torch.autograd.Function):
     """Compute value and gradient together, in forward; backward only scales the gradient."""
 
     @staticmethod
-    def forward(ctx, student, teacher, mask, R):
+    def forward(ctx, student, teacher, R):
         B, N, _ = student.shape
         gradient = torch.empty_like(student)
         S, T, slopes = (  # (B, R, d, N), three views
             x.unflatten(-1, (R, -1)).permute(0, 2, 3, 1) for x in (student, teacher, gradient)
         )
         d_s, d_t = S.shape[2], T.shape[2]
-        real = torch.ones_like(student[..., 0]) if mask is None else mask.to(student.dtype)
-        real = in_float32(real)[:, None, None]  # (B, 1, 1, N)
-        tokens = real.sum(-1, keepdim=True).clamp(min=1)
-        weight = real * math.log(2) / (R * tokens)  # of a row's loss in bits
-        total = real.new_zeros(())
+        weight = math.log(2) / (R * N)  # of a row's loss in bits
+        total = in_float32(student.new_zeros(()))
         heads = min(B * R, max(1, BLOCK.get(student.device.type, GPU_BLOCK) // N**2))
-        table = real.new_empty(heads, N, N)
+        table = total.new_empty(heads, N, N)
         with no_autocast(student):
             for part in slices(0, B, max(1, heads // R)):
                 b = part.stop - part.start
-                states = real.new_empty(b, R, d_t + 2 * d_s, N)  # T, S and room for S / z
-                states[:, :, :d_t].copy_(T[part]).mul_(real[part] * unit(d_t))
-                states[:, :, d_t:-d_s].copy_(S[part]).mul_(real[part] * unit(d_s))
-                states = states.flatten(0, 1)  # (b R, d_t + 2 d_s, N)
-                real_heads = real[part].expand(b, R, 1, N).flatten(0, 1)  # (b R, 1, N)
-                padding = None if mask is None else real_heads == 0
-                rows, slope = loss_and_slope(states, d_t, d_s, real_heads, padding, table)
-                total += (rows.view(b, R, 1, N) * weight[part]).sum()
-                slope = slope.view(b, R, d_s, N)
-                slopes[part] = slope.mul_(weight[part] * unit(d_s))
+                states = total.new_empty(b, R, d_t + 2 * d_s, N)  # T, S and scratch space for S / z
+                states[:, :, :d_t].copy_(T[part]).mul_(to_bits(d_t))
+                states[:, :, d_t:-d_s].copy_(S[part]).mul_(to_bits(d_s))
+                rows, slope = loss_and_slope(states.flatten(0, 1), d_t, d_s, table)
+                total += weight * rows.sum()
+                slopes[part] = slope.mul_(weight * to_bits(d_s)).view(b, R, d_s, N)
         ctx.save_for_backward(gradient)
         return total
 
@@ -64,36 +57,34 @@ class _RelationLoss(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, upstream):
         (gradient,) = ctx.saved_tensors
-        return gradient * upstream, None, None, None
+        return gradient * upstream, None, None
 
 
-def unit(d):
+def to_bits(d):
     """What the states of a head of width d are multiplied by, so that scores S^T S are in bits."""
     return math.sqrt(math.log2(math.e) / math.sqrt(d))
 
 
-def loss_and_slope(states, d_t, d_s, real, padding, table):
+def loss_and_slope(states, d_t, d_s, table):
     """Return the loss of each row in bits, (k, 1, N), and its gradient for S, (k, d_s, N).
 
-    Shapes   states (k, d_t + 2 d_s, N): of k heads T and S, scaled and with 0 at padding, and room;
-             real (k, 1, N), 1 or 0; padding, where it is 0, or None if it is nowhere;
+    Shapes   states (k, d_t + 2 d_s, N): of k heads T and S, scaled, then scratch space;
              table (heads, N, N), a buffer for that many heads at once.
     """
     T, S, _ = states.split((d_t, d_s, d_s), 1)
     if states.device.type in MAY_BE_ASKED:
-        rows, slope, z = by_powers(states, d_t, d_s, real, table)
+        rows, slope, z = by_powers(states, d_t, d_s, table)
         beyond = ~(z.amax((0, 2, 3)) < 2**SAFE)  # (k,); so written, it finds NaN too
         again = beyond.nonzero().flatten().split(len(table))
     else:
-        rows, slope = torch.empty_like(real), torch.empty_like(S)
+        rows, slope = torch.empty_like(S[:, :1]), torch.empty_like(S)
         again = slices(0, len(states), len(table))
     for heads in again:
-        padded = None if padding is None else padding[heads]
-        rows[heads], slope[heads] = by_log_softmax(S[heads], T[heads], padded)
+        rows[heads], slope[heads] = by_log_softmax(S[heads], T[heads])
     return rows, slope
 
 
-def by_powers(states, d_t, d_s, real, table):
+def by_powers(states, d_t, d_s, table):
     """Compute loss_and_slope from 2^scores without subtracting the maximum; also return sums z.
 
     E = 2^(S^T S) is symmetric. With its row sums z the relations are P = E / z, row by row:
@@ -102,18 +93,17 @@ def by_powers(states, d_t, d_s, real, table):
         gradient    (P_s + P_s^T - P_t - P_t^T) S                        P^T S = E (S / z)
 
     exp2 is twice as fast as exp on CPUs, and wide products, of (d, N), are faster than tall ones.
-    Padding stands as zero columns in S, T and in the row of ones, `real`: no sum contains it.
     """
     T, S, S_z = states.split((d_t, d_s, d_s), 1)
     student = states[:, d_t:]  # S and S / z
     product_t, product_s = torch.empty_like(states), torch.empty_like(student)
-    z = real.new_empty(2, *real.shape)  # row sums of teacher and student
+    ones = torch.ones_like(S[:, :1])
+    z = ones.new_empty(2, *ones.shape)  # row sums of teacher and student
     z_t, z_s = z
     for k in slices(0, len(states), len(table)):
         for X, sums, factor, product in ((T, z_t, states, product_t), (S, z_s, student, product_s)):
             E = torch.bmm(X[k].mT, X[k], out=table[: k.stop - k.start]).exp2_()  # (k, N, N)
-            # A row's own score is at least 0, its power at least 1; only padding has a sum of 0.
-            torch.bmm(real[k], E, out=sums[k]).clamp_(min=1)
+            torch.bmm(ones[k], E, out=sums[k])
             torch.div(S[k], sums[k], out=S_z[k])
             torch.bmm(factor[k], E, out=product[k])
     PT_t, PS_t, down_t = product_t.split((d_t, d_s, d_s), 1)  # z P_t T, z P_t S, P_t^T S
@@ -124,15 +114,12 @@ def by_powers(states, d_t, d_s, real, table):
     return rows, slope, z
 
 
-def by_log_softmax(S, T, padding):
+def by_log_softmax(S, T):
     """Compute loss_and_slope of any scores: whole relations (k, N, N), maximum subtracted."""
 
     def log_relations(X):
         X = X * math.log(2) ** 0.5  # to nats
-        scores = X.mT @ X
-        if padding is not None:
-            scores.masked_fill_(padding, -1e30)
-        return scores.log_softmax(-1)
+        return (X.mT @ X).log_softmax(-1)
 
     log_s, log_t = log_relations(S), log_relations(T)
     P_t = log_t.exp()

@@ -14,14 +14,14 @@ import numpy as np
 
 from distill.evaluation.table import markdown
 from distill.study import figures
-from distill.study.rows import KEPT_OUT, OTHERS
+from distill.study.rows import KEPT_OUT
 from distill.study.run import copied_layers, read_records
 from minitransformer.files import UserError
 
 KEPT, RETRIEVAL = "vectors neighbours kept", "reviews retrieval accuracy"
 HEADED = ("teacher with MLM head", "untrained start with MLM head", "cut-off teacher with MLM head")
 REFERENCES = ("teacher", *HEADED, "untrained start", "cut-off teacher")  # last: the baseline
-TEMPLATE = "# Study\n\n<!-- table -->\n\n![](<!-- folder -->/ranking.png)\n\n<!-- sections -->"
+TEMPLATE = "# Study\n\n![](<!-- folder -->/ranking.png)\n\n<!-- sections -->"
 
 
 class Section:
@@ -29,7 +29,7 @@ class Section:
 
     models       {name: records, one a training seed}: the references, then the rows, best first; a
                  row is a method and the teacher layers that its start copies
-    references   of models, those that no row trained
+    references   of models, those that no row trained: the teachers and starts of the rows
     """
 
     def __init__(self, records: list[dict], student: str, tokens: float):
@@ -38,9 +38,8 @@ class Section:
         self.command = "" if student.startswith("own-") else command
         shared = {r["method"]: [r] for r in records if "seed" not in r}
         kinds = {name: name.split(" from ")[0] for name in sorted(shared)}
-        self.references = [name for kind in REFERENCES for name in kinds if kinds[name] == kind]
-        self.base_name = self.references[-1]
-        self.lines = [name for name in self.references if "MLM head" not in name]  # of pictures
+        references = [name for kind in REFERENCES for name in kinds if kinds[name] == kind]
+        self.base_name = references[-1]
         self.base = shared[self.base_name][0]["scores"]
         probes = {key: " probe ".join(key.rpartition(" ")[::2]) for key in self.base}
         self.tasks = [key for key, probe in probes.items() if probe in self.base]
@@ -53,7 +52,16 @@ class Section:
                 rows.setdefault(name, []).append(record)
         best_first = sorted(rows, key=lambda name: -np.nan_to_num(self.tuned(rows[name]).mean()))
         self.rows = {name: rows[name] for name in best_first}
+        self.references = [name for name in references if self._belongs(name)]
+        self.lines = [name for name in self.references if "MLM head" not in name]  # of pictures
         self.models = {name: shared[name] for name in self.references} | self.rows
+
+    def _belongs(self, reference: str) -> bool:
+        if "MLM head" in reference:
+            return any(name.startswith("od") for name in self.rows)
+        _, copied, start = reference.partition(" from ")
+        used = {name.rpartition(" from ")[2] for name in self.rows}
+        return not copied or start in used or reference == self.base_name
 
     def tuned(self, seeds: list[dict]) -> np.ndarray:
         """Percent (T, S, F) of tasks, training seeds, fine-tuning seeds; nan where undefined."""
@@ -88,14 +96,11 @@ class Section:
         mean = tuned.mean() if which is None else tuned[which].mean()
         return mean, self.above_baseline(name, which)[1]
 
-    def table(self, small: bool = False) -> str:
-        """Return all models or, if small, those without the lesser methods and od's teacher."""
+    def table(self) -> str:
         keys = self.tasks + self.as_is
         titles = [key.replace("vectors ", "").replace(" accuracy", "") for key in keys]
         lines = [["", *titles, "held-out loss", "seeds"]]
         for name, seeds in self.models.items():
-            if small and (seeds[0]["method"] in OTHERS or "MLM head" in name):
-                continue
             tasks = self.tuned(seeds)
             tasks = tasks.mean(axis=2) if len(seeds) > 1 else tasks[:, 0]
             cells = [plus_minus(*mean_and_error(task)) for task in tasks]
@@ -114,14 +119,27 @@ class Section:
         where = {f"{r['settings']['precision']} on {r['machine']}": None for r in records}
         facts = f"{records[0]['settings']['steps']:,} steps; {'; '.join(where)}. "
         facts += f"In parentheses: the difference to `{self.base_name}`. "
-        above = []
-        for name, seeds in self.rows.items():
-            gains = (self.tuned(seeds) - self.tuned(self.models[self.references[0]])).mean((1, 2))
-            for key, gain in zip(self.tasks, gains, strict=True):
-                if gain > 0:
-                    above.append(f"`{name}` on {key.rpartition(' ')[0]} by {gain:.1f}")
-        why = [f"Above the teacher: {', '.join(above)}."] if above else []
-        return "\n\n".join([f"### {self.title}", facts + self.command, self.table(), *why])
+        parts = [f"### {self.title}", facts + self.command, self.table()]
+        if above := self._above_teacher():
+            parts.append(f"Above the teacher in {'; in '.join(above)}.")
+        return "\n\n".join(parts)
+
+    def _above_teacher(self) -> list[str]:
+        """Return for each score the models that have more than the teacher they copy or learn."""
+        found = []
+        for key in [key for key in self.tasks + self.as_is if key != KEPT]:
+            scores = {n: [r["scores"][key] for r in seeds] for n, seeds in self.models.items()}
+            percent = {n: 100 * np.array(s, dtype=float).mean() for n, s in scores.items()}
+            gains = {n: round(percent[n] - percent[self._teacher_of(n)], 1) for n in scores}
+            names = [f"`{name}` by {gain}" for name, gain in gains.items() if gain > 0]
+            if names:
+                found.append(f"{key.removesuffix(' accuracy')}: {', '.join(names)}")
+        return found
+
+    def _teacher_of(self, name: str) -> str:
+        """Return the teacher or, for what od learns from or copies, that with a head."""
+        headed = HEADED[0] in self.models and ("MLM head" in name or name.startswith("od"))
+        return HEADED[0] if headed else "teacher"
 
 
 def values(seeds: list[dict], key: str) -> np.ndarray:
@@ -189,8 +207,8 @@ def write_report(results: Path, page: Path) -> int:
     commits = {record["commit"] or "no commit" for record in records}
     commits = sorted(commit[:12] + commit[40:] for commit in commits)  # -dirty
     text = template.read_text("utf-8") if (template := folder / "page.md").exists() else TEMPLATE
-    filled = {"table": main.table(small=True), "sections": "\n\n".join(parts)}
-    filled |= {"commits": ", ".join(commits), "folder": folder.name}
+    filled = {"sections": "\n\n".join(parts), "commits": ", ".join(commits)}
+    filled["folder"] = folder.name
     for name, value in filled.items():
         text = text.replace(f"<!-- {name} -->", value)
     page.write_text(text, "utf-8")
