@@ -103,7 +103,7 @@ def score_all(models: dict[str, Model], tasks: list[Task], seeds: int, precision
         notes.append(f"{task.name}: mean ± standard deviation over {seeds} seeds; {what}")
         results = fine_tune([*models.values()], task, recipe, seeds)
         for (name, model), found in zip(models.items(), results, strict=True):
-            tuned += table.task_records(name, task, [result["scores"] for result in found])
+            tuned += table.task_records(name, task, found)
             probed = probe_scores(model, task, device, precision)
             as_is += table.task_records(name, task, [probed])
     texts = [text for task in tasks[:1] for text in next(iter(task.scored.values())).texts]

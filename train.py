@@ -37,11 +37,10 @@ from distill.training.run import Run, Signals, input_hashes, is_finished, resume
 from minitransformer.files import UserError
 from minitransformer.model import Encoder
 
-# peak learning rate of each method where --lr is not given
-PEAK_LR = {"mha": 1e-3, "hs": 1e-3, "od": 6e-4, "direct-minilm": 1e-3, "mlm": 6e-4}
 DATA_HELP = "wordnet, docs, NAME=path/glob[:column], NAME=hub:dataset[:config][:split][:column]"
 INIT_HELP = "random, embeddings, uniform (default if sizes match), first, last, 1,4,6, or a folder"
-MOST = 2**16
+LR_HELP = f"peak learning rate; default: {', '.join(f'{m} {METHODS[m].peak_lr}' for m in METHODS)}"
+MOST = 2**16  # of sizes: a larger one is a slip, and would fill the memory
 
 
 @dataclass(frozen=True)
@@ -53,23 +52,23 @@ class TrainConfig:
     plain: bool = setting(False, "compute the loss by the formula in the method's file; slower")
     mapping: str = setting("uniform", "hs: student to teacher layers", choices=STRATEGIES)
     teacher_layer: int | None = setting(None, "highest teacher layer to learn from", least=1)
-    relation_heads: int | None = setting(None, "mha, direct-minilm; default: near 48", least=1)
+    relation_heads: int | None = setting(None, "mha, direct-minilm; default: about 48", least=1)
     temperature: float = setting(1.0, "od: temperature of both distributions", least=1e-3)
     positions: str = setting("masked", "od: tokens to compare at", choices=("masked", "all"))
     student_layers: int | None = setting(None, "default: half the teacher's", least=1, most=MOST)
     student_hidden: int | None = setting(None, "default: the teacher's", least=1, most=MOST)
-    student_heads: int | None = setting(None, "default: near the teacher's", least=1)
+    student_heads: int | None = setting(None, "default: about as many as the teacher's", least=1)
     student_ffn: int | None = setting(None, "default: the teacher's, or 4 x the width", least=1)
     init: str | None = setting(None, INIT_HELP)
-    data: tuple[str, ...] = setting(("wordnet",), DATA_HELP)
+    data: tuple[str, ...] = setting(("wordnet",), f"{DATA_HELP}; may be repeated")
     alpha: float = setting(0.3, "a corpus of n tokens gets a share ~ n^alpha", least=0, most=1)
     seq_len: int = setting(128, "tokens in a sequence", least=3, most=MOST)
     batch_size: int = setting(16, "sequences per process and micro-batch", least=1, most=MOST)
     accumulate: int = setting(1, "micro-batches per process and step", least=1, most=MOST)
     steps: int = setting(250, "optimizer steps; 0: export the untrained student", least=0)
-    lr: float | None = setting(None, f"peak learning rate; default: {PEAK_LR}", least=1e-12)
+    lr: float | None = setting(None, LR_HELP, least=1e-12)
     warmup: float = setting(0.1, "share of the steps before the peak", least=0, most=1)
-    weight_decay: float = setting(0.01, "AdamW's, on matrices of layers and maps", least=0)
+    weight_decay: float = setting(0.01, "of AdamW; not of embeddings, biases and norms", least=0)
     clip: float = setting(1.0, "largest norm of the gradient; 0: no limit", least=0)
     precision: str = setting("auto", "auto: bf16 if native", choices=("auto", "fp32", "bf16"))
     device: str = setting("auto", "cpu, cuda, cuda:1 or mps; auto: cuda where there is one")
@@ -83,7 +82,7 @@ class TrainConfig:
     resume: bool = setting(False, "resume the run in --out")
 
     def __post_init__(self):
-        for f in fields(self):  # as declared above
+        for f in fields(self):
             cli.check_number(f.name, getattr(self, f.name), f.metadata["least"], f.metadata["most"])
 
 
@@ -104,7 +103,7 @@ def parse_config(argv: list[str] | None = None) -> TrainConfig:
 
 
 class Transfer(nn.Module):
-    """Student and learned maps as one module: DistributedDataParallel must see every gradient."""
+    """Student and method as one module: DistributedDataParallel must see every gradient."""
 
     def __init__(self, student: Encoder, method: Method):
         super().__init__()
@@ -134,7 +133,7 @@ def distil(config: TrainConfig, run: Run, signals: Signals) -> int:
     if config.threads:
         torch.set_num_threads(config.threads)
     precision = choose_precision(config.precision, device)
-    lr = PEAK_LR.get(config.method, PEAK_LR["mha"]) if config.lr is None else config.lr
+    lr = METHODS[config.method].peak_lr if config.lr is None else config.lr
     config = replace(config, precision=precision, lr=lr)
     mixed_precision = autocast(device, precision)
 
@@ -145,7 +144,7 @@ def distil(config: TrainConfig, run: Run, signals: Signals) -> int:
     step_sequences = config.batch_size * config.accumulate * world()
     sequences = config.steps * step_sequences  # that the run reads in all
     if config.resume:
-        sequences = run.records()[0]["sequences"]  # so that the text is that of the beginning
+        sequences = run.records()[0]["sequences"]  # a resumed run reads the text it began with
     options = {"alpha": config.alpha, "seed": config.seed, "sequences": sequences}
     text = Text(config.data, start.tokenizer, config.seq_len, **options)
     held_out = [b.to(device) for b in text.held_out(config.batch_size, masked=method.masked_text)]
@@ -153,7 +152,7 @@ def distil(config: TrainConfig, run: Run, signals: Signals) -> int:
         if model is not None:
             model.to(device)
 
-    # ---- what the log says of the run; under torchrun, all processes must say the same ----
+    # ---- the start record of the log; under torchrun, that of all processes must be equal ----
     record = {
         "settings": asdict(config) | {"out": str(run.folder)},
         "processes": world(),
@@ -186,7 +185,7 @@ def distil(config: TrainConfig, run: Run, signals: Signals) -> int:
         run.log("start", **record)
     report.announce(config, run, start, record["text"], frozen)
 
-    # ---- the loop: one turn more than steps, so that the last evaluation is like the others ----
+    # ---- the loop: steps + 1 turns, the last one only evaluates and saves ----
     split = (config.batch_size, config.accumulate, rank(), world())
     batches = prefetch(text, drawn, config.steps - first, *split, masked=method.masked_text)
     # None: shown only on a terminal

@@ -13,8 +13,8 @@ Dotted lines (:) show the four places where methods read the two encoders:
                                    :
       od   as the teacher predicts     mlm   the true words
 
-A method is one nn.Module. Its parameters are the learned maps from student to teacher space (most
-methods have none); they belong to the optimizer and the checkpoint, never to the exported student.
+A method is one nn.Module. Its parameters are learned projections from student to teacher space
+(most methods have none); optimizer and checkpoint hold them, the exported student never does.
 Its forward runs both encoders only as far up as it needs and returns (sum, count): the loss of an
 optimizer step is the sum over all its micro-batches and ranks, divided by their count.
 
@@ -71,6 +71,7 @@ class Method(nn.Module):
     """Base of all methods; constructed from the EncoderConfigs of both models and its settings."""
 
     settings: tuple[str, ...] = ()  # keyword arguments of __init__: flags of train.py
+    peak_lr = 1e-3  # where --lr is not given
     plain = False  # True: compute the formula in the method's file, not its form in distill/lean/
     masked_text = False  # True: reads batch.masked_ids and predicts at batch.positions
     needs_teacher = True

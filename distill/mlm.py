@@ -50,6 +50,7 @@ class MLM(Method):
     """mlm_loss at the positions drawn for prediction."""
 
     masked_text = True
+    peak_lr = 6e-4
     needs_teacher = False
 
     def __init__(self, student, teacher=None):

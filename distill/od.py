@@ -65,6 +65,7 @@ class OD(Method):
 
     settings = ("temperature", "positions")
     masked_text = True
+    peak_lr = 6e-4
 
     def __init__(self, student, teacher, *, temperature=1.0, positions="masked"):
         super().__init__()

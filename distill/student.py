@@ -61,7 +61,7 @@ def student_config(teacher: EncoderConfig, settings: dict) -> EncoderConfig:
     return replace(teacher, **{**defaults, **given})
 
 
-def is_folder(init: str | None) -> bool:
+def names_model(init: str | None) -> bool:
     """Return whether `--init` names another model rather than a way to start."""
     listed = re.fullmatch(r"-?\d+(\s*,\s*-?\d+)*", init or "0", re.ASCII)
     return init not in NAMED and not listed
@@ -75,7 +75,7 @@ class Start:
     method: Method
     init: str
     layers: list[int] = field(default_factory=list)  # the teacher layers it is copied from
-    tokenizer: Tokenizer | None = None  # of the folder that `init` names
+    tokenizer: Tokenizer | None = None  # of the folder in `init`; load_models puts the teacher's
     warnings: list[str] = field(default_factory=list)  # a line each
 
 
@@ -85,7 +85,7 @@ def build_start(settings: dict, teacher: Encoder | None) -> Start:
 
     Errors: UserError: sizes that contradict the folder of `--init`, or a start that is impossible.
     """
-    build = _from_folder if is_folder(settings["init"]) else _from_teacher
+    build = _from_folder if names_model(settings["init"]) else _from_teacher
     start = build(settings, teacher)
     if not start.method.masked_text:
         start.student.mlm_head = None  # it would stay untrained and no longer fit
@@ -166,7 +166,7 @@ def copied_layers(init: str, student: EncoderConfig, teacher: EncoderConfig, top
 def spread(layers: int, top: int) -> list[int]:
     """Return layers evenly spaced from 1 to `top`, rounded half up: spread(4, 12) is 1, 5, 8, 12.
 
-    Layer 1 is one of them, since it alone was trained to read the embeddings. One layer is `top`.
+    Layer 1 is one of them: it alone was trained to read the embeddings. A single layer is `top`.
     """
     if layers == 1:
         return [top]

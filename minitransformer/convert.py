@@ -123,13 +123,16 @@ def from_hugging_face(
 
 
 def current_names(tensors, config):
-    """Return (encoder and MLM head {name of today, without prefix: tensor}, dropped, wrong)."""
+    """Return {current name without prefix: tensor} of encoder and MLM head, and the lists of names
+    that are dropped and of problems.
+    """
     prefix, head = family(config)
     own = ("embeddings.", "encoder.", "bert.", "roberta.", head["mlm_head"] + ".")
     found, dropped, wrong = {}, [], []
     for name, tensor in tensors.items():
         today = re.sub(WRAPPERS, "", name)
-        # What else is below the prefix, such as an adapter, may take part: it stays, as unexpected.
+        # Other tensors below the prefix, such as an adapter's, may change the output: they keep
+        # it and are reported as unexpected.
         today = re.sub(rf"^{prefix}(?=(embeddings|encoder|pooler)\.)", "", today)
         today = re.sub(r"LayerNorm\.gamma$", "LayerNorm.weight", today)  # TensorFlow's names
         today = re.sub(r"LayerNorm\.beta$", "LayerNorm.bias", today)

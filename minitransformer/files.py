@@ -1,5 +1,6 @@
 """One-line errors; files that are either whole or absent; JSON files; the cache folder."""
 
+import hashlib
 import json
 import os
 import platform
@@ -67,8 +68,9 @@ def check_regular(path: Path) -> None:
 
 
 def read_json(path: Path, default: dict | list | None = None) -> dict | list:
-    """Return the JSON object in a file. With a default, that stands for a missing file, and the
-    content must have its type. UserError: no such file, or another content.
+    """Return the parsed content of a JSON file, an object or, with a `default`, of its type.
+
+    A missing file gives the default. UserError: no file and no default, unreadable, another type.
     """
     if default is not None and not path.exists():
         return default
@@ -82,6 +84,10 @@ def read_json(path: Path, default: dict | list | None = None) -> dict | list:
         wanted = "array" if kind is list else "object"
         raise UserError(f"{path.name}: expected a JSON {wanted}, not {type(values).__name__}")
     return values
+
+
+def sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def cache_folder() -> Path:

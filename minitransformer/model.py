@@ -105,7 +105,7 @@ def gelu(x):
 
 
 def cast_once(x):
-    """Cast x to autocast's type, of which each of three Linears would else keep a copy."""
+    """Cast x to autocast's dtype once; else each of three Linears would keep its own copy."""
     device = x.device.type
     on = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
     return x.to(torch.get_autocast_dtype(device)) if on else x
@@ -198,7 +198,7 @@ class Encoder(nn.Module):
         return EncoderOutput(tuple(hidden), tuple(queries), tuple(keys), tuple(values))
 
     def mlm_features(self, hidden):
-        """(..., D) last hidden states -> (..., D), which the decoder multiplies by words."""
+        """(..., D) last hidden states -> (..., D), to be multiplied by the word embeddings."""
         if self.mlm_head is None:
             raise UserError("this encoder has no MLM head; train.py --method mlm can add one")
         return self.mlm_head.norm(F.gelu(self.mlm_head.dense(hidden)))

@@ -57,7 +57,7 @@ def unpack(archive: Path, members: list[str], folder: Path) -> None:
 
 
 def check(folder: Path, members: list[str], sha256: str, remedy: str) -> None:
-    """Refuse files with another content: the sha256 of their own sha256s, by name, decides."""
+    """Refuse files with another content: their combined sha256, over names and hashes, differs."""
     digest = hashlib.sha256()
     for path in (folder / member for member in sorted(members)):
         content = hashlib.sha256(path.read_bytes() if path.is_file() else b"")

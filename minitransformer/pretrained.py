@@ -48,7 +48,8 @@ def load_pretrained(name_or_folder, revision: str | None = None) -> tuple[Encode
             if not tensor.isfinite().all():
                 raise UserError(f"{name} holds NaN or infinite numbers; use another file")
         tokenizer = load_tokenizer(folder, config)
-        tokenizer.pooling, tokenizer.normalize = read_pooling(folder, config.max_tokens, notes)
+        found = read_sentence_transformers(folder, config.max_tokens, notes)
+        tokenizer.pooling, tokenizer.normalize = found
     except UserError as error:
         raise UserError(f"{name_or_folder}: {error}") from error
     notes += tokenizer.notes
@@ -115,8 +116,8 @@ def read_weight_file(path: Path) -> dict[str, torch.Tensor]:
         raise UserError(f"cannot read {path.name}: damaged, or holds more than tensors") from error
 
 
-def read_pooling(folder: Path, max_tokens: int, notes: list[str]) -> tuple[str, bool]:
-    """Return how its sentence vectors are pooled, "mean" or "cls", and whether they are normed."""
+def read_sentence_transformers(folder: Path, max_tokens: int, notes: list) -> tuple[str, bool]:
+    """Return the pooling, "mean" or "cls", and whether vectors are normed; note what is left out."""
     places = {}
     for module in read_json(folder / "modules.json", []):
         module = module if isinstance(module, dict) else {"type": module}
@@ -162,7 +163,7 @@ def save_pretrained(folder, encoder: Encoder, tokenizer: Tokenizer) -> None:
         (beside / "1_Pooling").mkdir(parents=True)
         write_export(beside, encoder, tokenizer)
         written = [path for path in beside.rglob("*") if path.is_file()]
-        # What another export left would be read first or mixed in; its config.json goes first.
+        # Files of an older export could be read in place of ours; its config.json goes first.
         for pattern in (*SETTINGS, *SAFETENSORS, *PICKLES):
             for path in folder.glob(pattern):
                 path.unlink()

@@ -8,7 +8,6 @@ It refuses files that another class reads in another way: their ids would be sil
 """
 
 import functools
-import hashlib
 import json
 import os
 from pathlib import Path
@@ -19,7 +18,7 @@ from tokenizers.normalizers import BertNormalizer
 from tokenizers.pre_tokenizers import BertPreTokenizer, ByteLevel
 
 from minitransformer.config import MODEL_TYPES, EncoderConfig
-from minitransformer.files import UserError, check_regular, first_line, read_json
+from minitransformer.files import UserError, check_regular, first_line, read_json, sha256
 
 KINDS = ("cls_token", "sep_token", "pad_token", "mask_token", "unk_token")
 VOCABULARIES = ("vocab.txt", "vocab.json", "merges.txt", "*.model", "*.spm", "bpe.codes")
@@ -74,7 +73,7 @@ class Tokenizer:
         named = self.cls_id, self.sep_id, self.pad_id, self.mask_id, self.unk_id
         pair = self.pipeline.encode("a", "a")
         text = json.dumps([model, parts, named, pair.ids, pair.type_ids], sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()
+        return sha256(text)
 
     def encode_pairs(self, texts, text_pairs=None, *, max_tokens: int):
         """Return [(ids, token type ids)] with special tokens, cut longest first."""
@@ -101,7 +100,7 @@ class Tokenizer:
 
 
 def options(pipeline: Pipeline) -> dict[str, bool | None]:
-    """Return what transformers' BERT and RoBERTa take from tokenizer_config.json instead."""
+    """Return what transformers reads from tokenizer_config.json, not from tokenizer.json."""
     normalizer, splitter, found = pipeline.normalizer, pipeline.pre_tokenizer, {}
     if isinstance(normalizer, BertNormalizer):
         found["do_lower_case"] = normalizer.lowercase
@@ -179,7 +178,7 @@ def read_tokenizer(folder: Path, config: EncoderConfig) -> Tokenizer:
         pipeline.model.dropout = None
         notes.append("switched off the BPE dropout of tokenizer.json: it gives other ids each time")
     add_tokens(pipeline, names, named, read_json(folder / "added_tokens.json", {}))
-    # the snowman needs an unknown token: fail now
+    # Few vocabularies have a snowman: without an unknown token this fails here, not in training.
     row, whole = (pipeline.encode("a \u2603", add_special_tokens=on) for on in (False, True))
     names["cls_token"], names["sep_token"] = whole.tokens[0], whole.tokens[-1]
     (_, last), (_, first) = sep_and_cls(pipeline.get_vocab(), names, "the tokenizer")
@@ -213,7 +212,7 @@ def add_tokens(pipeline: Pipeline, names: dict, settings: dict, others: dict) ->
         flags = {"content": token, "normalized": False} if isinstance(token, str) else token
         want(**{k: flag for k, flag in flags.items() if k != "__type"} | {"special": True})
     for name in names.values():
-        # The mask takes the space before it along, as in RoBERTa's own files.
+        # The mask token includes the space before it, as in RoBERTa's own files.
         want(name, special=True, normalized=False, lstrip=name == "<mask>")
     for text in others:
         want(text, normalized=True)
@@ -248,7 +247,7 @@ def check_fit(tokenizer: Tokenizer, folder: Path, config: EncoderConfig) -> None
 
 
 def read_tokenizer_json(path: Path, names: dict) -> Pipeline:
-    """Read tokenizer.json; complete the names of the special tokens, as the next two do."""
+    """Read tokenizer.json; add to `names` its special tokens, as the next two functions do."""
     model = read_json(path).get("model", {})
     pipeline = Pipeline.from_file(str(path))
     if model.get("unk_token") is not None:

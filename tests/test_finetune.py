@@ -162,7 +162,7 @@ def test_each_model_of_a_call_gets_its_scores_and_equal_ones_share_a_fine_tuning
         make_task(numbers=True),
     )
     tuners = [Tuner(m.encoder, m.tokenizer, task, RECIPE) for m in models]
-    expected, trained, really = [[{"scores": t.train(0)}] for t in tuners], [], Tuner.train
+    expected, trained, really = [[t.train(0)] for t in tuners], [], Tuner.train
     monkeypatch.setattr(Tuner, "train", lambda self, n: trained.append(n) or really(self, n))
     assert fine_tune(models, task, RECIPE, 1) == expected
     assert expected[0] == expected[2] != expected[1]
@@ -170,7 +170,7 @@ def test_each_model_of_a_call_gets_its_scores_and_equal_ones_share_a_fine_tuning
 
 
 def test_a_result_that_was_changed_or_cut_off_is_computed_again(folder):
-    file, result = cache_file(what="this"), {"scores": {"accuracy": {"dev": 0.8125}}}
+    file, result = cache_file(what="this"), {"accuracy": {"dev": 0.8125}}
     write_result(file, result)
     whole = file.read_bytes()
     assert read_result(file) == result

@@ -110,7 +110,6 @@ def test_the_model_card(run, method, task, source, monkeypatch):
         f"Held-out loss {before:.4f} -> {after:.4f} in 2 steps on sequences of 16 tokens",
         "- web: 100.0% of the sequences",
         f"python train.py --method {method} --data 'a b'",
-        f"AutoModel.from_pretrained('{out.name}', add_pooling_layer=False)",
     ):
         assert words in text
     log[0]["settings"] |= {"teacher": "minilm", "init": "an/encoder", "text": "a setting"}

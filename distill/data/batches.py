@@ -139,13 +139,10 @@ def share_out(shares: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def prefetch(
-    text: Text, first_draw: int, steps: int, *split: int, masked: bool
+    text: Text, first_draw: int, steps: int, batch_size, accumulate, rank=0, world=1, *, masked
 ) -> Iterator[list[Batch]]:
-    """Yield this rank's micro-batches of each step; a thread makes those of the next meanwhile.
-
-    `split` is what Text.step takes: batch_size, accumulate, rank, world.
-    """
-    batch_size, accumulate, _, world = split
+    """Yield this rank's micro-batches of each step; a thread makes those of the next meanwhile."""
+    split = batch_size, accumulate, rank, world
     with ThreadPoolExecutor(1) as thread:
         ahead = None
         for step in range(steps):

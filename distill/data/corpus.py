@@ -20,6 +20,7 @@ from minitransformer.files import UserError, atomic, cache_folder
 from minitransformer.tokenizer import Tokenizer, without_surrogates
 
 HELD_OUT = 256  # rows that are evaluated on, at most
+FORMAT = 5  # of a token file; to be raised whenever the same text gives other tokens
 BLOCK = 4096  # rows of a hub dataset that are shuffled together
 AT_ONCE = 256  # documents that are tokenised together
 
@@ -81,9 +82,9 @@ def tokenise(
 ) -> tuple[dict, np.ndarray, np.ndarray]:
     """Return the facts about a source, its tokens to train on, and those that are held out.
 
-    They come from the cache if it holds as many of both as are wanted, or all that there are.
+    They are read from the cache if it holds the wanted number of both, or the whole source.
     """
-    key = f"{identity(source)} {tokenizer.hash} {one_in} 5".encode()
+    key = f"{identity(source)} {tokenizer.hash} {one_in} {FORMAT}".encode()
     stem = cache_folder() / "tokens" / content_hash(key)
     stem.parent.mkdir(exist_ok=True)
     with FileLock(f"{stem}.lock"):
@@ -160,7 +161,7 @@ def encode(tokenizer: Tokenizer, texts: list[str]) -> Iterator[tuple[list[int], 
         ids, unknown = encoding.ids, 0
         if tokenizer.unk_id is None or tokenizer.unk_id in ids:
             known = bytearray(len(text))
-            # The unknown ones last: pieces such as "▁" claim the first letter of what follows.
+            # Unknown tokens come last: the offsets of pieces like "▁" overlap the next letter.
             tokens = zip(ids, encoding.offsets, strict=True)
             for token, (start, stop) in sorted(tokens, key=lambda t: t[0] == tokenizer.unk_id):
                 known[start:stop] = bytes([token != tokenizer.unk_id]) * (stop - start)

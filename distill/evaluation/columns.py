@@ -76,13 +76,13 @@ def load_model(name: str, log: list[dict], revision: str | None = None) -> Model
     return model
 
 
-def cut_teacher(run: Model) -> Model | None:
+def cut_teacher(student: Model) -> Model | None:
     """Return the teacher cut off after the student's number of layers, with nothing trained; None
     where the student is no shallower or has another width, heads or FFN width.
     """
-    teacher, layers = run.teacher, run.encoder.config.num_hidden_layers
+    teacher, layers = student.teacher, student.encoder.config.num_hidden_layers
     config = replace(teacher.encoder.config, num_hidden_layers=layers)
-    if sizes(config) != sizes(run.encoder.config) or layers >= len(teacher.encoder.blocks):
+    if sizes(config) != sizes(student.encoder.config) or layers >= len(teacher.encoder.blocks):
         return None
     name = f"{teacher.name} (first {layers} layers)"
     return Model(name, first_layers(teacher.encoder, layers), teacher.tokenizer, teacher=teacher)
@@ -96,17 +96,18 @@ def first_layers(encoder: Encoder, layers: int) -> Encoder:
     return first.eval()
 
 
-def untrained_start(run: Model, log: list[dict]) -> Model | None:
-    """Return the run's untrained start, rebuilt from its settings, if its hash is the log's."""
+def untrained_start(student: Model, log: list[dict]) -> Model | None:
+    """Return the student's untrained start, rebuilt from its log, if its hash is the log's."""
     if not log:
         return None
     problem = "rebuilt from its settings it is not what the log says"
     try:
-        encoder = build_start(log[0]["settings"], run.teacher.encoder).student.eval()
-        start = Model(f"{run.name} (start)", encoder, run.tokenizer, teacher=run.teacher)
+        teacher, settings = student.teacher, log[0]["settings"]
+        encoder = build_start(settings, teacher.encoder).student.eval()
+        start = Model(f"{student.name} (start)", encoder, student.tokenizer, teacher=teacher)
         if start.hash == log[0]["start"]["hash"]:
             return start
     except (UserError, LookupError) as error:  # LookupError: the log of another version
         problem = str(error)
-    print(printable(f"note: no column for the untrained start of {run.name}: {problem}"))
+    print(printable(f"note: no column for the untrained start of {student.name}: {problem}"))
     return None

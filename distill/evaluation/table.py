@@ -13,11 +13,11 @@ from distill.evaluation.columns import Model
 from distill.evaluation.finetune import DISTINCT
 from distill.evaluation.metrics import chance
 from distill.evaluation.tasks import Task
-from distill.training.report import readable
+from distill.training.report import short_count
 
 
 def record(model: str, task: str, metric: str, values: list[float | None], **more) -> dict:
-    """The mean of values with an undefined one is None; so is the deviation of a single one."""
+    """Return a record. The mean is None if a value is None; sd is too, and that of one value."""
     known = None not in values
     return {
         "model": model,
@@ -94,7 +94,7 @@ def table(facts: list[dict], blocks: dict[str, list[dict]], labels: dict) -> lis
     """
     names = [model["model"] for model in facts]
     lines = [["", *(labels[name] for name in names)]]
-    show = {str: str, int: readable, float: "{:.4g}".format, type(None): lambda _: ""}
+    show = {str: str, int: short_count, float: "{:.4g}".format, type(None): lambda _: ""}
     for title in dict.fromkeys(title for model in facts for title in model if title != "model"):
         values = [model.get(title) for model in facts]
         lines.append([title, *(show[type(value)](value) for value in values)])

@@ -5,7 +5,6 @@ Own      FOLDER/train.* and FOLDER/dev.* (.parquet, .jsonl, .ndjson, .json, .csv
 """
 
 import functools
-import hashlib
 import json
 import math
 import re
@@ -14,16 +13,12 @@ from pathlib import Path
 
 import pandas as pd
 
-from minitransformer.files import UserError, check_regular, first_line, printable, shortened
+from minitransformer.files import UserError, check_regular, first_line, printable, sha256, shortened
 
 # no label: how files spell a missing value, PyTorch's ignore_index
 MISSING = set("? -100 #N/A #NA -NaN -nan <NA> N/A NA NULL NaN n/a nan null".split()) | {""}
 DOUBTFUL = {"-", "-1"}  # no label in some data sets, a class in others
 FREQUENT = 0.05  # the share of train and of dev from which a doubtful label is a class
-
-
-def sha256(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -185,7 +180,6 @@ def folder_task(folder: str | Path) -> Task:
         raise UserError(f"{folder}: only one of train and dev has a column 'text_pair'")
     by_split = [split.labels for split in splits.values()]
     rare = {x for x in DOUBTFUL if any(part.count(x) < FREQUENT * len(part) for part in by_split)}
-    # numbers to predict: every label of train is a number, one has a fraction; otherwise classes
     missing, numbers, metrics = {"", *rare & {"-"}}, {}, ("pearson", "spearman")
     labels = [label for label in by_split[0] if label not in missing]
     values = [number(label) for label in labels]

@@ -17,7 +17,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from distill.study.report import write_report
-from distill.study.rows import CORE, METHODS, OTHERS, grid, rows
+from distill.study.rows import CORE, OTHERS, VARIANTS, grid, rows
 from distill.study.run import Study, read_records
 from distill.training import cli
 from minitransformer.files import UserError
@@ -44,7 +44,7 @@ def parse_config(argv: list[str] | None = None) -> argparse.Namespace:
     add("--tokens", type=float, help="that your student reads (default: 1e9)")
     add("--batch", type=int, default=16, help="sequences in a step, over all processes")
     add("--seq-len", type=int, default=128, help="tokens in a sequence")
-    rates_help = f"learning rate of all methods, or METHOD=RATE, of {', '.join(METHODS)}"
+    rates_help = f"learning rate of all methods, or METHOD=RATE, of {', '.join(VARIANTS)}"
     add("--rates", nargs="+", default=[], metavar="RATE", help=rates_help)
     add("--warmup", help="share of the steps, as in train.py")
     add("--heads", help="train.py's --student-heads")
@@ -62,8 +62,8 @@ def parse_config(argv: list[str] | None = None) -> argparse.Namespace:
     if config.batch % config.nproc:
         raise UserError(f"--batch {config.batch} is not a multiple of --nproc {config.nproc}")
     config.rates = {name: rate for name, _, rate in (r.rpartition("=") for r in config.rates)}
-    if unknown := config.rates.keys() - METHODS.keys() - {""}:
-        raise UserError(f"--rates {', '.join(unknown)}: not one of {', '.join(METHODS)}")
+    if unknown := config.rates.keys() - VARIANTS.keys() - {""}:
+        raise UserError(f"--rates {', '.join(unknown)}: not one of {', '.join(VARIANTS)}")
     return config
 
 

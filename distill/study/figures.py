@@ -1,12 +1,10 @@
 """The report's pictures: ranking, scores over tokens, languages."""
 
-import os
 from pathlib import Path
 
-from distill.study.rows import KEPT_OUT
+from matplotlib.figure import Figure
 
-os.environ["MPLBACKEND"] = "agg"  # files only; a notebook names one that may not be installed
-import matplotlib.pyplot as plt
+from distill.study.rows import KEPT_OUT
 
 LEGEND = {"fontsize": 8, "loc": "center left", "bbox_to_anchor": (1, 0.5)}
 
@@ -14,9 +12,8 @@ LEGEND = {"fontsize": 8, "loc": "center left", "bbox_to_anchor": (1, 0.5)}
 def draw_ranking(file: Path, section) -> None:
     """Each row's mean with two standard errors; lines for the teacher and the baseline."""
     names = list(section.rows)[::-1]
-    size = (11, 1.5 + 0.3 * len(names))
-    views, options = section.views, {"sharey": True, "figsize": size, "layout": "constrained"}
-    figure, panels = plt.subplots(1, len(views), **options)
+    figure, views = Figure((11, 1.5 + 0.3 * len(names)), layout="constrained"), section.views
+    panels = figure.subplots(1, len(views), sharey=True)
     for axes, (title, view) in zip(panels, views.items(), strict=True):
         for place, name in enumerate(names):
             mean, error = section.view(name, view)
@@ -35,8 +32,8 @@ def draw_tokens(file: Path, sections: list) -> None:
     """Scores over the tokens that were read, of the rows that have more than one budget."""
     names = [name for section in sections for name in section.rows]
     names = [name for name in dict.fromkeys(names) if names.count(name) > 1]
-    views, options = sections[0].views, {"figsize": (11, 4.5), "layout": "constrained"}
-    figure, panels = plt.subplots(1, len(views), **options)
+    figure, views = Figure((11, 4.5), layout="constrained"), sections[0].views
+    panels = figure.subplots(1, len(views))
     ticks = [section.tokens / 1e6 for section in sections]
     for axes, (title, view) in zip(panels, views.items(), strict=True):
         for number, name in enumerate(names):
@@ -55,7 +52,8 @@ def draw_tokens(file: Path, sections: list) -> None:
 
 def draw_languages(file: Path, tables: dict[str, tuple[list, dict]]) -> None:
     """Each model's score in each language; those that no student was distilled on come last."""
-    figure, panels = plt.subplots(len(tables), figsize=(9, 7), layout="constrained")
+    figure = Figure((9, 7), layout="constrained")
+    panels = figure.subplots(len(tables))
     for axes, (what, (names, scores)) in zip(panels, tables.items(), strict=True):
         for number, (model, found) in enumerate(scores.items()):
             axes.plot(names, found, "osD^"[number // 10] + ":", lw=0.7, label=model)
@@ -70,4 +68,3 @@ def save(figure, file: Path, panels) -> None:
     for axes in panels:
         axes.grid(alpha=0.3)
     figure.savefig(file, dpi=110)
-    plt.close(figure)

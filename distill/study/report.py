@@ -15,7 +15,7 @@ import numpy as np
 from distill.evaluation.table import markdown
 from distill.study import figures
 from distill.study.rows import KEPT_OUT
-from distill.study.run import copied_layers, read_records
+from distill.study.run import read_records, start_label
 from minitransformer.files import UserError
 
 KEPT, RETRIEVAL = "vectors neighbours kept", "reviews retrieval accuracy"
@@ -48,7 +48,7 @@ class Section:
         self.student, self.tokens, rows = student, tokens, {}
         for record in records:
             if record.get("tokens") == tokens:
-                name = f"{record['method']} from {copied_layers(record)}"
+                name = f"{record['method']} from {start_label(record)}"
                 rows.setdefault(name, []).append(record)
         best_first = sorted(rows, key=lambda name: -np.nan_to_num(self.tuned(rows[name]).mean()))
         self.rows = {name: rows[name] for name in best_first}

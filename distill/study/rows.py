@@ -10,7 +10,7 @@ import itertools
 from dataclasses import dataclass
 
 # settings of train.py; `teacher-layer` counts from the teacher's last one, L
-METHODS = {
+VARIANTS = {
     "mha-L": {"method": "mha", "teacher-layer": 0},
     "mha-L-1": {"method": "mha", "teacher-layer": -1},
     "mha-L-2": {"method": "mha", "teacher-layer": -2},
@@ -27,7 +27,7 @@ METHODS = {
     "mlm": {"method": "mlm"},
 }
 CORE = ("mha-L-1", "mha-L-2", "direct-minilm-L-2", "hs-uniform", "od", "mlm")
-OTHERS = tuple(name for name in METHODS if name not in CORE)
+OTHERS = tuple(name for name in VARIANTS if name not in CORE)
 WITHOUT_OD = ("mha-L-1", "mha-L-2", "direct-minilm-L-2", "hs-uniform", "mlm")  # no MLM head
 STARTS = ("uniform", "first")
 
@@ -38,7 +38,7 @@ ENGLISH, NARROW, MULTILINGUAL = "english-3x384", "english-4x192", "multilingual-
 @dataclass(frozen=True)
 class Row:
     student: str  # SETTING-LAYERSxWIDTH
-    method: str  # one of METHODS
+    method: str  # one of VARIANTS
     start: str
     seed: int
     tokens: float

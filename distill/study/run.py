@@ -15,7 +15,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from distill.study import help_text
-from distill.study.rows import METHODS, Row
+from distill.study.rows import VARIANTS, Row
 from distill.training.run import Run
 from minitransformer.files import UserError, first_line, read_json
 from minitransformer.pretrained import find_folder
@@ -54,8 +54,9 @@ class Study:
         return 1 if failed else 0
 
     def _finish(self, row: Row) -> None:
-        """Train, evaluate and record a row without a record. Refuse a command line other than that
-        of its own record or, but for rates and od's teacher, of a row of the same student.
+        """Train, evaluate and record a row that has no record. Refuse a command line that differs
+        from the one in its record or, apart from rates and od's teacher, from those of the same
+        student's other rows.
         """
         given = {name: getattr(self.config, name) for name in GIVEN}
         given["teacher"] = Path(self._teacher_name(row)).name
@@ -77,7 +78,7 @@ class Study:
         for role in [role for role in models if role.startswith("untrained start")]:
             start = models.pop(role)
             if row.method != "od-after-hs":  # whose start is a trained student
-                models[f"{role} from {copied_layers(asdict(row) | facts)}"] = start
+                models[f"{role} from {start_label(asdict(row) | facts)}"] = start
         with self._lock("records"):
             known = {record["row"]: record for record in read_records(results)}
             for role, scores in models.items():  # teacher and baselines once for all rows
@@ -122,7 +123,7 @@ class Study:
         self._call(*program, "--out", str(folder), *flags)
 
     def train_flags(self, row: Row) -> list[str]:
-        config, teacher, method = self.config, self._teacher(row), METHODS[row.method]
+        config, teacher, method = self.config, self._teacher(row), VARIANTS[row.method]
         steps = max(1, round(row.tokens / (config.batch * config.seq_len)))
         layers, width = row.sizes
         settings = {
@@ -220,7 +221,7 @@ def append(file: Path, record: dict) -> None:
         records.write(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def copied_layers(record: dict) -> str:
+def start_label(record: dict) -> str:
     """Return the teacher layers that a row's start copies or, where there are none, its --init."""
     return ",".join(map(str, record["layers"])) or record["start"]
 

@@ -1,4 +1,4 @@
-"""The command line of the programs: settings from a dataclass, any mistake in one line."""
+"""The command line of the programs: settings from a dataclass, user errors as one line."""
 
 import argparse
 import itertools
@@ -69,7 +69,7 @@ def check_number(name: str, value, least: float | None, most: float = 1e15) -> N
 
 
 def run(main: Callable[[], int]) -> NoReturn:
-    """Exit with main's status; answer what the user can fix in one line on stderr."""
+    """Exit with main's status; print an error that the user can fix as one line on stderr."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name) or open(os.devnull, "w")  # noqa: SIM115 - None: it is closed
         stream.reconfigure(errors="replace", line_buffering=True)
@@ -90,7 +90,7 @@ def run(main: Callable[[], int]) -> NoReturn:
 
 
 def answer(error: BaseException) -> tuple[int, str | None]:
-    """Return the exit status for an error, and one line about it; None for a defect."""
+    """Return the exit status for an error, and one line about it; None for a bug."""
     if isinstance(error, UserError):
         return 2, str(error)
     if isinstance(error, KeyboardInterrupt):

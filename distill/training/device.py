@@ -1,4 +1,4 @@
-"""Devices and precision, and what a measured number depends on besides its command."""
+"""Devices and precision, and the provenance of a measured number."""
 
 import importlib.metadata
 import os
@@ -15,7 +15,7 @@ from minitransformer.files import UserError, first_line
 
 
 def provenance() -> dict:
-    """Return what a number depends on besides its command: argv, commit, versions, machine."""
+    """Return what a measured number depends on: command line, commit, versions, machine."""
     names = ("torch", "numpy", "tokenizers", "datasets", "safetensors")
     versions = {name: importlib.metadata.version(name) for name in names}
     versions["python"] = platform.python_version()

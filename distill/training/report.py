@@ -1,7 +1,6 @@
 """What train.py prints, and what a finished run leaves: export, loss.png, model card, summary."""
 
 import json
-import os
 import shlex
 from pathlib import Path
 
@@ -39,15 +38,6 @@ later positions were not trained.
 ```bash
 {command}
 ```
-
-## Use
-
-```python
-from transformers import AutoModel, AutoTokenizer
-
-tokenizer = AutoTokenizer.from_pretrained({name!r})
-model = AutoModel.from_pretrained({name!r}, add_pooling_layer=False)  # the student has no pooler
-```
 """
 
 
@@ -70,13 +60,13 @@ def announce(config, run: Run, start: Start, text: list[dict], frozen: list[str]
 def describe_encoder(encoder: Encoder) -> str:
     """Return its sizes; the MLM head is not counted, it is no part of a deployed encoder."""
     config, parts = encoder.config, (encoder.embeddings, encoder.blocks)
-    total = readable(sum(p.numel() for part in parts for p in part.parameters()))
+    total = short_count(sum(p.numel() for part in parts for p in part.parameters()))
     layers = f"{config.num_hidden_layers} layers x {config.hidden_size}"
     heads = f"{config.num_attention_heads} heads, FFN {config.intermediate_size}"
     return f"{layers}, {heads}, {total} parameters"
 
 
-def readable(count: int) -> str:
+def short_count(count: int) -> str:
     return f"{count / 1e6:.1f} M" if count >= 1e6 else f"{count / 1e3:.1f} k"
 
 
@@ -125,14 +115,13 @@ def write_card(folder: Path, record: dict, start: Start, losses: str) -> None:
 
 
 def plot_loss(config, steps: list[dict], evals: list[dict], file: Path) -> None:
-    os.environ["MPLBACKEND"] = "agg"  # a notebook names one that may not be installed
-    import matplotlib.pyplot as plt  # imported late: slow, and only needed here
+    from matplotlib.figure import Figure  # imported late: slow, and only needed here
 
-    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
     axes.plot([r["step"] for r in steps], [r["loss"] for r in steps], label="training")
     axes.plot([r["step"] for r in evals], [r["loss"] for r in evals], "o-", label="held-out")
     axes.set(xlabel="optimizer step", ylabel=f"{config.method} loss")
     axes.legend()
     with atomic(file) as temporary:
         figure.savefig(temporary, dpi=120, format="png")
-    plt.close(figure)

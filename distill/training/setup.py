@@ -8,7 +8,7 @@ from torch import nn
 
 from distill import METHODS
 from distill.method import Batch, Method, check_method
-from distill.student import Start, build_start, is_folder, sizes
+from distill.student import Start, build_start, names_model, sizes
 from minitransformer.files import UserError
 from minitransformer.model import Encoder
 from minitransformer.pretrained import load_pretrained, model_hash
@@ -18,7 +18,7 @@ def load_models(config) -> tuple[Encoder | None, Start, object, dict]:
     """Return teacher, start, the settings with what they left open, and the record for the log."""
     kind = METHODS[config.method]
     teacher = tokenizer = teacher_record = None
-    if kind.needs_teacher or not is_folder(config.init):
+    if kind.needs_teacher or not names_model(config.init):
         teacher, tokenizer = load_pretrained(config.teacher, config.revision)
         teacher.requires_grad_(False)
         teacher_record = {"name": config.teacher, "hash": model_hash(teacher, tokenizer)}
@@ -51,7 +51,7 @@ def freeze_unreached(
 
     DistributedDataParallel would wait for these gradients, and weight decay would shrink them.
     """
-    check_method(method, student, teacher, batch)
+    check_method(method, student, teacher, batch)  # leaves the gradients
     unreached = {name: p for name, p in student.named_parameters() if p.grad is None}
     for parameter in unreached.values():
         parameter.requires_grad_(False)
@@ -63,7 +63,7 @@ def freeze_unreached(
 def make_optimizer(model: nn.Module, lr: float, weight_decay: float) -> torch.optim.AdamW:
     """Return AdamW over the parameters that learn.
 
-    Weight decay acts on the matrices of layers and learned maps only. In an embedding table it
+    Weight decay acts on matrices of layers and learned projections only. In an embedding table it
     would shrink every row that the text never reads; vectors are biases and norms.
     """
     tables = {module.weight for module in model.modules() if isinstance(module, nn.Embedding)}
