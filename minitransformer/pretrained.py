@@ -117,7 +117,7 @@ def read_weight_file(path: Path) -> dict[str, torch.Tensor]:
 
 
 def read_sentence_transformers(folder: Path, max_tokens: int, notes: list) -> tuple[str, bool]:
-    """Return the pooling, "mean" or "cls", and whether vectors are normed; note what is left out."""
+    """Return the pooling, "mean" or "cls", and if vectors are normed; note what is left out."""
     places = {}
     for module in read_json(folder / "modules.json", []):
         module = module if isinstance(module, dict) else {"type": module}
