@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from distill.evaluation import table as results
 from distill.evaluation.finetune import DISTINCT
 from distill.evaluation.table import closing_lines, record, short_names, table, task_records
 from distill.evaluation.tasks import Split, Task
@@ -63,6 +64,7 @@ def test_table_has_a_block_for_each_purpose():
         ["t probe accuracy (chance 0.500)", "0.600", ""],
         ["neighbours kept", "", "0.250"],
     ]
+    assert results.markdown([["", "a|b"], ["x", "1"]]).startswith("|     | a\\|b |\n")
 
 
 def test_names_are_shortened_unless_two_would_be_the_same():

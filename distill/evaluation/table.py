@@ -123,6 +123,7 @@ def score(record: dict) -> str:
 
 def markdown(lines: list[list[str]]) -> str:
     """Return a Markdown table with aligned columns, so that it can be read as it is, too."""
+    lines = [[cell.replace("|", "\\|") for cell in line] for line in lines]
     rows = [lines[0], ["---", *["---:"] * (len(lines[0]) - 1)], *lines[1:]]
     widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
     text = []
