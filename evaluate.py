@@ -31,6 +31,7 @@ from distill.training import cli
 from distill.training.device import choose_device, choose_precision, provenance
 from distill.training.processes import world
 from minitransformer.files import UserError, atomic, printable
+from minitransformer.pretrained import find_folder
 
 KNOWN = ", ".join((*NAMED, "glue", *GLUE, "xnli", "none"))
 
@@ -57,14 +58,22 @@ def parse_config(argv: list[str] | None = None) -> argparse.Namespace:
     return config
 
 
-def load_tasks(config: argparse.Namespace) -> list[Task]:
-    groups, tasks = {"glue": list(GLUE), "none": []}, {}
+def check_names(config: argparse.Namespace) -> list[str]:
+    """Return the tasks; refuse unknown ones and a RUN that is not there, before other work."""
+    groups = {"glue": list(GLUE), "none": []}
     names = dict.fromkeys(n for given in config.tasks for n in groups.get(given, [given]))
-    for name in names:  # before anything is downloaded
+    for name in names:
         known, there = name in {*NAMED, *GLUE, "xnli"}, Path(name).is_dir()
         if known == there and not (known and config.data_dir):
             what = "both a folder and" if there else "neither a folder nor"
             raise UserError(f"--tasks {name}: {what} one of {KNOWN}; for a folder say ./{name}")
+    for run in config.runs:
+        find_folder(run)
+    return list(names)
+
+
+def load_tasks(names: list[str], config: argparse.Namespace) -> list[Task]:
+    tasks = {}
     for name in names:
         if name in NAMED:
             task = NAMED[name]()
@@ -132,7 +141,8 @@ def main(argv: list[str] | None = None) -> int:
     precision = choose_precision(config.precision, device)
     torch.set_num_threads(config.threads or torch.get_num_threads())
 
-    tasks, models = load_tasks(config), load_columns(config.runs, config.teacher)
+    names = check_names(config)
+    tasks, models = load_tasks(names, config), load_columns(config.runs, config.teacher)
     for model in models.values():
         model.encoder.to(device)
     measured_by, labels = provenance(), table.short_names(list(models))

@@ -130,8 +130,7 @@ def distil(config: TrainConfig, run: Run, signals: Signals) -> int:
     """Train, and return the exit status: 0, or that of a signal which stopped the run."""
     # ---- device and precision ----
     device = choose_device(config.device)
-    if config.threads:
-        torch.set_num_threads(config.threads)
+    torch.set_num_threads(config.threads or torch.get_num_threads())
     precision = choose_precision(config.precision, device)
     lr = METHODS[config.method].peak_lr if config.lr is None else config.lr
     config = replace(config, precision=precision, lr=lr)

@@ -54,8 +54,7 @@ def relation_loss(student, teacher, mask, relation_heads):
     Errors     UserError: R does not divide a width; (B, N) differ. Each names both numbers.
     Invariant  student == teacher gives 0; pad content is irrelevant, so are rotations of a head.
     Source     MiniLMv2; differs as said at the top of this file.
-    Fast form  in distill/lean/relations.py, where no sequence is padded; if you edit this formula,
-               train with --plain.
+    Fast form  in distill/lean/relations.py, without padding; if you edit this formula, use --plain.
     """
     check_tokens(student, teacher, mask)
     choose_heads(student.shape[-1], teacher.shape[-1], relation_heads)  # R divides both, or error

@@ -123,9 +123,7 @@ def from_hugging_face(
 
 
 def current_names(tensors, config):
-    """Return {current name without prefix: tensor} of encoder and MLM head, and the lists of names
-    that are dropped and of problems.
-    """
+    """Return {current name without prefix: tensor}, the names that are dropped, and problems."""
     prefix, head = family(config)
     own = ("embeddings.", "encoder.", "bert.", "roberta.", head["mlm_head"] + ".")
     found, dropped, wrong = {}, [], []

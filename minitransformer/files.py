@@ -68,8 +68,7 @@ def check_regular(path: Path) -> None:
 
 
 def read_json(path: Path, default: dict | list | None = None) -> dict | list:
-    """Return the parsed content of a JSON file, an object or, with a `default`, of its type.
-
+    """Return the content of a JSON file: of the default's type or, without one, an object.
     A missing file gives the default. UserError: no file and no default, unreadable, another type.
     """
     if default is not None and not path.exists():

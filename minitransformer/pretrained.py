@@ -48,8 +48,7 @@ def load_pretrained(name_or_folder, revision: str | None = None) -> tuple[Encode
             if not tensor.isfinite().all():
                 raise UserError(f"{name} holds NaN or infinite numbers; use another file")
         tokenizer = load_tokenizer(folder, config)
-        found = read_sentence_transformers(folder, config.max_tokens, notes)
-        tokenizer.pooling, tokenizer.normalize = found
+        tokenizer.pooling, tokenizer.normalize = read_pooling(folder, config.max_tokens, notes)
     except UserError as error:
         raise UserError(f"{name_or_folder}: {error}") from error
     notes += tokenizer.notes
@@ -116,7 +115,7 @@ def read_weight_file(path: Path) -> dict[str, torch.Tensor]:
         raise UserError(f"cannot read {path.name}: damaged, or holds more than tensors") from error
 
 
-def read_sentence_transformers(folder: Path, max_tokens: int, notes: list) -> tuple[str, bool]:
+def read_pooling(folder: Path, max_tokens: int, notes: list[str]) -> tuple[str, bool]:
     """Return the pooling, "mean" or "cls", and if vectors are normed; note what is left out."""
     places = {}
     for module in read_json(folder / "modules.json", []):

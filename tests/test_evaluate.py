@@ -249,6 +249,7 @@ WRONG = [
     ("--tasks mine other/mine", "another task called mine"),
     ("--tasks movies docs", "--tasks docs: neither a folder nor one of movies, topics, claims"),
     ("--tasks cola", "--tasks cola: both a folder and one of .*; for a folder say ./cola"),
+    ("./mistyped --tasks movies", r"\./mistyped: no such folder"),
     ("", "works in one process"),
 ]
 
@@ -262,4 +263,4 @@ def test_what_is_wrong_is_one_line_before_any_work(flags, message, here, monkeyp
     if not flags:
         monkeypatch.setattr(evaluate, "world", lambda: 2)
     with pytest.raises(UserError, match=message):
-        evaluate.main(["teacher", "--threads", "1", *flags.split()])
+        evaluate.main(["--threads", "1", "teacher", *flags.split()])

@@ -27,8 +27,6 @@ def lean_relation_loss(student, teacher, relation_heads):
 
 
 class _RelationLoss(torch.autograd.Function):
-    """Compute value and gradient together, in forward; backward only scales the gradient."""
-
     @staticmethod
     def forward(ctx, student, teacher, R):
         B, N, _ = student.shape

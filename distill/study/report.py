@@ -27,9 +27,8 @@ TEMPLATE = "# Study\n\n![](<!-- folder -->/ranking.png)\n\n<!-- sections -->"
 class Section:
     """The rows of one student at one budget.
 
-    models       {name: records, one a training seed}: the references, then the rows, best first; a
-                 row is a method and the teacher layers that its start copies
-    references   of models, those that no row trained: the teachers and starts of the rows
+    models   {name: records, one a training seed}: teachers and starts of the rows, then the rows,
+             best first; a row is a method and the teacher layers that its start copies
     """
 
     def __init__(self, records: list[dict], student: str, tokens: float):
@@ -52,9 +51,9 @@ class Section:
                 rows.setdefault(name, []).append(record)
         best_first = sorted(rows, key=lambda name: -np.nan_to_num(self.tuned(rows[name]).mean()))
         self.rows = {name: rows[name] for name in best_first}
-        self.references = [name for name in references if self._belongs(name)]
-        self.lines = [name for name in self.references if "MLM head" not in name]  # of pictures
-        self.models = {name: shared[name] for name in self.references} | self.rows
+        references = [name for name in references if self._belongs(name)]
+        self.lines = [name for name in references if "MLM head" not in name]  # of pictures
+        self.models = {name: shared[name] for name in references} | self.rows
 
     def _belongs(self, reference: str) -> bool:
         if "MLM head" in reference:

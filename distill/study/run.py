@@ -55,8 +55,7 @@ class Study:
 
     def _finish(self, row: Row) -> None:
         """Train, evaluate and record a row that has no record. Refuse a command line that differs
-        from the one in its record or, apart from rates and od's teacher, from those of the same
-        student's other rows.
+        from its record's or, rates and od's teacher apart, from those of the student's other rows.
         """
         given = {name: getattr(self.config, name) for name in GIVEN}
         given["teacher"] = Path(self._teacher_name(row)).name
