@@ -72,9 +72,9 @@ def check_names(config: argparse.Namespace) -> list[str]:
     return list(names)
 
 
-def load_tasks(names: list[str], config: argparse.Namespace) -> list[Task]:
+def load_tasks(config: argparse.Namespace) -> list[Task]:
     tasks = {}
-    for name in names:
+    for name in check_names(config):
         if name in NAMED:
             task = NAMED[name]()
         elif name in GLUE:
@@ -96,7 +96,8 @@ def warn_of_unknown_letters(models: dict[str, Model], tasks: list[Task]) -> None
     for model in {model.tokenizer.hash: model for model in models.values()}.values():
         for task in tasks:
             for name, split in task.splits.items():
-                share = unknown_share(model.tokenizer, split.texts[:SENTENCES])
+                texts = [*split.texts[:SENTENCES], *(split.text_pairs or [])[:SENTENCES]]
+                share = unknown_share(model.tokenizer, texts)
                 if share >= 0.05:
                     what = f"{share:.0%} of the letters of {task.name} {name}"
                     show(f"WARNING: the tokenizer of {model.name} does not know {what}")
@@ -141,8 +142,7 @@ def main(argv: list[str] | None = None) -> int:
     precision = choose_precision(config.precision, device)
     torch.set_num_threads(config.threads or torch.get_num_threads())
 
-    names = check_names(config)
-    tasks, models = load_tasks(names, config), load_columns(config.runs, config.teacher)
+    tasks, models = load_tasks(config), load_columns(config.runs, config.teacher)
     for model in models.values():
         model.encoder.to(device)
     measured_by, labels = provenance(), table.short_names(list(models))

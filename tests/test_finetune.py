@@ -157,10 +157,8 @@ def test_killed_results_are_kept_and_nothing_is_computed_twice(monkeypatch):
 
 
 def test_each_model_of_a_call_gets_its_scores_and_equal_ones_share_a_fine_tuning(monkeypatch):
-    models, task = (
-        [Model(f"m{n}", *make_model(seed=n % 2)) for n in range(3)],
-        make_task(numbers=True),
-    )
+    models = [Model(f"m{n}", *make_model(seed=n % 2)) for n in range(3)]
+    task = make_task(numbers=True)
     tuners = [Tuner(m.encoder, m.tokenizer, task, RECIPE) for m in models]
     expected, trained, really = [[t.train(0)] for t in tuners], [], Tuner.train
     monkeypatch.setattr(Tuner, "train", lambda self, n: trained.append(n) or really(self, n))

@@ -120,6 +120,7 @@ WRONG = {
     "one word": ({"train.csv": "text,label\n" + "a,.5\n" * 20 + "a,x\n"}, "label 'x' is no number"),
     "no JSON": ({"train.jsonl": LINE + "{\n"}, "line 2 column"),
     "a number as text": ({"train.jsonl": '{"text": 1, "label": 1}'}, "row 1: column 'text' holds"),
+    "labels": ({"train.jsonl": '{"text": "a", "label": [0]}'}, "row 1: column 'label' holds [0]"),
     "too many cells": ({"train.csv": 'text,label\n"a\nb",x\nc,d,e\n'}, "2 fields in line 3, saw 3"),
     "too few cells": ({"train.tsv": "text\tlabel\na\tb\nc\n"}, "row 2 has fewer cells"),
     "a Git LFS pointer": ({"train.jsonl": POINTER}, "git lfs pull"),

@@ -128,9 +128,10 @@ def make_split(table: pd.DataFrame, columns: tuple[str, ...]) -> Split:
             hint = "a .csv is separated by commas, a .tsv by tabs"
             raise UserError(f"{count} columns {name!r} among {names!s:.120}; {hint}")
     *texts, labels = cells
-    for name in texts:
-        for number, value in enumerate(cells[name], 1):
-            if not isinstance(value, str):
+    for name, column in cells.items():
+        for number, value in enumerate(column, 1):
+            scalar = name == labels and not hasattr(value, "__len__")  # a list is several labels
+            if not (scalar or isinstance(value, str)):
                 raise UserError(f"row {number}: column {name!r} holds {value!r:.40}, not text")
     pairs = cells[texts[1]] if len(texts) > 1 else None
     return Split(cells[texts[0]], pairs, [label_name(label) for label in cells[labels]])

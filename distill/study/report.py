@@ -136,7 +136,6 @@ class Section:
         return found
 
     def _teacher_of(self, name: str) -> str:
-        """Return the teacher or, for what od learns from or copies, that with a head."""
         headed = HEADED[0] in self.models and ("MLM head" in name or name.startswith("od"))
         return HEADED[0] if headed else "teacher"
 
