@@ -184,7 +184,7 @@ def test_the_page_compares_with_the_cut_off_teacher_and_names_who_is_above_the_t
     page = re.sub(" +", " ", Path(f"{folder}.md").read_text())
     scores = "71.0 ± 1.0 (+21.0 ± 1.0) | 71.0 ± 1.0 | 71.0 ± 1.0"
     row = f"| `od from 1,2` | {scores} | 2.000 → 0.500 | 2 |"
-    assert row in page  # 0.20 and 0.22 above
+    assert page.count(row) == 1  # 0.20 and 0.22 above
     assert page.count("| `hs-single from 1,2` |") == 3  # in the section and two tables of languages
     assert "In parentheses: the difference to `cut-off teacher`." in page
     assert "Above the teacher in reviews: `hs-single from 1,2` by 5.0; in reviews probe: " in page
@@ -193,7 +193,8 @@ def test_the_page_compares_with_the_cut_off_teacher_and_names_who_is_above_the_t
     assert str(values([{"method": "hs", "scores": {}}], KEPT)) == "[nan]"  # not a teacher's 100 %
     assert {f.name for f in folder.glob("*.png")} == {"ranking.png", "languages-0.004096M.png"}
     study.run([Row("own-2x32", "hs-single", "first", 0, 8192)])
-    results.write_text(results.read_text().replace("own-", "multilingual-"))
+    lacking = results.read_text().replace('"reviews probe accuracy": [0.95, 0.95]', '"other": [0]')
+    results.write_text(lacking.replace("own-", "multilingual-"))
     main(f"report --results {results} --page {folder}.md".split())
     assert (folder / "tokens.png").exists()
 

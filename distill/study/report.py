@@ -127,24 +127,24 @@ class Section:
         """Return for each score the models that have more than the teacher they copy or learn."""
         found = []
         for key in [key for key in self.tasks + self.as_is if key != KEPT]:
-            scores = {n: [r["scores"][key] for r in seeds] for n, seeds in self.models.items()}
-            percent = {n: 100 * np.array(s, dtype=float).mean() for n, s in scores.items()}
-            gains = {n: round(percent[n] - percent[self._teacher_of(n)], 1) for n in scores}
+            percent = {name: values(seeds, key).mean() for name, seeds in self.models.items()}
+            gains = {n: round(percent[n] - percent[self._teacher_of(n)], 1) for n in percent}
             names = [f"`{name}` by {gain}" for name, gain in gains.items() if gain > 0]
             if names:
                 found.append(f"{key.removesuffix(' accuracy')}: {', '.join(names)}")
         return found
 
     def _teacher_of(self, name: str) -> str:
+        """Return the teacher or, for what od learns from or copies, that with a head."""
         headed = HEADED[0] in self.models and ("MLM head" in name or name.startswith("od"))
         return HEADED[0] if headed else "teacher"
 
 
 def values(seeds: list[dict], key: str) -> np.ndarray:
-    """Percent (S,) of a score that has one value a student; the teacher has 100 % of itself."""
+    """Percent (S,) of a score, a mean over its values; the teacher has 100 % of itself."""
     missing = [1 if seeds[0]["method"].startswith("teacher") else math.nan]
-    found = [record["scores"].get(key, missing)[0] for record in seeds]
-    return 100 * np.array(found, dtype=float)
+    found = [np.array(record["scores"].get(key, missing), dtype=float) for record in seeds]
+    return 100 * np.array([part.mean() for part in found])
 
 
 def mean_and_error(values: np.ndarray) -> tuple[float, float]:
