@@ -13,6 +13,7 @@ own untrained start (docs/evaluation.md). Results are cached: a second call comp
 import argparse
 import json
 import os
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -87,12 +88,12 @@ def load_tasks(config: argparse.Namespace) -> list[Task]:
             raise UserError(f"--tasks {name}: there is another task called {task.name}; rename one")
         lr, epochs = config.lr or task.lr, config.epochs or task.epochs
         tasks[task.name] = replace(task, lr=lr, epochs=epochs)
-        show(str(task), *(f"note: {note}" for note in task.notes))
+        show(str(task))
     return list(tasks.values())
 
 
-def warn_of_unknown_letters(models: dict[str, Model], tasks: list[Task]) -> None:
-    """Say which texts a tokenizer cannot read: their scores say little of the model."""
+def unknown_letters(models: dict[str, Model], tasks: list[Task]) -> Iterator[str]:
+    """Yield which texts a tokenizer cannot read: their scores say little of the model."""
     for model in {model.tokenizer.hash: model for model in models.values()}.values():
         for task in tasks:
             for name, split in task.splits.items():
@@ -100,7 +101,7 @@ def warn_of_unknown_letters(models: dict[str, Model], tasks: list[Task]) -> None
                 share = unknown_share(model.tokenizer, texts)
                 if share >= 0.05:
                     what = f"{share:.0%} of the letters of {task.name} {name}"
-                    show(f"WARNING: the tokenizer of {model.name} does not know {what}")
+                    yield f"the tokenizer of {model.name} does not know {what}"
 
 
 def score_all(models: dict[str, Model], tasks: list[Task], seeds: int, precision: str, device):
@@ -147,15 +148,16 @@ def main(argv: list[str] | None = None) -> int:
         model.encoder.to(device)
     measured_by, labels = provenance(), table.short_names(list(models))
     where = f"{device}, {precision} (latencies float32), {measured_by['machine']}"
-    show(f"evaluating {', '.join(models)} on {where}")
-    warn_of_unknown_letters(models, tasks)
+    notes = [f"note: {note}" for part in (*tasks, *models.values()) for note in part.notes]
+    notes += [f"WARNING: {what}" for what in unknown_letters(models, tasks)]
+    show(f"evaluating {', '.join(models)} on {where}", *notes)
 
-    blocks, notes = score_all(models, tasks, config.seeds, precision, device)
+    blocks, recipes = score_all(models, tasks, config.seeds, precision, device)
     costs = measure_costs(models)
     facts = [{"model": name, **model.logged, **costs[name]} for name, model in models.items()]
 
     rows = [row for block in blocks.values() for row in block]
-    notes = [f"measured on {where}; cached scores: on the machine that computed them", *notes]
+    notes += [*recipes, f"measured on {where}; cached scores: on the machine that computed them"]
     lines = table.markdown(table.table(facts, blocks, labels))
     closing = table.closing_lines(models, tasks, rows, labels)
     show("", *lines.split("\n"), "", *notes, "", *closing)
@@ -163,7 +165,7 @@ def main(argv: list[str] | None = None) -> int:
         results = {**measured_by, "settings": vars(config), "models": facts, "rows": rows}
         results["hashes"] = {name: model.hash for name, model in models.items()}
         results["tasks"] = {task.name: task.hash for task in tasks}
-        results["notes"] = [*(note for task in tasks for note in task.notes), *notes, *closing]
+        results["notes"] = [*notes, *closing]
         with atomic(out / "results.json") as unfinished:
             unfinished.write_text(json.dumps(results, indent=1, allow_nan=False), "utf-8")
         with atomic(out / "results.md") as unfinished:

@@ -42,15 +42,16 @@ def flush(path: Path) -> None:
 
 @contextmanager
 def atomic(path: Path) -> Iterator[Path]:
-    """Yield a temporary path; when the block succeeds, flush it and rename it to `path`.
-
-    Machine and process in its name keep two writers apart.
-    """
+    """Yield a temporary path; when the block succeeds, flush it and rename it to `path`."""
+    # machine and process in its name keep two writers apart
     temporary = path.with_name(f"{path.name}.{platform.node()}.{os.getpid()}.tmp")
     try:
         yield temporary
         flush(temporary)
         os.replace(temporary, path)
+    except OSError as error:
+        error.filename = error.filename or str(path)  # a full disk does not say which one
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -117,14 +117,15 @@ def read_weight_file(path: Path) -> dict[str, torch.Tensor]:
 
 def read_pooling(folder: Path, max_tokens: int, notes: list[str]) -> tuple[str, bool]:
     """Return the pooling, "mean" or "cls", and if vectors are normed; note what is left out."""
-    places = {}
-    for module in read_json(folder / "modules.json", []):
+    # sentence-transformers before 2 kept the encoder in a folder of its own
+    top, places = folder.parent if folder.name == "0_Transformer" else folder, {}
+    for module in read_json(top / "modules.json", []):
         module = module if isinstance(module, dict) else {"type": module}
         kind = str(module.get("type")).split(".")[-1]
-        places[kind] = folder / str(module.get("path"))
+        places[kind] = top / str(module.get("path"))
         if kind not in ("Transformer", "Pooling", "Normalize"):
             notes.append(f"its sentence vectors go through a module {kind}, which is left out here")
-    values = read_json(folder / "config_sentence_transformers.json", {})
+    values = read_json(top / "config_sentence_transformers.json", {})
     if isinstance(prompts := values.get("prompts"), dict) and any(prompts.values()):
         notes.append("its prompts are left out: put them before the texts yourself")
     if (similarity := values.get("similarity_fn_name") or "cosine") != "cosine":
@@ -137,7 +138,7 @@ def read_pooling(folder: Path, max_tokens: int, notes: list[str]) -> tuple[str, 
         most = values.get("max_seq_length") or values.get("model_max_length")
         if isinstance(most, int) and most < max_tokens:
             notes.append(f"{file.name} cuts texts at {most} tokens, a student reads {max_tokens}")
-    file = places.get("Pooling", folder / "1_Pooling") / "config.json"
+    file = places.get("Pooling", top / "1_Pooling") / "config.json"
     values = read_json(file, {"pooling_mode": "mean"})
     # sentence-transformers before 5: one key per mode
     old = [key for key, on in values.items() if key.startswith("pooling_mode_") and on]

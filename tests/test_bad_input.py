@@ -15,6 +15,7 @@ from helpers import ROOT, make_inputs
 
 import train
 from distill.training import cli
+from minitransformer.files import atomic
 
 # flags, and words of the message
 TRAIN = [
@@ -102,6 +103,11 @@ def test_what_the_surroundings_do_is_one_line_or_nothing(change, says, here, tmp
 
 FULL_DISK = RuntimeError("unexpected pos")  # as torch.save raises it
 FULL_DISK.__context__ = OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_full_disk_is_named(tmp_path):
+    with pytest.raises(OSError, match=r"device: '.*/facts'"), atomic(tmp_path / "facts"):
+        raise FULL_DISK.__context__
 
 
 @pytest.mark.parametrize(

@@ -196,13 +196,13 @@ def test_the_probe_is_the_ridge_regression_of_least_leave_one_out_error(classes)
     assert as_is.probe(torch.ones(1, 3), torch.ones(1, 1), [torch.zeros(2, 3)])[0].shape == (2, 1)
 
 
-def test_another_teacher_is_noted_and_one_that_does_not_fit_refused(here, tmp_path, capsys):
+def test_another_teacher_is_noted_and_one_that_does_not_fit_refused(here, tmp_path):
     other = tiny_encoder(tiny_config(max_position_embeddings=64), seed=9)
     save_pretrained(tmp_path / "other", other, load_pretrained(here / "teacher")[1])
-    columns.load_columns(["direct-minilm"], str(tmp_path / "other"))
-    printed = capsys.readouterr().out
-    assert f"direct-minilm learned from another teacher than {tmp_path / 'other'}" in printed
-    assert "no column for the untrained start of direct-minilm: rebuilt" in printed
+    notes = columns.load_columns(["direct-minilm"], str(tmp_path / "other"))["direct-minilm"].notes
+    assert notes[0] == "direct-minilm has 64 positions, so its texts are cut there"
+    assert notes[1] == f"direct-minilm learned from another teacher than {tmp_path / 'other'}"
+    assert notes[2].startswith("no column for the untrained start of direct-minilm: rebuilt")
     save_pretrained(tmp_path / "roberta", tiny_encoder("roberta"), tiny_tokenizer("roberta"))
     with pytest.raises(UserError, match=r"mha and teacher .* different tokenizers"):
         columns.load_columns(["mha"], str(tmp_path / "roberta"))
@@ -225,10 +225,12 @@ def test_what_people_bring(here, run, tmp_path, capsys):
     own(tmp_path / "odd", ["text", "text_pair", "label"], [*rows, *hidden], rows)
     for file in (tmp_path / "odd").iterdir():
         file.write_text(file.read_text().replace("HALF", "\\ud83d"))
-    run(tmp_path / "roberta", "--tasks", tmp_path / "odd", "--epochs", "1", "--teacher", "teacher")
-    printed = capsys.readouterr().out
-    assert "note: odd train: 1 of 10 rows have no label and are left out" in printed
-    assert "the tokenizer of teacher does not know " in printed
+    flags = ["--epochs", "1", "--teacher", "teacher", "--out", "odd-results"]
+    found = run(tmp_path / "roberta", "--tasks", tmp_path / "odd", *flags)["notes"]
+    printed, kept = capsys.readouterr().out, (here / "odd-results" / "results.md").read_text()
+    for place in (printed, kept, "\n".join(found)):
+        assert "note: odd train: 1 of 10 rows have no label and are left out" in place
+        assert "WARNING: the tokenizer of teacher does not know " in place
 
 
 def test_a_terminal_does_not_obey_names_and_labels(capsys):

@@ -106,6 +106,13 @@ def test_files_of_another_export_go_and_others_stay(saved):
     assert tokenizer.pooling == "mean"
 
 
+def test_the_pooling_of_an_encoder_in_a_folder_of_its_own(saved):
+    shutil.copytree(saved, saved / "0_Transformer")
+    (saved / "0_Transformer" / "modules.json").unlink()
+    (saved / "1_Pooling" / "config.json").write_text(json.dumps(CLS))
+    assert load_pretrained(saved / "0_Transformer")[1].pooling == "cls"
+
+
 @pytest.mark.slow  # imports sentence-transformers
 @pytest.mark.parametrize(
     ("pooling", "kind", "said"),

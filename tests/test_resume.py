@@ -145,12 +145,22 @@ def test_settings_of_the_schedule_may_change_and_stay_changed(flags, new, capsys
     assert [rates[3], rates[4], rates[12]] == pytest.approx([6e-4, 9e-5, 1e-5])
 
 
-def test_what_the_run_depends_on_must_not_have_changed(flags, new):
+def test_what_the_run_depends_on_must_not_have_changed(flags, new, capsys):
     killed_at(2, *flags, "--out", new)
     with pytest.raises(UserError, match=r"--seed 1, but .* was started with 0; leave --seed out"):
         main("--out", new, "--resume", "--seed", "1")
     log = new / "log.jsonl"
     begun = log.read_text()
+    (new.parent / "moved").symlink_to(new.parent / "teacher")
+    with pytest.MonkeyPatch.context() as patch:
+        at_step(patch, 2, die)
+        patch.setattr(train, "provenance", lambda: {"commit": "f00", "versions": {}})
+        with pytest.raises(Killed):
+            main("--out", new, "--resume", "--teacher", new.parent / "moved")
+    printed = capsys.readouterr().out
+    assert f"note: commit {records(new)[0]['commit']} before, f00 from here on" in printed
+    (resumed,) = [r["settings"] for r in records(new) if r["event"] == "resume"]
+    assert resumed["teacher"] == str(new.parent / "moved")
     first = json.loads(begun.splitlines()[0])
     facts = {"teacher": first["teacher"], "text web": first["text"][0]}
     for what, fact in (facts | {"untrained student": first["start"]}).items():

@@ -65,6 +65,18 @@ def test_damaged_checkpoints_are_no_reason_to_begin_again_and_are_replaced(run):
     assert run.newest()["student"]["w"][0] == 6
 
 
+def test_a_damaged_line_ends_the_log_where_a_checkpoint_knows_what_came_before(run):
+    for damage in (b"\0\0\n", b"3\n", b'{"event": "st\n'):
+        with open(run.log_file, "ab") as log:
+            log.write(damage + b'{"event": "step", "step": 9}\n')
+        with pytest.raises(UserError, match="damaged"):
+            run.records()  # of a finished run: its curve would be cut short
+        run.save(5, state(5))
+        assert [record["event"] for record in run.records()] == ["start"]
+        run.remove_checkpoints()
+        run.cut_log(None)
+
+
 def test_a_checkpoint_that_holds_code_is_refused_in_our_words(run):
     run.save(5, {"student": Attack(run.folder / "it-ran")})
     with pytest.raises(UserError, match="holds code, so no run wrote it") as raised:

@@ -123,7 +123,7 @@ def test_a_column_that_is_not_wanted_may_be_anything_in_any_shard(folder):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.txt", b"fine\ncaf\xe9", r"a.txt: .* byte 0xe9 "),
+        ("a.txt", b"fine\ncaf\xe9", "a.txt: .* byte 0xe9, convert it to UTF-8$"),
         ("a.txt", ("слово и слово\n" * 50).encode("utf-16-le"), "NULs, as in UTF-16"),
         ("a.txt", ("слово и слово\n" * 50).encode("utf-16-be"), "NULs, as in UTF-16"),
         ("a.txt", "one line".encode("utf-16-le"), "NULs, as in UTF-16"),
@@ -148,6 +148,11 @@ def test_a_long_text_is_cut(folder):
     write("a.txt", "word " * 50_000)
     assert "".join(read("w=a.txt")) == "word " * 50_000
     assert max(map(len, read("w=a.txt"))) == sources.LONGEST_DOCUMENT
+    line, counts = "word " * 100 + "\n", Counter()
+    write("b.txt", line * 60 + "\nend")  # cut between lines: no scraps
+    found = [*documents(parse_source("w=b.txt"), counts)]
+    assert found == [line * 19, line * 19, line * 19, line * 3, "end"]
+    assert counts == {"files split at blank lines": 1}
 
 
 @pytest.mark.parametrize("kind", COMPRESS)

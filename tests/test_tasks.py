@@ -127,6 +127,8 @@ WRONG = {
     "an underscore": ({"train.csv": "text,label\na,.5\n", "dev.csv": "text,label\na,1_0\n"},
                       "dev: label '1_0' is not a number"),
     "a shard alone": ({"train-00000-of-00002.jsonl": GOOD}, "1 files of train, their names say"),
+    "a shard": ({"train-00000-of-00002.jsonl": '{"text": 1}', "train-00001-of-00002.jsonl": GOOD},
+                "train-*: row 1: column 'text' holds 1"),
     "one class": ({"train.csv": "text,label\na,x\nb,x\n"}, "train has 1 classes"),
     "new label": ({"train.jsonl": GOOD, "dev.jsonl": LINE.replace('"x"', '"z"')},
                   "dev: label 'z' is not one of the classes x, y"),

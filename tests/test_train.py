@@ -79,8 +79,8 @@ def test_what_a_run_prints(run, monkeypatch, capsys):
     assert (out / "loss.png").read_bytes().startswith(b"\x89PNG")
     printed = capsys.readouterr().out
     for line in (
-        r"student: 3 layers x 32, 4 heads, FFN 64, 36\.\d k parameters; --init uniform from"
-        r" teacher layers 1, 2, 3",
+        r"student: 3 layers x 32, 4 heads, FFN 64, 36\.\d k parameters, mean pooling; "
+        r"--init uniform from layers 1, 2, 3",
         r"frozen, .*: blocks\.2\.output, blocks\.2\.attention_norm, .*",
         r"note: positions 17 to 40 are not trained, they stay as copied",
         r"WARNING: the student copies teacher layers 1 to 3, .*",

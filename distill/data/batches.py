@@ -44,7 +44,7 @@ class Text:
             corpus.report()
             if corpus.rows == 0 or not held:
                 few = f"{corpus.facts['documents']:,} documents are too few to train on sequences"
-                says = f"{few} of {length} and hold one out; give more text"
+                says = f"{few} of {length} and hold one out; give more, different texts"
                 raise UserError(f"--data {corpus.name}: {says}")
 
     def _open(self, sources: list[Source], alpha: float, sequences: int, one_in: int) -> None:
@@ -116,22 +116,20 @@ class Text:
         """Return what the log says of each corpus; of a hub dataset, of what was read of it."""
         described = []
         for corpus, share in zip(self.corpora, self.shares, strict=True):
-            row = {name: corpus.facts[name] for name in ("documents", "unknown_share", "skipped")}
+            row = {name: corpus.facts[name] for name in ("documents", "unknown_share", "counts")}
             row |= {"name": corpus.name, "tokens": corpus.tokens, "hash": corpus.hash}
             described.append(row | {"share": float(share)})
         return described
 
 
 def share_out(shares: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the corpus of each draw of a cycle, its number there, and the draws of each corpus.
-
-    A draw goes to the corpus furthest behind its share: no count is ever 1 above its share.
-    """
+    """Return the corpus of each draw of a cycle, its number there, and the draws of each corpus."""
     counts = np.zeros(len(shares), np.int64)
     corpora, places = np.zeros((2, CYCLE), np.int64)
     if len(shares) == 1:
         return corpora, np.arange(CYCLE), counts + CYCLE
     for draw in range(CYCLE):
+        # the corpus furthest behind: no count is ever 1 above its share
         corpora[draw] = corpus = np.argmax(shares * (draw + 1) - counts)
         places[draw] = counts[corpus]
         counts[corpus] += 1

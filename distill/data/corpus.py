@@ -20,7 +20,7 @@ from minitransformer.files import UserError, atomic, cache_folder
 from minitransformer.tokenizer import Tokenizer, without_surrogates
 
 HELD_OUT = 256  # rows that are evaluated on, at most
-FORMAT = 5  # of a token file; to be raised whenever the same text gives other tokens
+FORMAT = 6  # of a token file; to be raised whenever the same text gives other tokens
 BLOCK = 4096  # rows of a hub dataset that are shuffled together
 AT_ONCE = 256  # documents that are tokenised together
 
@@ -64,8 +64,8 @@ class Corpus:
     def report(self) -> None:
         """Print what was read; refuse text of which the tokenizer knows next to nothing."""
         share, (train, held) = self.facts["unknown_share"], self.facts["tokens"]
-        counts = f"{train + held:,} tokens, {held:,} held out{reasons(self.facts['skipped'])}"
-        print(f"corpus {self.name}: {self.facts['documents']:,} documents, {counts}", flush=True)
+        tokens = f"{train + held:,} tokens, {held:,} held out{listed(self.facts['counts'])}"
+        print(f"corpus {self.name}: {self.facts['documents']:,} documents, {tokens}", flush=True)
         problem = f"{self.name}: {share:.1%} of the letters are unknown to the teacher's tokenizer"
         if share > 0.9:
             raise UserError(f"--data {problem}; give a teacher that knows this script")
@@ -73,8 +73,8 @@ class Corpus:
             print(f"WARNING: corpus {problem}", flush=True)
 
 
-def reasons(skipped: dict[str, int]) -> str:
-    return "".join(f"; {count:,} {reason} skipped" for reason, count in sorted(skipped.items()))
+def listed(counts: dict[str, int]) -> str:
+    return "".join(f"; {count:,} {what}" for what, count in sorted(counts.items()))
 
 
 def tokenise(
@@ -115,7 +115,7 @@ def write_tokens(
     """Write the tokens of the documents, [SEP] after each, and last a sidecar with their hash."""
     dtype = "uint16" if tokenizer.vocab_size <= 2**16 else "uint32"  # XLM-R has 250,002 ids
     facts = {"dtype": dtype, "documents": 0, "tokens": [0, 0], "complete": True}
-    skipped, letters, unknown = Counter(), 0, 0
+    counts, letters, unknown = Counter(), 0, 0
     digests = xxhash.xxh3_128(), xxhash.xxh3_128()
     for left in stem.parent.glob(f"{stem.name}.*.tmp"):  # by a process that was killed
         left.unlink()
@@ -125,12 +125,12 @@ def write_tokens(
         open(train, "wb") as train_file,
         open(held, "wb") as held_file,
     ):
-        rest = iter(tqdm(documents(source, skipped), source.name, unit="text", disable=None))
+        rest = iter(tqdm(documents(source, counts), source.name, unit="text", disable=None))
         while facts["complete"] and (texts := list(islice(rest, AT_ONCE))):
             for text, row in zip(texts, encode(tokenizer, texts), strict=True):
                 ids, letters, unknown = row[0], letters + row[1], unknown + row[2]
                 if not ids:
-                    skipped["without tokens"] += 1
+                    counts["without tokens skipped"] += 1
                     continue
                 held_out, content = is_held_out(text, one_in), np.array(ids, dtype).tobytes()
                 (held_file if held_out else train_file).write(content)
@@ -139,9 +139,9 @@ def write_tokens(
                 facts["documents"] += 1
             facts["complete"] = any(np.less(facts["tokens"], wanted))
         if not facts["documents"]:
-            raise UserError(f"--data {source.name}: the text is empty{reasons(skipped)}")
+            raise UserError(f"--data {source.name}: the text is empty{listed(counts)}")
     facts["hash"] = [digest.hexdigest() for digest in digests]
-    facts |= {"unknown_share": unknown / max(1, letters), "skipped": skipped}
+    facts |= {"unknown_share": unknown / max(1, letters), "counts": counts}
     with atomic(stem.with_suffix(".json")) as unfinished:
         unfinished.write_text(json.dumps([content_hash(json.dumps(facts).encode()), facts]))
 
@@ -153,9 +153,7 @@ def is_held_out(text: str, one_in: int) -> bool:
 
 
 def encode(tokenizer: Tokenizer, texts: list[str]) -> Iterator[tuple[list[int], int, int]]:
-    """Yield for each text its ids with [SEP] (or []), the number of its letters and digits, and
-    how many of these no known token covers.
-    """
+    """Yield of each text its ids with [SEP] (or []), its letters and digits, and those unknown."""
     encoded = tokenizer.pipeline.encode_batch(without_surrogates(texts), add_special_tokens=False)
     for text, encoding in zip(texts, encoded, strict=True):
         ids, unknown = encoding.ids, 0

@@ -117,25 +117,27 @@ def identity(source: Source) -> str:
     return digest.hexdigest()
 
 
-def documents(source: Source, skipped: Counter) -> Iterator[str]:
-    """Yield the documents of a source; count rows without text in `skipped`, by reason."""
+def documents(source: Source, counts: Counter) -> Iterator[str]:
+    """Yield the documents of a source; count what the report says of them in `counts`."""
     for file in source.files or (source.name,):
         try:
-            texts = read_file(file, source.column) if source.files else BUILT_IN[file][1]()
+            texts = read_file(file, source.column, counts) if source.files else BUILT_IN[file][1]()
             for value in texts:
                 if not isinstance(value, str | None):
                     kind = type(value).__name__
                     raise UserError(f"column {source.column!r} holds {kind}, not text")
                 if not value or not value.strip():
-                    skipped["null" if value is None else "empty"] += 1
+                    counts["null skipped" if value is None else "empty skipped"] += 1
                     continue
                 for start in range(0, len(value), LONGEST_DOCUMENT):
                     yield value[start : start + LONGEST_DOCUMENT]
         except Exception as error:  # of files, compression, parquet or the network: many types
-            raise UserError(f"--data {source.name}: {file}: {first_line(error)}") from error
+            # the position would be that in a buffer
+            says = re.sub(r" in position.*", ", convert it to UTF-8", first_line(error))
+            raise UserError(f"--data {source.name}: {file}: {says}") from error
 
 
-def read_file(file: str, column: str) -> Iterator[object]:
+def read_file(file: str, column: str, counts: Counter) -> Iterator[object]:
     import pyarrow  # here, because it takes half a second that `docs` need not pay
 
     suffix, compression = file_format(file)
@@ -143,24 +145,25 @@ def read_file(file: str, column: str) -> Iterator[object]:
         if compression:
             packed = pyarrow.CompressedInputStream(stream, COMPRESSIONS[compression])
             stream = io.BufferedReader(packed)
-        yield from READERS[suffix](stream, column)
+        yield from READERS[suffix](stream, column, counts)
 
 
-def read_txt(file: BinaryIO, column: str) -> Iterator[str]:
+def read_txt(file: BinaryIO, column: str, counts: Counter) -> Iterator[str]:
     """A blank line ends a document; where the first 1,000 lines have none, each is a document."""
     rest = lines(file, 10 * LONGEST_DOCUMENT)
     head = list(islice(rest, 1000))
     separated = re.search(r"\n\s*\n", "".join(head).strip())
+    counts["files split at blank lines" if separated else "files split at each line"] += 1
     text = ""
     for line in chain(head, rest, ["\n"]):
-        text += line if line.strip() else ""
-        ended = line.endswith("\n") and not (separated and line.strip())
-        if text and (ended or len(text) > LONGEST_DOCUMENT):
+        ended = not line.strip() or (text.endswith("\n") and not separated)
+        if text and (ended or len(text) + len(line) > LONGEST_DOCUMENT):
             yield text
             text = ""
+        text += line if line.strip() else ""
 
 
-def read_json(file: BinaryIO, column: str) -> Iterator[object]:
+def read_json(file: BinaryIO, column: str, counts: Counter) -> Iterator[object]:
     """One object per line; the first one has to have the column."""
     first = True
     for number, line in enumerate(lines(file, -1), 1):
@@ -176,7 +179,7 @@ def read_json(file: BinaryIO, column: str) -> Iterator[object]:
             yield value
 
 
-def read_parquet(file: BinaryIO, column: str) -> Iterator[object]:
+def read_parquet(file: BinaryIO, column: str, counts: Counter) -> Iterator[object]:
     import pyarrow.parquet
 
     table = pyarrow.parquet.ParquetFile(file)

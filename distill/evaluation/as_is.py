@@ -85,9 +85,7 @@ def probe(train: Tensor, targets: Tensor, tests: list[Tensor]) -> list[Tensor]:
 
 
 def probe_scores(model: Model, task: Task, device, precision: str) -> dict[str, dict]:
-    """Return {metric: {split: score}} through the cache: of the probe by the task's first metric,
-    and of retrieval where the other scored splits are translations of the first.
-    """
+    """Return {metric: {split: score}} of the probe and, of an aligned task, of retrieval."""
     key = {"model": model.key, "task": task.hash, "precision": precision, "device": str(device)}
     file = finetune.cache_file(what="probe", **key)
     if (found := finetune.read_result(file)) is not None:

@@ -7,7 +7,7 @@ import torch
 
 from distill.student import build_start, sizes
 from distill.training.run import Run
-from minitransformer.files import UserError, printable, shortened
+from minitransformer.files import UserError, shortened
 from minitransformer.model import Encoder
 from minitransformer.pretrained import load_pretrained, model_hash
 from minitransformer.tokenizer import Tokenizer
@@ -19,6 +19,7 @@ class Model:
 
     baselines  what the student must beat: see `cut_teacher` and `untrained_start`
     logged     method and held-out losses, from the run's log
+    notes      what a reader of its scores must know
     """
 
     name: str
@@ -27,6 +28,7 @@ class Model:
     teacher: "Model | None" = None
     baselines: "list[Model]" = field(default_factory=list)
     logged: dict = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
     def __post_init__(self):
         self.hash = body = model_hash(self.encoder, self.tokenizer)
@@ -54,7 +56,7 @@ def load_columns(runs: list[str], teacher: str | None = None) -> dict[str, Model
             if log and model.tokenizer.hash != model.teacher.tokenizer.hash:
                 raise UserError(f"{run} and teacher {name} have different tokenizers")
             if logged[run] and logged[run]["hash"] != model.teacher.hash:
-                print(printable(f"note: {run} learned from another teacher than {name}"))
+                model.notes.append(f"{run} learned from another teacher than {name}")
             cut, start = cut_teacher(model), untrained_start(model, log)
             if cut and start and start.key == cut.key:  # --init first
                 start = None
@@ -70,6 +72,8 @@ def load_model(name: str, log: list[dict], revision: str | None = None) -> Model
     except UserError as error:
         hint = "an unfinished run? resume it. A teacher that was moved? Name it with --teacher"
         raise UserError(f"{shortened(str(error), 270)} ({hint})") from None
+    if (most := model.encoder.config.max_tokens) < 128:
+        model.notes.append(f"{name} has {most} positions, so its texts are cut there")
     if log:
         loss = log[-1].get("loss_after")
         model.logged = {"method": log[0]["settings"]["method"], "held-out loss": loss}
@@ -77,9 +81,7 @@ def load_model(name: str, log: list[dict], revision: str | None = None) -> Model
 
 
 def cut_teacher(student: Model) -> Model | None:
-    """Return the teacher cut off after the student's number of layers, with nothing trained; None
-    where the student is no shallower or has another width, heads or FFN width.
-    """
+    """Return the teacher cut off at the student's depth; None unless it is deeper and as wide."""
     teacher, layers = student.teacher, student.encoder.config.num_hidden_layers
     config = replace(teacher.encoder.config, num_hidden_layers=layers)
     if sizes(config) != sizes(student.encoder.config) or layers >= len(teacher.encoder.blocks):
@@ -97,7 +99,7 @@ def first_layers(encoder: Encoder, layers: int) -> Encoder:
 
 
 def untrained_start(student: Model, log: list[dict]) -> Model | None:
-    """Return the student's untrained start, rebuilt from its log, if its hash is the log's."""
+    """Return the student's untrained start, rebuilt from its log; a note says why there is none."""
     if not log:
         return None
     problem = "rebuilt from its settings it is not what the log says"
@@ -109,5 +111,5 @@ def untrained_start(student: Model, log: list[dict]) -> Model | None:
             return start
     except (UserError, LookupError) as error:  # LookupError: the log of another version
         problem = str(error)
-    print(printable(f"note: no column for the untrained start of {student.name}: {problem}"))
+    student.notes.append(f"no column for the untrained start of {student.name}: {problem}")
     return None

@@ -137,9 +137,8 @@ class Tuner:
         self.targets = torch.from_numpy(labels)
 
     def train(self, seed: int) -> dict[str, dict[str, float | None]]:
-        """Return {metric: {split: score}}; None where the loss became NaN or inf. The seed decides
-        the head's first weights and the order of the examples, alike for models of one tokenizer.
-        """
+        """Return {metric: {split: score}}; None where the loss became NaN or infinite."""
+        # models of one tokenizer see the examples in one order, so that their scores are paired
         recipe, task, generator = self.recipe, self.task, torch.Generator().manual_seed(seed)
         model = Classifier(self.encoder, self.used_ids, len(task.classes) or 1, generator)
         model.to(recipe.device)

@@ -52,11 +52,9 @@ def xnli_task(data_dir: str | None = None) -> Task:
 
 
 def make_task(name: str, places: dict[str, tuple], columns, classes, metrics) -> Task:
-    """Return the task of these splits {name: (folder or None, dataset, configuration, split)}.
-    A label may be the hub's class number or the class's name, in upper or lower case.
-    """
+    """Return the task of these splits {name: (folder or None, dataset, configuration, split)}."""
     numbers, notes, splits = {}, [], {}
-    for number, label in enumerate(classes):
+    for number, label in enumerate(classes):  # files have the number or the name
         numbers |= {str(number): number, label: number}
     for key, (folder, *hub, split) in places.items():
         rows = read_split(folder, split, columns) if folder else read_hub(*hub, split, columns)

@@ -32,9 +32,7 @@ def record(model: str, task: str, metric: str, values: list[float | None], **mor
 
 
 def task_records(model: str, task: Task, seeds: list[dict[str, dict]]) -> list[dict]:
-    """Return the records of scores {metric: {split: score}}, a dict for each seed: of each metric
-    its mean over the splits and, where there are several, that of each split.
-    """
+    """Return the records of each seed's {metric: {split: score}}: means, and of several, splits."""
     records = []
     varied = {name for name, split in task.scored.items() if len({*split.labels}) > 1}
     counts = [[n for name, n in seed.get(DISTINCT, {}).items() if name in varied] for seed in seeds]

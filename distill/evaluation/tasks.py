@@ -110,6 +110,7 @@ def read_split(folder: Path, name: str, columns: tuple[str, ...]) -> Split:
         for file in files:
             check_regular(file)
             tables.append(READERS[file.suffix.lower()](file))
+        file = folder / f"{name}-*" if shards else file  # rows are counted over all shards
         return make_split(pd.concat(tables), columns)
     except Exception as error:  # whatever a reader raises says what is wrong
         raise UserError(f"{file}: {first_line(error)}") from None
@@ -152,9 +153,7 @@ def number(name: str) -> float | None:
 
 
 def numbered(split: Split, numbers: dict, missing: set, what: str, notes: list[str]) -> Split:
-    """Return the rows that have a label, now a class number or, without `numbers`, the number that
-    it spells; a note counts the others.
-    """
+    """Return the rows with a label, now a number of `numbers` or else as spelt; note the others."""
     rows = [n for n, label in enumerate(split.labels) if label not in missing]
     total, labels = len(split.labels), []
     if not rows:
@@ -171,9 +170,7 @@ def numbered(split: Split, numbers: dict, missing: set, what: str, notes: list[s
 
 
 def folder_task(folder: str | Path) -> Task:
-    """Return the task in FOLDER. Labels are classes, or numbers to predict where all of train are
-    numbers and one of them has a fraction.
-    """
+    """Return the task in FOLDER; numbers in train, one of them a fraction, make it a regression."""
     folder, notes = Path(folder), []
     columns = ("text", "text_pair", "label")
     splits = {name: read_split(folder, name, columns) for name in ("train", "dev")}

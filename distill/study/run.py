@@ -54,9 +54,7 @@ class Study:
         return 1 if failed else 0
 
     def _finish(self, row: Row) -> None:
-        """Train, evaluate and record a row that has no record. Refuse a command line that differs
-        from its record's or, rates and od's teacher apart, from those of the student's other rows.
-        """
+        """Train, evaluate and record a row; refuse what its student's rows were not begun with."""
         given = {name: getattr(self.config, name) for name in GIVEN}
         given["teacher"] = Path(self._teacher_name(row)).name
         results = self.config.results

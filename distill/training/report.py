@@ -43,8 +43,9 @@ later positions were not trained.
 
 def announce(config, run: Run, start: Start, text: list[dict], frozen: list[str]) -> None:
     """Print what is about to be trained, on what."""
-    copied = f" from teacher layers {', '.join(map(str, start.layers))}" if start.layers else ""
-    print(f"student: {describe_encoder(start.student)}; --init {config.init}{copied}")
+    copied = f" from layers {', '.join(map(str, start.layers))}" if start.layers else ""
+    sizes = f"{describe_encoder(start.student)}, {start.tokenizer.pooling} pooling"
+    print(f"student: {sizes}; --init {config.init}{copied}")
     print(f"{config.method}: {start.method.describe()}")
     if frozen:
         modules = dict.fromkeys(name.rpartition(".")[0] for name in frozen)

@@ -29,6 +29,7 @@ from minitransformer.files import UserError, flush
 
 # settings that a resume may change: they alter how the run continues, not what it is
 MAY_CHANGE = "out resume batch_size accumulate device threads save_every eval_every lr clip".split()
+MAY_CHANGE += ["teacher", "revision"]  # it may have been moved; its hash must be the same
 
 
 class Run:
@@ -80,14 +81,15 @@ class Run:
                 log.write(line + "\n")
 
     def records(self) -> list[dict]:
-        """Return the log's complete records, the first one `start`; a torn last line is ignored."""
+        """Return the records, `start` first, up to a torn or, if unfinished, a damaged line."""
+        records = []
         try:
-            lines = self.log_file.read_bytes().split(b"\n")[:-1]
-            records = [json.loads(line) for line in lines]
-            if {"settings", "teacher", "start", "text"} <= records[0].keys():
-                return records
-        except (OSError, ValueError, LookupError, AttributeError):
-            pass
+            for line in self.log_file.read_bytes().split(b"\n")[:-1]:
+                records.append(dict(json.loads(line)))
+        except (OSError, ValueError, TypeError):
+            records = records if self.checkpoints() else []
+        if records and {"settings", "teacher", "start", "text"} <= records[0].keys():
+            return records
         raise UserError(f"{self.log_file} is missing, damaged or has no start record")
 
     def cut_log(self, length: int | None) -> None:
@@ -204,8 +206,11 @@ def resume(run: Run, record: dict, parts: dict) -> tuple[int, int]:
         for name, part in parts.items():
             part.load_state_dict(checkpoint[name])
     print(f"resuming {run.folder} at step {step} ({sequences} sequences read)")
-    size = [r["sequences_a_step"] for r in records if "sequences_a_step" in r][-1]
-    if size != record["sequences_a_step"]:
+    last = [r for r in records if "sequences_a_step" in r][-1]  # of the start or a resume
+    for what in ("commit", "versions"):
+        if record[what] != last[what]:
+            print(f"note: {what} {last[what]} before, {record[what]} from here on")
+    if (size := last["sequences_a_step"]) != record["sequences_a_step"]:
         turns, rest = divmod(size, record["settings"]["batch_size"] * world())
         remedy = "" if rest else f"; --accumulate {turns} restores that"
         print(f"WARNING: a step has {record['sequences_a_step']} sequences, not {size}{remedy}")
