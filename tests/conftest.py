@@ -101,29 +101,24 @@ def padded(config, padding):
 @functools.cache
 def tiny_tokenizer(model_type="bert"):
     """Return a tokenizer of that family; its fewer than 300 entries spell any English text."""
+    characters = string.ascii_lowercase + string.digits + string.punctuation
     with tempfile.TemporaryDirectory() as folder:
-        write_tokenizer(Path(folder), model_type)
+        if model_type == "bert":
+            vocab = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *characters, *WORDS]
+            vocab += [f"##{c}" for c in string.ascii_lowercase + string.digits]
+            Path(folder, "vocab.txt").write_text("\n".join(vocab) + "\n", encoding="utf-8")
+        else:
+            pipeline = byte_level() if model_type == "roberta" else unigrams()
+            pipeline.save(f"{folder}/tokenizer.json")
         return load_tokenizer(Path(folder), tiny_config(model_type))
 
 
-def write_tokenizer(folder, model_type):
-    """Write the file that this family usually comes with: vocab.txt, or tokenizer.json."""
-    characters = string.ascii_lowercase + string.digits + string.punctuation
-    if model_type == "bert":
-        vocab = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *characters, *WORDS]
-        vocab += [f"##{c}" for c in string.ascii_lowercase + string.digits]
-        (folder / "vocab.txt").write_text("\n".join(vocab) + "\n", encoding="utf-8")
-        return
-    pipeline = byte_level() if model_type == "roberta" else unigrams()
-    pipeline.save(str(folder / "tokenizer.json"))
-
-
-def byte_level(space=False):
+def byte_level(space=False, **model):
     """RoBERTa's tokenizer.json."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     merges = [("t", "h"), ("th", "e"), ("Ġ", "the"), ("o", "k")]
     vocab = [*START, *alphabet, *("".join(pair) for pair in merges), "<mask>"]
-    pipeline = Pipeline(models.BPE({word: i for i, word in enumerate(vocab)}, merges))
+    pipeline = Pipeline(models.BPE({word: i for i, word in enumerate(vocab)}, merges, **model))
     pipeline.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=space)
     pipeline.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0), True, space)
     pipeline.add_special_tokens([*START, AddedToken("<mask>", lstrip=True)])
@@ -163,9 +158,6 @@ def same(encoder, other):
     """Return whether two encoders hold the same bits under the same names."""
     ours, theirs = encoder.state_dict(), other.state_dict()
     return ours.keys() == theirs.keys() and all(torch.equal(ours[n], theirs[n]) for n in ours)
-
-
-FORMS = ["one .bin", "sharded safetensors", "sharded .bin"]
 
 
 def rewrite(folder, form):

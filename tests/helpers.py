@@ -3,7 +3,6 @@
 import itertools
 import json
 import random
-import socket
 import subprocess
 import sys
 import time
@@ -43,12 +42,6 @@ def start(folder: Path, *flags, processes=None, script=ROOT / "train.py") -> sub
         stderr=subprocess.PIPE,
         text=True,
     )
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
 
 
 def wait_for(process: subprocess.Popen, condition: Callable[[], bool]) -> bool:

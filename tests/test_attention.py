@@ -8,12 +8,6 @@ from minitransformer import attention as forms
 from minitransformer.attention import attention, blocked_attention, explicit_attention
 
 
-def heads(B=2, A=4, N=9, d=8, dtype=torch.float64):
-    """Q, K, V (B, A, N, d), all with gradients, and not contiguous, as an encoder has them."""
-    parts = [states(B, N, A * d, seed=i).to(dtype).requires_grad_() for i in range(3)]
-    return [forms.split_heads(part, A) for part in parts]
-
-
 def value_and_gradients(form, parts, mask=None):
     out = form(*parts, mask)
     return out, *torch.autograd.grad(out.float().square().sum(), parts)
@@ -34,7 +28,8 @@ def test_by_hand():
 @pytest.mark.parametrize("block", [1, 3 * 81, 2**21], ids="{} numbers a block".format)
 def test_the_forms_are_equal_in_value_and_gradient(masked, block, monkeypatch):
     monkeypatch.setattr(forms, "BLOCK", block)  # 1, 3 or all 8 heads at a time
-    parts = heads()
+    parts = [states(2, 9, 32, seed=i).requires_grad_() for i in range(3)]
+    parts = [forms.split_heads(part, 4) for part in parts]  # not contiguous, as an encoder has them
     mask = torch.rand(2, 1, 1, 9, generator=torch.Generator().manual_seed(1)) < 0.6
     mask = mask if masked else None
     expected = value_and_gradients(explicit_attention, parts, mask)

@@ -29,7 +29,6 @@ def tensors():
 LAYOUTS = {
     "as saved": lambda name: name,
     "without prefix": lambda name: name.removeprefix("bert."),
-    "old norms": lambda name: name.replace("Norm.weight", "Norm.gamma"),
     "old decoder": lambda name: name.replace("decoder.weight", "weight"),
     "compiled": lambda name: "_orig_mod.module." + name.replace("layer.", "layer._orig_mod."),
 }

@@ -22,18 +22,19 @@ METHOD_FLAGS = {"hs": ["--student-hidden", "16"], "direct-minilm": ["--student-h
 
 # Two ranks without torchrun: all runs share one import, which takes longer than they train.
 FORKED = """
-import json, os, sys
+import json, os, socket, sys
 sys.path[:0] = [{root!r}, {root!r} + "/tests"]
 import torch._dynamo  # or the first optimizer imports it, in every rank
 from conftest import without_figures
-from helpers import free_port, spoil
+from helpers import spoil
 from pytest import MonkeyPatch
 import train
 from distill.training import cli
 
 without_figures(MonkeyPatch())
 for run in map(json.loads, sys.argv[1:]):
-    port, ranks = str(free_port()), []
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port, ranks = str(free.getsockname()[1]), []
     for rank in range(2):
         ranks.append(os.fork())
         if not ranks[rank]:
@@ -105,15 +106,11 @@ def test_two_ranks_are_one_process_with_their_batch_or_with_two_micro_batches(
     assert moved[-1] < moved[0] - 1e-3  # so 1e-6 says something
 
 
-def signal_rank_1(home, number):
-    os.kill(json.loads((home / "ranks.json").read_text())[1], number)
-
-
 def test_a_killed_rank_ends_the_others_and_the_resume_is_exact(home, flags, two_ranks):
     run = home / "lost"
     process = start_forked(home, ranks(*flags, *LONG, "--out", run))
     assert wait_for(process, lambda: steps_of(run) >= 8)
-    signal_rank_1(home, signal.SIGKILL)
+    os.kill(json.loads((home / "ranks.json").read_text())[1], signal.SIGKILL)
     printed, complaint = process.communicate(timeout=120)
     assert f"ended with 1 {-signal.SIGKILL}" in printed
     assert "rank 0 lost another process" in complaint
@@ -138,7 +135,7 @@ def test_when_a_rank_is_told_or_its_launcher_is_gone_all_agree_and_one_process_r
     process = start_forked(home, ranks(*argv)) if told else start(home, *argv, processes=2)
     assert wait_for(process, lambda: steps_of(run) >= 2)
     if told:
-        signal_rank_1(home, signal.SIGTERM)
+        os.kill(json.loads((home / "ranks.json").read_text())[1], signal.SIGTERM)
     else:
         process.send_signal(signal.SIGUSR1)  # ends torchrun, which does not tell its ranks
     printed, complaint = process.communicate(timeout=120)  # until the ranks have closed stdout

@@ -56,23 +56,13 @@ def roberta(source, name="Roberta", **settings):
     return {"model_type": "roberta"} | bert(source, name, **settings)
 
 
-def xlm_r(source, name="XLMRoberta", **settings):
-    return {"model_type": "xlm-roberta"} | bert(source, name, **settings)
-
-
 def stored(pipeline):
     pipeline.enable_truncation(12)
     pipeline.enable_padding(direction="left", length=12)
     return pipeline
 
 
-def forgetful(pipeline):
-    pipeline.model.dropout = 0.5
-    return pipeline
-
-
 VOCAB = {"vocab.txt": vocab_txt()}
-MASKLESS = {"vocab.txt": vocab_txt().replace("[MASK]\n", "")}
 RENAMED = {"vocab.txt": vocab_txt().replace("[CLS]", "<start>")}
 ENTITY = {str(len(BERT_WORDS)): {"content": "<ent>", "lstrip": True, "normalized": False}}
 NO_TYPES = ["input_ids", "attention_mask"]
@@ -86,7 +76,7 @@ KINDS = {
         VOCAB | {"added_tokens.json": {"<ent>": len(BERT_WORDS)}}
     ),
     "vocab.txt other names": bert(RENAMED, cls_token="<start>"),
-    "vocab.txt without a mask": bert(MASKLESS),
+    "vocab.txt without a mask": bert({"vocab.txt": vocab_txt().replace("[MASK]\n", "")}),
     "json and added tokens": bert(word_pieces(), added_tokens_decoder=ENTITY),
     "json cased, config lower case": bert(word_pieces(), do_lower_case=True),
     "json lower case, config cased": bert(word_pieces(lowercase=True), do_lower_case=False),
@@ -95,9 +85,9 @@ KINDS = {
     "word pieces in RoBERTa": WORDS_IN_ROBERTA | {"config": {"pad_token_id": 0}, "pad_token_id": 0},
     "byte level with space, config not": roberta(byte_level(True), add_prefix_space=False),
     "byte level, config with space": roberta(byte_level(), add_prefix_space=True),
-    "byte level with dropout": roberta(forgetful(byte_level())),
+    "byte level with dropout": roberta(byte_level(dropout=0.5)),
     "vocab.json and merges.txt": roberta(byte_files(), ""),
-    "unigrams": xlm_r(unigrams()),
+    "unigrams": bert(unigrams(), "XLMRoberta") | {"model_type": "xlm-roberta"},
     "unigrams in BERT": bert(unigrams(), do_lower_case=True),
     "CamemBERT": bert(unigrams(CAMEMBERT_START), "Camembert") | {"model_type": "camembert"},
 }

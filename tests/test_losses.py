@@ -154,7 +154,8 @@ TOKENS = [
     ((X[0], Y, MASK), r"student \(6, 12\)"),
     ((X, Y, MASK.long()), r"the mask is torch.int64, not torch.bool"),
 ]
-OTHERS = [
+MISTAKES = [
+    *((loss, *case) for loss in SEQUENCES.values() for case in TOKENS),
     (relation_loss, (X, Y, MASK, 4), r"4 relation heads .* 12 and 6; these do: 1, 2, 3, 6"),
     (hs_loss, (X, Y, MASK), r"projection is None, the widths need \(12, 6\)"),
     (hs_loss, (X, Y, MASK, W[:, :1]), r"projection is \(12, 1\)"),  # it would be broadcast
@@ -163,12 +164,9 @@ OTHERS = [
     (od_loss, (states(3, 7), states(3, 7), 0), "the temperature is 0; it must be above 0"),
     (mlm_loss, (states(20, 7), TARGETS[:19]), r"\(19,\) targets, 20 positions"),
 ]
-PUBLIC = [SEQUENCES[name] for name in ("relation_loss", "hs_loss", "direct_loss")]
 
 
-@pytest.mark.parametrize(
-    ("loss", "inputs", "says"), [*((loss, *case) for loss in PUBLIC for case in TOKENS), *OTHERS]
-)
+@pytest.mark.parametrize(("loss", "inputs", "says"), MISTAKES)
 def test_mistakes_name_both_numbers(loss, inputs, says):
     with pytest.raises(UserError, match=says):
         loss(*inputs)

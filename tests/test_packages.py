@@ -16,19 +16,6 @@ WANTED = ["data/one.txt", "data/two.txt"]
 SHA256 = "6dddefa0d068714c1b0a02af8009979a8d924db34b5e40fd5425ae1ca7220615"
 
 
-def write_archive(folder: Path, kind: str) -> None:
-    source = folder / "source" / "toy-1.0"
-    for name, content in CONTENT.items():
-        (source / name).parent.mkdir(parents=True, exist_ok=True)
-        (source / name).write_bytes(content)
-    if kind == "wheel":
-        made = shutil.make_archive(folder / "toy-1.0-py3-none-any", "zip", source)
-        Path(made).rename(folder / "toy-1.0-py3-none-any.whl")
-    else:
-        shutil.make_archive(folder / "toy-1.0", "gztar", source.parent, "toy-1.0")
-    shutil.rmtree(source.parent)
-
-
 @pytest.fixture(params=["wheel", "source archive"])
 def index(request, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -36,7 +23,17 @@ def index(request, tmp_path, monkeypatch):
 
     def pip(command, **_):
         asked.append(command)
-        write_archive(Path(command[command.index("--dest") + 1]), request.param)
+        folder = Path(command[command.index("--dest") + 1])
+        source = folder / "source" / "toy-1.0"
+        for name, content in CONTENT.items():
+            (source / name).parent.mkdir(parents=True, exist_ok=True)
+            (source / name).write_bytes(content)
+        if request.param == "wheel":
+            made = shutil.make_archive(folder / "toy-1.0-py3-none-any", "zip", source)
+            Path(made).rename(folder / "toy-1.0-py3-none-any.whl")
+        else:
+            shutil.make_archive(folder / "toy-1.0", "gztar", source.parent, "toy-1.0")
+        shutil.rmtree(source.parent)
         return subprocess.CompletedProcess(command, 0, "", "")
 
     monkeypatch.setattr(subprocess, "run", pip)

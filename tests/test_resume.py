@@ -13,7 +13,6 @@ from distill import METHODS
 from distill.training.run import Run
 from minitransformer.files import UserError
 
-OFTEN = "--steps 12 --save-every 3 --eval-every 4".split()
 NARROW = ["--student-hidden", "16"]  # so that hs and direct-minilm have maps to learn
 METHOD_FLAGS = {"mha": ["--plain"], "hs": NARROW, "direct-minilm": NARROW, "od": []}
 METHOD_FLAGS["mlm"] = ["--accumulate", "2"]
@@ -21,7 +20,7 @@ METHOD_FLAGS["mlm"] = ["--accumulate", "2"]
 
 @pytest.fixture(scope="module")
 def flags(home):
-    return [*make_inputs(home), *OFTEN]
+    return [*make_inputs(home), *"--steps 12 --save-every 3 --eval-every 4".split()]
 
 
 @pytest.fixture(scope="module")

@@ -33,14 +33,8 @@ def write(name, content):
         file.write(content.encode() if isinstance(content, str) else content)
 
 
-def zstd(content):
-    sink = pyarrow.BufferOutputStream()
-    with pyarrow.CompressedOutputStream(sink, "zstd") as stream:
-        stream.write(content)
-    return sink.getvalue().to_pybytes()
-
-
-COMPRESS = {"gz": gzip.compress, "bz2": bz2.compress, "zst": zstd}
+COMPRESS = {"gz": gzip.compress, "bz2": bz2.compress}
+COMPRESS["zst"] = lambda content: pyarrow.compress(content, "zstd", asbytes=True)
 LFS = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
 
 

@@ -26,12 +26,6 @@ def start(teacher, **settings):
     return build_start(vars(TrainConfig()) | {"seq_len": 16} | settings, teacher)
 
 
-def layers_found(student, teacher):
-    """For each student block the number of the teacher layer it equals, or None."""
-    layers = list(enumerate(teacher.blocks, 1))
-    return [next((i for i, t in layers if same(s, t)), None) for s in student.blocks]
-
-
 @pytest.mark.parametrize(
     ("init", "method", "expected"),
     [
@@ -50,7 +44,9 @@ def layers_found(student, teacher):
 def test_layers_that_each_start_copies(teacher, init, method, expected):
     settings = {"init": init, "method": method, "teacher_layer": None if method == "hs" else 5}
     made = start(teacher, student_layers=len(expected), **settings)
-    assert layers_found(made.student, teacher) == expected
+    layers = list(enumerate(teacher.blocks, 1))  # which one each block of the student equals
+    found = [next((i for i, t in layers if same(s, t)), None) for s in made.student.blocks]
+    assert found == expected
     assert made.layers == ([] if None in expected else expected)
     word = made.student.embeddings.word.weight
     assert torch.equal(word, teacher.embeddings.word.weight) == (init != "random")

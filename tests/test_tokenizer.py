@@ -85,10 +85,8 @@ def test_the_hash_is_equal_for_one_that_transformers_saved_again(tmp_path):
 
 
 def test_bpe_dropout_is_switched_off_and_said(tmp_path):
-    pipeline = byte_level()
-    pipeline.model.dropout = 0.5
     said = {"truncation_side": "left"}
-    files = {"tokenizer.json": pipeline, "tokenizer_config.json": said}
+    files = {"tokenizer.json": byte_level(dropout=0.5), "tokenizer_config.json": said}
     ours = load(tmp_path, files, "roberta")
     expected = load(tmp_path, {"tokenizer.json": byte_level()}, "roberta")
     assert corpus_ids(ours, ["the book"] * 20) == corpus_ids(expected, ["the book"] * 20)
@@ -128,13 +126,12 @@ def test_bos_is_whole_and_null_does_not_hide_the_class_of_config_json(tmp_path):
 
 PANIC = {"type": "Precompiled", "precompiled_charsmap": "/////w=="}
 PANIC = json.loads(word_pieces().to_str()) | {"normalizer": PANIC}
-PADLESS = vocab_txt().replace("[PAD]\n", "")
 
 
 def test_a_panic_and_a_vocabulary_without_its_special_tokens_are_one_line(tmp_path, capfd):
     letters = {"vocab.txt": vocab_txt(), "tokenizer_config.json": {"extra_special_tokens": "hello"}}
     refusal(load, tmp_path, letters, says="extra_special_tokens is 'hello', not a list of tokens")
-    files = {"vocab.txt": PADLESS, "tokenizer_config.json": {}}
+    files = {"vocab.txt": vocab_txt().replace("[PAD]\n", ""), "tokenizer_config.json": {}}
     refusal(load, tmp_path, files, says=r"vocab.txt lacks '\[PAD\]' among its 222")
     refusal(load, tmp_path, {"tokenizer.json": PANIC}, says="cannot read the tokenizer: Prec")
     assert capfd.readouterr().err == ""  # not the library's backtrace

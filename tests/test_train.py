@@ -33,10 +33,6 @@ def run(home):
     return run
 
 
-def evals(log):
-    return {r["step"]: r["loss"] for r in log if r["event"] == "eval"}
-
-
 @pytest.mark.parametrize("method", METHODS)
 def test_what_a_run_leaves(run, method):
     out, log = run("--method", method, "--steps", 3, "--save-every", 1, "--plain")
@@ -104,10 +100,10 @@ def test_the_model_card(run, method, task, source, monkeypatch):
         "pipeline_tag": task,
         "tags": ["distillation", method, "sentence-transformers"],
     }
-    before, after = evals(log)[0], evals(log)[2]
+    evals = {r["step"]: r["loss"] for r in log if r["event"] == "eval"}
     for words in (
         f"from `{source}`",
-        f"Held-out loss {before:.4f} -> {after:.4f} in 2 steps on sequences of 16 tokens",
+        f"Held-out loss {evals[0]:.4f} -> {evals[2]:.4f} in 2 steps on sequences of 16 tokens",
         "- web: 100.0% of the sequences",
         f"python train.py --method {method} --data 'a b'",
     ):

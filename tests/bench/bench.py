@@ -1,12 +1,7 @@
 """What an optimizer step costs, in time and memory: this project beside transformers.
 
-    python tests/bench/bench.py                                      every case
-    python tests/bench/bench.py --cases mha-8x512 --precision bf16   one case
-    python tests/bench/bench.py --against ../old                     and another checkout of this
-
-Each contender is a process, with the same random weights; they take turns. Seconds are CPU time
-with --threads 1, else wall-clock time; memory is the peak above weights and optimizer state. The
-last two columns are multiples of the first contender's, step by step.
+How to call it, and how it measures: docs/speed.md. Seconds are CPU time with --threads 1, else
+wall-clock time. The last two columns are multiples of the first contender's, step by step.
 """
 
 import argparse
