@@ -99,11 +99,10 @@ class HS(Method):
 
     def __init__(self, student, teacher, *, mapping="uniform", teacher_layer=None):
         super().__init__()
-        self.mapping, self.student_layer = mapping, student.num_hidden_layers
+        self.mapping, last = mapping, teacher.num_hidden_layers
         # as in the paper, the map ends at the teacher's last layer unless a lower one is asked for
-        last = teacher.num_hidden_layers
         self.teacher_layer = choose_teacher_layer(last, teacher_layer, default=last)
-        self.pairs = layer_map(mapping, self.student_layer, self.teacher_layer)
+        self.pairs = layer_map(mapping, student.num_hidden_layers, self.teacher_layer)
         self.maps = None  # (pairs, D_s, D_t)
         if student.hidden_size != teacher.hidden_size:
             maps = initial_maps(len(self.pairs), student.hidden_size, teacher.hidden_size)
@@ -115,18 +114,11 @@ class HS(Method):
         return f"hidden states, map {self.mapping}, (student, teacher) layers: {pairs}{learned}"
 
     def forward(self, student, teacher, batch):
-        with torch.no_grad():
-            targets = hidden_states(teacher, batch, self.teacher_layer)
-        states = hidden_states(student, batch, self.student_layer)
-        total = 0
+        inputs = batch.ids, batch.attention_mask
+        with torch.no_grad():  # nothing above the teacher's layer is computed
+            targets = teacher(*inputs, stop=(self.teacher_layer, "hidden"), keep="hidden").hidden
+        states = student(*inputs, keep="hidden").hidden  # 0 to L_s, (B, N, D_s) each
         maps = [None] * len(self.pairs) if self.maps is None else self.maps
-        for (i, j), W in zip(self.pairs, maps, strict=True):
-            part, count = hs_loss(states[i], targets[j], batch.mask, W)
-            total = total + part
-        return total, count  # the count is the same for all pairs
-
-
-def hidden_states(encoder, batch, layer):
-    """Return hidden states 0 to `layer`, (B, N, D) each; nothing above is computed."""
-    output = encoder(batch.ids, batch.attention_mask, stop=(layer, "hidden"), keep="hidden")
-    return output.hidden
+        pairs = zip(self.pairs, maps, strict=True)
+        parts = [hs_loss(states[i], targets[j], batch.mask, W) for (i, j), W in pairs]
+        return sum(total for total, _ in parts), parts[0][1]  # the count is the same for all pairs

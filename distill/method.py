@@ -112,7 +112,7 @@ class QKVMethod(Method):
     def __init__(self, student, teacher, teacher_layer=None, relation_heads=None):
         super().__init__()
         self.student_layer, layers = student.num_hidden_layers, teacher.num_hidden_layers
-        # at least the student's depth + 1: a copy of layers 1 to m would have nothing to learn
+        # at least the student's depth + 1: a copy of layers 1 to m already matches layer m
         default = max(layers - FROM_TOP, min(self.student_layer + 1, layers))
         self.teacher_layer = choose_teacher_layer(layers, teacher_layer, default)
         widths = student.hidden_size, teacher.hidden_size
@@ -133,11 +133,8 @@ class QKVMethod(Method):
         with torch.no_grad():
             targets = qkv_of(teacher, batch, self.teacher_layer)
         states = qkv_of(student, batch, self.student_layer)
-        total = 0
-        for name in ("query", "key", "value"):
-            part, count = self.compare(name, states[name], targets[name], batch)
-            total = total + part
-        return total, count  # the count is the same for all three
+        parts = [self.compare(name, states[name], targets[name], batch) for name in states]
+        return sum(total for total, _ in parts), parts[0][1]  # the count is the same for all three
 
 
 def qkv_of(encoder, batch, layer):

@@ -4,7 +4,7 @@ An export holds the pipeline of the training in tokenizer.json. Its tokenizer_co
 with it, because transformers prefers that file's do_lower_case, add_prefix_space and class.
 
 This module reads tokenizer.json, else BERT's vocab.txt, else RoBERTa's vocab.json with merges.txt.
-It refuses files that another class reads in another way: their ids would be silently wrong.
+It refuses files of classes that split text differently: the ids would be wrong without an error.
 """
 
 import functools
@@ -64,7 +64,7 @@ class Tokenizer:
 
     @functools.cached_property
     def hash(self) -> str:
-        """sha256 of all that decides ids; equal for a file that another version has written."""
+        """sha256 of all that decides ids; the same after another version has written the file."""
         parsed = json.loads(self.pipeline.to_str())
         model = {key: value for key, value in parsed["model"].items() if value not in (None, "")}
         if model["type"] == "Unigram":  # scores lose their last digit when they are written
@@ -72,8 +72,7 @@ class Tokenizer:
         parts = [parsed[key] for key in ("added_tokens", "normalizer", "pre_tokenizer")]
         named = self.cls_id, self.sep_id, self.pad_id, self.mask_id, self.unk_id
         pair = self.pipeline.encode("a", "a")
-        text = json.dumps([model, parts, named, pair.ids, pair.type_ids], sort_keys=True)
-        return sha256(text)
+        return sha256(json.dumps([model, parts, named, pair.ids, pair.type_ids], sort_keys=True))
 
     def encode_pairs(self, texts, text_pairs=None, *, max_tokens: int):
         """Return [(ids, token type ids)] with special tokens, cut longest first."""

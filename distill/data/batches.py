@@ -141,15 +141,13 @@ def prefetch(
 ) -> Iterator[list[Batch]]:
     """Yield this rank's micro-batches of each step; a thread makes those of the next meanwhile."""
     split = batch_size, accumulate, rank, world
+    draws = (first_draw + step * batch_size * accumulate * world for step in range(steps))
     with ThreadPoolExecutor(1) as thread:
-        ahead = None
-        for step in range(steps):
-            draw = first_draw + step * batch_size * accumulate * world
-            made, ahead = ahead, thread.submit(text.step, draw, *split, masked=masked)
-            if made:
-                yield made.result()
-        if ahead:
-            yield ahead.result()
+        begun = (thread.submit(text.step, draw, *split, masked=masked) for draw in draws)
+        ahead = next(begun, None)
+        while ahead:
+            made, ahead = ahead, next(begun, None)
+            yield made.result()
 
 
 def mask_tokens(

@@ -4,7 +4,6 @@ A document is held out if the hash of its text says so: equal documents are on o
 corpus alike, so that no held-out text is trained on.
 """
 
-import json
 from collections import Counter
 from collections.abc import Iterator
 from itertools import islice
@@ -16,7 +15,13 @@ from filelock import FileLock
 from tqdm import tqdm
 
 from distill.data.sources import Source, documents, identity
-from minitransformer.files import UserError, atomic, cache_folder
+from minitransformer.files import (
+    UserError,
+    atomic,
+    cache_folder,
+    read_hashed_json,
+    write_hashed_json,
+)
 from minitransformer.tokenizer import Tokenizer, without_surrogates
 
 HELD_OUT = 256  # rows that are evaluated on, at most
@@ -99,14 +104,13 @@ def tokenise(
 def open_tokens(stem: Path) -> tuple[dict, np.ndarray, np.ndarray] | None:
     """Return what write_tokens wrote; None where it is missing, cut off or damaged."""
     try:
-        hashed, facts = json.loads(stem.with_suffix(".json").read_bytes())
+        facts = read_hashed_json(stem.with_suffix(".json"))  # None: a TypeError below
         paths = stem.with_suffix(".train"), stem.with_suffix(".held")
         empty = np.empty(0, facts["dtype"])  # NumPy maps no empty file
         files = [np.memmap(p, facts["dtype"], "r") if p.stat().st_size else empty for p in paths]
     except (FileNotFoundError, ValueError, TypeError):
         return None
-    whole = hashed == content_hash(json.dumps(facts).encode())
-    return (facts, *files) if whole and facts["hash"] == [*map(content_hash, files)] else None
+    return (facts, *files) if facts["hash"] == [*map(content_hash, files)] else None
 
 
 def write_tokens(
@@ -142,8 +146,7 @@ def write_tokens(
             raise UserError(f"--data {source.name}: the text is empty{listed(counts)}")
     facts["hash"] = [digest.hexdigest() for digest in digests]
     facts |= {"unknown_share": unknown / max(1, letters), "counts": counts}
-    with atomic(stem.with_suffix(".json")) as unfinished:
-        unfinished.write_text(json.dumps([content_hash(json.dumps(facts).encode()), facts]))
+    write_hashed_json(stem.with_suffix(".json"), facts)
 
 
 def is_held_out(text: str, one_in: int) -> bool:

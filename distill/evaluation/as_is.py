@@ -17,6 +17,7 @@ from distill.evaluation.columns import Model
 from distill.evaluation.metrics import METRICS
 from distill.evaluation.tasks import Task
 from distill.training.device import autocast
+from minitransformer.files import read_hashed_json, write_hashed_json
 
 SENTENCES = 1000  # whose neighbours are compared, at most
 PROBE_ROWS = 10_000  # of train, at most: GLUE's largest has 393,000
@@ -88,7 +89,7 @@ def probe_scores(model: Model, task: Task, device, precision: str) -> dict[str, 
     """Return {metric: {split: score}} of the probe and, of an aligned task, of retrieval."""
     key = {"model": model.key, "task": task.hash, "precision": precision, "device": str(device)}
     file = finetune.cache_file(what="probe", **key)
-    if (found := finetune.read_result(file)) is not None:
+    if (found := read_hashed_json(file)) is not None:
         return found
     metric, classes, vectors, labels = task.metrics[0], len(task.classes), {}, {}
     for name, split in task.splits.items():
@@ -118,5 +119,5 @@ def probe_scores(model: Model, task: Task, device, precision: str) -> dict[str, 
         for name in translations:
             found[name] = retrieval_accuracy(vectors[name], vectors[original], texts)
         result["retrieval accuracy"] = found
-    finetune.write_result(file, result)
+    write_hashed_json(file, result)
     return result

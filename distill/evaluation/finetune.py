@@ -29,7 +29,13 @@ from distill.evaluation.tasks import Task
 from distill.training.device import autocast
 from distill.training.setup import learning_rate, make_optimizer, set_learning_rate
 from minitransformer.config import EncoderConfig
-from minitransformer.files import atomic, cache_folder, printable, sha256
+from minitransformer.files import (
+    cache_folder,
+    printable,
+    read_hashed_json,
+    sha256,
+    write_hashed_json,
+)
 from minitransformer.model import Encoder
 from minitransformer.tokenizer import Tokenizer
 
@@ -101,11 +107,9 @@ class Classifier(nn.Module):
         super().__init__()
         config = replace(encoder.config, vocab_size=len(used_ids))
         weights = encoder.state_dict()
-        words = weights["embeddings.word.weight"]
-        weights["embeddings.word.weight"] = words[torch.tensor(used_ids, device=words.device)]
-        weights = {name: w for name, w in weights.items() if not name.startswith("mlm_head.")}
+        weights["embeddings.word.weight"] = weights["embeddings.word.weight"][used_ids]
         self.encoder = Encoder(config, mlm_head=False)
-        self.encoder.load_state_dict(weights)
+        self.encoder.load_state_dict(weights, strict=False)  # without an MLM head
         self.head = nn.Linear(encoder.config.hidden_size, outputs)
         nn.init.normal_(self.head.weight, 0.0, 0.02, generator=generator)
         nn.init.zeros_(self.head.bias)
@@ -188,28 +192,13 @@ def cache_file(**key) -> Path:
     return folder / f"{sha256(json.dumps(key, sort_keys=True))}.json"
 
 
-def write_result(file: Path, result: dict) -> None:
-    text = json.dumps(result)
-    with atomic(file) as temporary:
-        temporary.write_text(f"{sha256(text)}\n{text}")
-
-
-def read_result(file: Path) -> dict | None:
-    """Return a cached result; None where there is none, or one that was cut off or changed."""
-    try:
-        digest, _, text = file.read_text().partition("\n")
-    except (OSError, UnicodeDecodeError):
-        return None
-    return json.loads(text) if digest == sha256(text) else None
-
-
 def fine_tune(models: list[Model], task: Task, recipe: Recipe, seeds: int) -> list[list[dict]]:
     """Return {metric: {split: score}} of each seed for each model, from the cache or trained now.
     On a CPU every core trains a model of its own: batches are too small to share among cores.
     """
     key = {"task": task.hash, "recipe": asdict(recipe)}
     files = [[cache_file(model=m.key, **key, seed=seed) for seed in range(seeds)] for m in models]
-    results = {file: read_result(file) for row in files for file in row}
+    results = {file: read_hashed_json(file) for row in files for file in row}
     # equal models, such as the starts of two runs, share a file and so one fine-tuning
     jobs, names = {}, []
     for model, row in zip(models, files, strict=True):
@@ -224,7 +213,7 @@ def fine_tune(models: list[Model], task: Task, recipe: Recipe, seeds: int) -> li
 
     def train_one(file: Path, tuner: Tuner, seed: int) -> None:
         results[file] = tuner.train(seed)
-        write_result(file, results[file])
+        write_hashed_json(file, results[file])
 
     threads = torch.get_num_threads()
     workers = threads if recipe.device == "cpu" else 1

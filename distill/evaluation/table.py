@@ -17,7 +17,7 @@ from distill.training.report import short_count
 
 
 def record(model: str, task: str, metric: str, values: list[float | None], **more) -> dict:
-    """Return a record. The mean is None if a value is None; sd is too, and that of one value."""
+    """Return a record. Mean and sd are None if a value is; so is the sd of a single value."""
     known = None not in values
     return {
         "model": model,
@@ -32,7 +32,9 @@ def record(model: str, task: str, metric: str, values: list[float | None], **mor
 
 
 def task_records(model: str, task: Task, seeds: list[dict[str, dict]]) -> list[dict]:
-    """Return the records of each seed's {metric: {split: score}}: means, and of several, splits."""
+    """Return the records of the scores, one {metric: {split: score}} for each seed: of each metric
+    the mean over the splits and, where there are several, each split.
+    """
     records = []
     varied = {name for name, split in task.scored.items() if len({*split.labels}) > 1}
     counts = [[n for name, n in seed.get(DISTINCT, {}).items() if name in varied] for seed in seeds]

@@ -170,7 +170,9 @@ def numbered(split: Split, numbers: dict, missing: set, what: str, notes: list[s
 
 
 def folder_task(folder: str | Path) -> Task:
-    """Return the task in FOLDER; numbers in train, one of them a fraction, make it a regression."""
+    """Return the task in FOLDER: a regression if train's labels are numbers, at least one with a
+    fraction; else classes.
+    """
     folder, notes = Path(folder), []
     columns = ("text", "text_pair", "label")
     splits = {name: read_split(folder, name, columns) for name in ("train", "dev")}

@@ -6,8 +6,6 @@ from matplotlib.figure import Figure
 
 from distill.study.rows import KEPT_OUT
 
-LEGEND = {"fontsize": 8, "loc": "center left", "bbox_to_anchor": (1, 0.5)}
-
 
 def draw_ranking(file: Path, section) -> None:
     """Each row's mean with two standard errors; lines for the teacher and the baseline."""
@@ -22,7 +20,6 @@ def draw_ranking(file: Path, section) -> None:
             axes.axvline(section.view(name, view)[0], ls="--", lw=1, color=f"C{number}", label=name)
         axes.set_xlabel(title, fontsize=9)
     panels[0].set_yticks(range(len(names)), names)
-    panels[-1].legend(**LEGEND)
     bars = "bars: two standard errors (fine-tuned: of the difference to the baseline)"
     figure.suptitle(f"{section.title}; {bars}", fontsize=10)
     save(figure, file, panels)
@@ -46,7 +43,6 @@ def draw_tokens(file: Path, sections: list) -> None:
         axes.set(xscale="log", xlabel="million tokens read", ylabel=title)
         axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         axes.minorticks_off()
-    panels[-1].legend(**LEGEND)
     save(figure, file, panels)
 
 
@@ -60,11 +56,11 @@ def draw_languages(file: Path, tables: dict[str, tuple[list, dict]]) -> None:
         seen = sum(name not in KEPT_OUT for name in names)
         axes.axvspan(seen - 0.5, len(names) - 0.5, alpha=0.1)
         axes.set(xlabel="language; shaded: kept out of the text", ylabel=f"{what} (percent)")
-    panels[0].legend(**LEGEND)
-    save(figure, file, panels)
+    save(figure, file, panels, legend=0)
 
 
-def save(figure, file: Path, panels) -> None:
+def save(figure, file: Path, panels, legend: int = -1) -> None:
+    panels[legend].legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     for axes in panels:
         axes.grid(alpha=0.3)
     figure.savefig(file, dpi=110)

@@ -1,7 +1,7 @@
 """The page: tables and pictures of the records, in the text that stands in FOLDER/page.md.
 
-A student is compared with the teacher cut off at its depth (a narrower one with its untrained
-start, of one seed), task by task on the same fine-tuning seeds. With S training seeds, F
+A student is compared with the teacher cut off at its depth, task by task on the same fine-tuning
+seeds; a student that is narrower, with the untrained start of one seed. With S training seeds, F
 fine-tuning seeds and d[s, f] the difference, a mean over tasks,
 
     error = sqrt(variance over s of mean_f d / S  +  variance over f of mean_s d / F)
@@ -72,28 +72,26 @@ class Section:
         own = f"untrained start from {name.rpartition(' from ')[2]}"
         return own if own in self.models and "start" in self.base_name else self.base_name
 
-    def above_baseline(self, name: str, task: int | None = None) -> tuple[float, float]:
-        """Return the difference to the baseline and its standard error, in a task or the mean."""
+    def above_baseline(self, name: str, tasks: slice) -> tuple[float, float]:
+        """Return the difference to the baseline and its standard error, in the mean of tasks."""
         d = self.tuned(self.models[name]) - self.tuned(self.models[self.baseline(name)])
-        d = d.mean(axis=0) if task is None else d[task]
+        d = d[tasks].mean(axis=0)
         parts = [mean_and_error(d.mean(axis=axis))[1] for axis in (0, 1)]
         return d.mean(), math.hypot(*parts)
 
     @property
     def views(self) -> dict:
         """What the pictures show, {title: argument of `view`}: up to three tasks, or their mean."""
-        tasks = {f"{key}, fine-tuned (%)": n for n, key in enumerate(self.tasks)}
+        tasks = {f"{key}, fine-tuned (%)": slice(n, n + 1) for n, key in enumerate(self.tasks)}
         if len(tasks) > 3:
-            tasks = {"fine-tuned: mean of the tasks (%)": None}
+            tasks = {"fine-tuned: mean of the tasks (%)": slice(None)}
         return tasks | {"as it is: nearest neighbours kept (%)": KEPT}
 
-    def view(self, name: str, which: int | str | None) -> tuple[float, float]:
-        """Return mean and standard error in a task, in the tasks' mean, or of neighbours kept."""
+    def view(self, name: str, which: slice | str) -> tuple[float, float]:
+        """Return mean and standard error in the mean of tasks, or of neighbours kept."""
         if which == KEPT:
             return mean_and_error(values(self.models[name], KEPT))
-        tuned = self.tuned(self.models[name])
-        mean = tuned.mean() if which is None else tuned[which].mean()
-        return mean, self.above_baseline(name, which)[1]
+        return self.tuned(self.models[name])[which].mean(), self.above_baseline(name, which)[1]
 
     def table(self) -> str:
         keys = self.tasks + self.as_is
@@ -104,7 +102,7 @@ class Section:
             tasks = tasks.mean(axis=2) if len(seeds) > 1 else tasks[:, 0]
             cells = [plus_minus(*mean_and_error(task)) for task in tasks]
             if name != self.baseline(name):
-                gains = [self.above_baseline(name, n) for n in range(len(cells))]
+                gains = [self.above_baseline(name, slice(n, n + 1)) for n in range(len(cells))]
                 cells = [f"{c} ({plus_minus(*g, '+')})" for c, g in zip(cells, gains, strict=True)]
             cells += [plus_minus(*mean_and_error(values(seeds, key))) for key in self.as_is]
             curves = [record["curve"] for record in seeds if "curve" in record]
@@ -164,8 +162,7 @@ def by_language(section: Section, what: str) -> tuple[list[str], dict[str, np.nd
     keys.sort(key=lambda key: (key.split()[-1] in KEPT_OUT, key))
     found = {}
     for name, seeds in section.models.items():
-        scores = [[record["scores"][key] for key in keys] for record in seeds]
-        found[name] = 100 * np.array(scores, dtype=float).mean(axis=(0, 2))
+        found[name] = np.array([values(seeds, key).mean() for key in keys])
     return [key.split()[-1] for key in keys], found
 
 

@@ -54,7 +54,9 @@ class Study:
         return 1 if failed else 0
 
     def _finish(self, row: Row) -> None:
-        """Train, evaluate and record a row; refuse what its student's rows were not begun with."""
+        """Train, evaluate and record a row. Refuse a command line that differs from that of rows of
+        the same student that are already recorded.
+        """
         given = {name: getattr(self.config, name) for name in GIVEN}
         given["teacher"] = Path(self._teacher_name(row)).name
         results = self.config.results
@@ -227,9 +229,8 @@ def log_facts(folder: Path) -> dict:
     """Return what a run's log says: settings, text, machine, held-out losses."""
     log = Run(folder).records()
     start = log[0]
-    settings = {name: start["settings"][name] for name in KEPT_SETTINGS}
     return {
-        "settings": settings,
+        "settings": {name: start["settings"][name] for name in KEPT_SETTINGS},
         "layers": start["start"]["layers"],  # of the teacher, which the start copies
         "text_tokens": sum(corpus["tokens"] for corpus in start["text"]),
         "curve": [[record["step"], record["loss"]] for record in log if record["event"] == "eval"],

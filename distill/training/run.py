@@ -193,7 +193,7 @@ def resume(run: Run, record: dict, parts: dict) -> tuple[int, int]:
     """Load the newest checkpoint, cut the log back to it, return (steps done, sequences read)."""
     records, checkpoint = run.records(), run.newest()
     before, now = input_hashes(records[0]), input_hashes(record)
-    if checkpoint:  # it replaces the start, which another processor may project to other bits
+    if checkpoint:  # it replaces the start, whose last bits may differ on another processor
         del now["the untrained student"]
     for what, then in before.items():
         if then != now.get(what, then):

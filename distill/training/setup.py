@@ -37,8 +37,7 @@ def load_models(config) -> tuple[Encoder | None, Start, object, dict]:
             raise UserError(f"--seq-len {config.seq_len}, but {most}; give at most that")
     chosen = {"init": start.init, **sizes(start.student.config)}
     for name in ("teacher_layer", "relation_heads"):
-        if getattr(start.method, name, None) is not None:
-            chosen[name] = getattr(start.method, name)
+        chosen[name] = getattr(start.method, name, None) or getattr(config, name)
     start_record = {"hash": model_hash(start.student, start.tokenizer), "layers": start.layers}
     record = {"teacher": teacher_record, "start": start_record}
     return teacher, start, replace(config, **chosen), record
@@ -63,15 +62,13 @@ def freeze_unreached(
 def make_optimizer(model: nn.Module, lr: float, weight_decay: float) -> torch.optim.AdamW:
     """Return AdamW over the parameters that learn.
 
-    Weight decay acts on matrices of layers and learned projections only. In an embedding table it
-    would shrink every row that the text never reads; vectors are biases and norms.
+    Weight decay acts on matrices of layers and learned projections only: not on vectors (biases and
+    norms), nor on embedding tables, in which it would shrink every row that the text never reads.
     """
     tables = {module.weight for module in model.modules() if isinstance(module, nn.Embedding)}
-    decayed, kept = [], []
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            matrix = parameter.dim() > 1 and parameter not in tables
-            (decayed if matrix else kept).append(parameter)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    decayed = [p for p in trained if p.dim() > 1 and p not in tables]
+    kept = [p for p in trained if p.dim() < 2 or p in tables]
     groups = [{"params": decayed}, {"params": kept, "weight_decay": 0.0}]
     # eps 1e-6: with 1e-8 a gradient that is rounding noise moves a weight by a full learning rate
     return torch.optim.AdamW(groups, lr, weight_decay=weight_decay, eps=1e-6, fused=True)
