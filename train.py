@@ -147,9 +147,9 @@ def distil(config: TrainConfig, run: Run, signals: Signals) -> int:
     options = {"alpha": config.alpha, "seed": config.seed, "sequences": sequences}
     text = Text(config.data, start.tokenizer, config.seq_len, **options)
     held_out = [b.to(device) for b in text.held_out(config.batch_size, masked=method.masked_text)]
-    for model in (teacher, student, method):
-        if model is not None:
-            model.to(device)
+    transfer = Transfer(student, method).to(device)
+    if teacher is not None:
+        teacher.to(device)
 
     # ---- the start record of the log; under torchrun, that of all processes must be equal ----
     record = {
@@ -170,7 +170,6 @@ def distil(config: TrainConfig, run: Run, signals: Signals) -> int:
         student.compile()
         if teacher is not None:
             teacher.compile()
-    transfer = Transfer(student, method)
     wrapped = transfer if world() == 1 else DistributedDataParallel(transfer)
     optimizer = setup.make_optimizer(transfer, config.lr, config.weight_decay)
     trained = [p for group in optimizer.param_groups for p in group["params"]]

@@ -187,12 +187,10 @@ def check_tokens(student, teacher, mask):
 
 
 def initial_maps(count, student_width, teacher_width):
-    """Return `count` maps (count, D_s, D_t) for a start: identity, or semi-orthogonal, which keeps
-    lengths and angles. They have their own generator: every rank and resumed process gets the same.
-    """
+    """Return (count, D_s, D_t) maps: identity, or semi-orthogonal, keeping lengths and angles."""
     if student_width == teacher_width:
         return torch.eye(student_width).repeat(count, 1, 1)
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(0)  # every rank and resumed process has the same
     maps = torch.empty(count, student_width, teacher_width)
     for one_map in maps:
         nn.init.orthogonal_(one_map, generator=generator)

@@ -77,10 +77,7 @@ def to_hugging_face(encoder: Encoder) -> dict[str, Tensor]:
 def from_hugging_face(
     tensors: dict[str, Tensor], config: EncoderConfig
 ) -> tuple[Encoder, list[str]]:
-    """Return (Encoder, notes) of Hugging Face's tensors; the notes say what was dropped.
-
-    Its weights are float32 in memory of their own, whatever the file held or shared.
-    """
+    """Return (Encoder in float32, in memory of its own; notes of what was dropped)."""
     head = family(config)[1]["mlm_head"]
     found, dropped, wrong = current_names(tensors, config)
     modules = sorted({name.rpartition(".")[0] or name for name in dropped})

@@ -131,15 +131,12 @@ class MLMHead(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Embeddings, L blocks, and (mlm_head=True) the head that predicts masked words.
-
-    `attention` may be set to explicit_attention: the same numbers (tests/test_attention.py).
-    """
+    """Embeddings, L blocks, and (mlm_head=True) the head that predicts masked words."""
 
     def __init__(self, config, mlm_head=True):
         super().__init__()
         self.config = config
-        self.attention = attention
+        self.attention = attention  # or explicit_attention: the same numbers
         self.embeddings = Embeddings(config)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
         self.mlm_head = MLMHead(config) if mlm_head else None

@@ -176,7 +176,7 @@ def read_tokenizer(folder: Path, config: EncoderConfig) -> Tokenizer:
     if getattr(pipeline.model, "dropout", None):
         pipeline.model.dropout = None
         notes.append("switched off the BPE dropout of tokenizer.json: it gives other ids each time")
-    add_tokens(pipeline, names, named, read_json(folder / "added_tokens.json", {}))
+    add_tokens(pipeline, names, named, read_json(folder / "added_tokens.json", {}), notes)
     # Few vocabularies have a snowman: without an unknown token this fails here, not in training.
     row, whole = (pipeline.encode("a \u2603", add_special_tokens=on) for on in (False, True))
     names["cls_token"], names["sep_token"] = whole.tokens[0], whole.tokens[-1]
@@ -188,7 +188,7 @@ def read_tokenizer(folder: Path, config: EncoderConfig) -> Tokenizer:
     return Tokenizer(pipeline, names, reads_types and has_types, notes)
 
 
-def add_tokens(pipeline: Pipeline, names: dict, settings: dict, others: dict) -> None:
+def add_tokens(pipeline: Pipeline, names: dict, settings: dict, others: dict, notes: list) -> None:
     """Add what transformers adds to a pipeline: tokens of other files, and the special tokens.
 
     Text that spells such a token is one token then. `others` is added_tokens.json, {text: id}.
@@ -200,6 +200,8 @@ def add_tokens(pipeline: Pipeline, names: dict, settings: dict, others: dict) ->
     def want(content: str, **flags) -> None:
         if (number := others.get(content, pipeline.token_to_id(content))) is not None:
             wanted.append((int(number), AddedToken(content, **flags)))
+        elif content not in names.values():
+            notes.append(f"the token {content!r:.40} is left out: no file gives its id")
 
     more = [token for kind in ("bos_token", "eos_token") if (token := settings.get(kind))]
     for kind in ("additional_special_tokens", "extra_special_tokens"):

@@ -161,6 +161,9 @@ def test_what_the_run_depends_on_must_not_have_changed(flags, new, capsys):
     (resumed,) = [r["settings"] for r in records(new) if r["event"] == "resume"]
     assert resumed["teacher"] == str(new.parent / "moved")
     first = json.loads(begun.splitlines()[0])
+    log.write_text(begun.replace("mean, normalize False", "cls, normalize True"))
+    with pytest.raises(UserError, match="how the teacher makes sentence vectors has changed"):
+        main("--out", new, "--resume")
     facts = {"teacher": first["teacher"], "text web": first["text"][0]}
     for what, fact in (facts | {"untrained student": first["start"]}).items():
         log.write_text(begun.replace(fact["hash"], "another"))

@@ -72,7 +72,7 @@ class Pretended(Study):  # without train.py and evaluate.py
             scored.append({"model": model, "task": task, "metric": metric, "values": [value] * 2})
         found = {"rows": scored, "tasks": TASKS, "hashes": dict.fromkeys(scores, "1")}
         (out / "results.json").write_text(json.dumps(found))
-        (out / "log.jsonl").write_text("".join(LOG))
+        (out / "log.jsonl").write_text(log())
 
 
 calls, TASKS = [], {"reviews": "a"}
@@ -81,11 +81,15 @@ METRICS += [f"retrieval accuracy{part}" for part in ("", " de", " ja")]
 METRICS = [f"reviews {name}" for name in METRICS]
 SETTINGS = dict.fromkeys(KEPT_SETTINGS, 1) | {"seq_len": 128}
 START = {"event": "start", "settings": SETTINGS, "teacher": None, "versions": {}}
-START |= {"start": {"layers": [1, 2]}, "text": [{"tokens": 9}], "commit": None, "machine": ""}
+TEXT = {"tokens": 9, "hash": "t"}
+START |= {"start": {"layers": [1, 2]}, "text": [TEXT], "commit": None, "machine": ""}
 EVALS = [{"event": "eval", "step": step, "loss": loss} for step, loss in ((0, 2.0), (2, 0.5))]
 START_NAME = "untrained start from 1,2"
 LOG = [START, *[{"event": "step"}] * 2, *EVALS, {"event": "summary"}]
-LOG = [json.dumps(record) + "\n" for record in LOG]
+
+
+def log(lines=None):
+    return "".join(json.dumps(record) + "\n" for record in LOG[:lines])
 
 
 @pytest.fixture
@@ -108,16 +112,26 @@ def test_a_row_leaves_one_record_and_weights_of_ones_own_and_is_not_run_again(
     assert "--mapping" in hs
     assert od[od.index("--init") + 1] == hs[1]  # the student that it starts from
     assert list((study.folder / OWN.name).rglob("log.jsonl"))  # one's own stay
-    append(study.config.results, own | {"row": "english-2x32/od", "student": "english-2x32"})
+    study.config.results.write_text(study.config.results.read_text().rstrip())  # by an editor
+    append(study.config.results, own | {"row": "english-2x32/od\u2028", "student": "english-2x32"})
     assert study.run([Row("english-2x32", "hs-single", "first", 0, 4096)]) == 0
     assert not list((study.folder / "english-2x32").rglob("log.jsonl"))
     before = len(calls)
     assert (study.run([OWN, after]), len(calls)) == (0, before)
-    assert Pretended(config(tmp_path, "--teacher", "minilm")).run([OWN]) == 1
+    another = f"elsewhere/{tmp_path.name}"
+    assert Pretended(config(tmp_path, "--teacher", another)).run([OWN]) == 1
     assert "has another teacher; use other --results" in capsys.readouterr().out
+    elsewhere = config(tmp_path, "--rates", "9e-4", "--results", f"{tmp_path}/other.jsonl")
+    assert Pretended(elsewhere).run([OWN]) == 0
+    assert len({words[1] for words in calls if OWN.name in words[1]}) == 2  # is trained anew
     other = Row("own-2x32", "hs-last", "first", 0, 4096)  # nor may two rows have two teachers
     assert Pretended(config(tmp_path, "--teacher", "other/teacher")).run([other]) == 1
     assert Pretended(config(tmp_path, "--ffn", "7")).run([other]) == 1  # or other sizes
+    TEXT["hash"] = "u"  # nor two texts
+    assert study.run([other]) == 1
+    assert f"{OWN.name} read another text" not in (said := capsys.readouterr().out)  # more tokens
+    assert f"{after.name} read another text; use other --results" in said
+    TEXT["hash"] = "t"
     TASKS["reviews"] = "b"  # its files were edited: the references are of other examples
     assert study.run([other]) == 1
     assert "teacher or tasks of own-2x32/teacher have changed" in capsys.readouterr().out
@@ -139,11 +153,10 @@ def test_untrained_starts_are_recorded_by_their_layers(study, monkeypatch):
 
 @pytest.mark.parametrize(("lines", "resumes"), [(0, False), (2, True)])
 def test_a_training_that_was_killed_is_resumed_or_begins_again(lines, resumes, study):
-    log = study.folder / OWN.name / OWN.method / "log.jsonl"
-    log.parent.mkdir(parents=True)
-    log.write_text("".join(LOG[:lines]) + '{"torn')
-    assert (study.run([OWN]), "--resume" in calls[1]) == (0, resumes)  # after --tasks
-    assert {"--steps", "--accumulate"} <= {*calls[1]}  # so that train.py refuses what has changed
+    run = study._train_student(OWN)
+    (run / "log.jsonl").write_text(log(lines) + '{"torn')
+    assert (study.run([OWN]), "--resume" in calls[2]) == (0, resumes)  # after --tasks
+    assert {"--steps", "--accumulate"} <= {*calls[2]}  # so that train.py refuses what has changed
 
 
 def test_a_row_that_another_process_runs_is_left_to_it(study, capsys):

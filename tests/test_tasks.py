@@ -3,6 +3,7 @@
 import csv
 import json
 
+import datasets
 import pyarrow
 import pyarrow.parquet
 import pytest
@@ -150,6 +151,17 @@ def test_what_is_wrong_is_one_line_with_its_file(what, tmp_path):
     assert message in str(error.value)
 
 
+def test_class_numbers_of_a_parquet_file_are_read_by_its_own_names(tmp_path):
+    for name, labels in {"train": "bad fine good fine", "dev": "good bad bad"}.items():
+        rows = datasets.Dataset.from_dict(
+            {"text": [*"abcd"][: len(labels.split())], "label": labels.split()}
+        )
+        rows.class_encode_column("label").to_parquet(tmp_path / f"{name}.parquet")
+    task = folder_task(tmp_path)
+    assert (task.classes, task.train.labels) == (("bad", "fine", "good"), [0, 1, 2, 1])
+    assert task.scored["dev"].labels == [2, 0, 0]
+
+
 def test_joined_files_are_read(tmp_path):
     text = LINE + "\ufeff" + LINE.replace('"x"', '"y"').replace("a", "\u2028", 1) + "\n"
     for name in ("train", "dev"):
@@ -157,5 +169,5 @@ def test_joined_files_are_read(tmp_path):
     assert folder_task(tmp_path).train.labels == [0, 1]
     for name in ("train", "dev"):
         (tmp_path / f"{name}.jsonl").unlink()
-        (tmp_path / f"{name}.csv").write_text("text,label\na,x\ntext,label\nb,y\n")
+        (tmp_path / f"{name}.csv").write_text("text,label\na,x\n\ufefftext,label\nb,y\n")
     assert folder_task(tmp_path).classes == ("x", "y")

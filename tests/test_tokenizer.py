@@ -85,13 +85,14 @@ def test_the_hash_is_equal_for_one_that_transformers_saved_again(tmp_path):
 
 
 def test_bpe_dropout_is_switched_off_and_said(tmp_path):
-    said = {"truncation_side": "left"}
+    said = {"truncation_side": "left", "extra_special_tokens": ["<ent>"]}
     files = {"tokenizer.json": byte_level(dropout=0.5), "tokenizer_config.json": said}
     ours = load(tmp_path, files, "roberta")
     expected = load(tmp_path, {"tokenizer.json": byte_level()}, "roberta")
     assert corpus_ids(ours, ["the book"] * 20) == corpus_ids(expected, ["the book"] * 20)
     assert ours.notes[0] == "truncation_side 'left' is left out here"
     assert ours.notes[1].startswith("switched off the BPE dropout")
+    assert ours.notes[2] == "the token '<ent>' is left out: no file gives its id"
 
 
 @pytest.mark.parametrize("post_processor", ["$A </s> <s>", "$A"])  # XLNet's; none

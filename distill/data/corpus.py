@@ -53,7 +53,7 @@ class Corpus:
         if source.hub:  # the cache may hold more than this run needs; no draw depends on that
             self.rows = min(self.rows, blocks * BLOCK)
             self.block, self.held = BLOCK, self.held[:HELD_OUT]
-            self.hash = content_hash(self.train[:BLOCK]) + content_hash(self.held)
+            self.hash = content_hash(self.train[: self.rows]) + content_hash(self.held)
         self._order = None, None  # (pass, block) of the last draw, and the order of its rows
 
     def row(self, draw: int) -> np.ndarray:
@@ -85,10 +85,7 @@ def listed(counts: dict[str, int]) -> str:
 def tokenise(
     source: Source, tokenizer: Tokenizer, one_in: int, wanted: list[float]
 ) -> tuple[dict, np.ndarray, np.ndarray]:
-    """Return the facts about a source, its tokens to train on, and those that are held out.
-
-    They are read from the cache if it holds the wanted number of both, or the whole source.
-    """
+    """Return, through the cache, the facts about a source, its tokens to train on, and held-out."""
     key = f"{identity(source)} {tokenizer.hash} {one_in} {FORMAT}".encode()
     stem = cache_folder() / "tokens" / content_hash(key)
     stem.parent.mkdir(exist_ok=True)

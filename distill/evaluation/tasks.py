@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
+import pyarrow.parquet
 
 from minitransformer.files import UserError, check_regular, first_line, printable, sha256, shortened
 
@@ -81,12 +82,22 @@ def read_csv(file: Path, **form) -> pd.DataFrame:
     short = table.isna().any(axis=1)
     if short.any():
         raise UserError(f"row {short.idxmax()} has fewer cells than the header")
+    table[0] = table[0].str.removeprefix("\ufeff")  # where files were joined
     header = table.iloc[0]
-    return table[(table != header).any(axis=1)].set_axis(header.str.strip(), axis=1)  # joined files
+    return table[(table != header).any(axis=1)].set_axis(header.str.strip(), axis=1)
+
+
+def read_parquet(file: Path) -> pd.DataFrame:
+    """Read a file; class numbers of `datasets`, which each file has for itself, become names."""
+    table, about = pd.read_parquet(file), pyarrow.parquet.read_schema(file).metadata or {}
+    features = json.loads(about.get(b"huggingface", "{}")).get("info", {}).get("features", {})
+    if isinstance(column := features.get("label"), dict) and (names := column.get("names")):
+        table["label"] = [names[int(n)] if n >= 0 else "" for n in table["label"].fillna(-1)]
+    return table
 
 
 READERS = {
-    ".parquet": pd.read_parquet,
+    ".parquet": read_parquet,
     ".jsonl": read_json,
     ".ndjson": read_json,
     ".json": read_json,

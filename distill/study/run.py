@@ -17,7 +17,7 @@ from filelock import FileLock, Timeout
 from distill.study import help_text
 from distill.study.rows import VARIANTS, Row
 from distill.training.run import Run
-from minitransformer.files import UserError, first_line, read_json
+from minitransformer.files import UserError, first_line, read_json, sha256
 from minitransformer.pretrained import find_folder
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -59,6 +59,8 @@ class Study:
         """
         given = {name: getattr(self.config, name) for name in GIVEN}
         given["teacher"] = Path(self._teacher_name(row)).name
+        if row.setting == "own":  # two folders may have the same last name
+            given["teacher"] += f" {sha256(self._teacher_name(row)):.8}"
         results = self.config.results
         may_differ = {"rates", "teacher"} if row.setting == "english" else {"rates"}
         for record in read_records(results):
@@ -73,7 +75,14 @@ class Study:
         if row.setting == "own":  # a mistake in --tasks is said before the training
             self._call(str(ROOT / "evaluate.py"), self._teacher(row), *self.own_tasks)
         run = self._train_student(row)
-        facts, (inputs, models) = log_facts(run), self._evaluate(row, run)
+        facts = log_facts(run)
+        for record in read_records(results):
+            alike = (record["student"], record.get("tokens")) == (row.student, row.tokens)
+            if alike and record.get("text", facts["text"]) != facts["text"]:
+                raise UserError(
+                    f"{results}: {record['row']} read another text; use other --results"
+                )
+        inputs, models = self._evaluate(row, run)
         for role in [role for role in models if role.startswith("untrained start")]:
             start = models.pop(role)
             if row.method != "od-after-hs":  # whose start is a trained student
@@ -100,8 +109,9 @@ class Study:
         return FileLock(file, timeout=-1 if wait else 0)
 
     def _train_student(self, row: Row) -> Path:
-        """Return the row's run folder, trained."""
-        run = self.folder / row.name / row.method
+        """Return the row's run folder, trained; another command line has another folder."""
+        flags = " ".join(self.train_flags(row))
+        run = self.folder / row.name / sha256(flags)[:8] / row.method
         if row.method == "od-after-hs":
             hs = replace(row, method="hs-uniform")
             self._train(run.parent / hs.method, self.train_flags(hs))
@@ -205,8 +215,8 @@ class Study:
 def read_records(file: Path) -> list[dict]:
     """Return the records, one JSON object per line."""
     try:
-        lines = file.read_text("utf-8").splitlines() if file.exists() else []
-        records = [json.loads(line) for line in lines]
+        lines = file.read_text("utf-8").split("\n") if file.exists() else []
+        records = [json.loads(line) for line in lines if line.strip()]
         if not all({"row", "student", "method"} <= record.keys() for record in records):
             raise ValueError("not a row of a student")
     except (ValueError, AttributeError) as error:  # AttributeError: not an object
@@ -216,8 +226,9 @@ def read_records(file: Path) -> list[dict]:
 
 def append(file: Path, record: dict) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
+    torn = file.exists() and not file.read_bytes().endswith(b"\n")  # saved by an editor
     with open(file, "a", encoding="utf-8") as records:
-        records.write(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n")
+        records.write("\n" * torn + json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def start_label(record: dict) -> str:
@@ -233,6 +244,7 @@ def log_facts(folder: Path) -> dict:
         "settings": {name: start["settings"][name] for name in KEPT_SETTINGS},
         "layers": start["start"]["layers"],  # of the teacher, which the start copies
         "text_tokens": sum(corpus["tokens"] for corpus in start["text"]),
+        "text": [corpus["hash"] for corpus in start["text"]],
         "curve": [[record["step"], record["loss"]] for record in log if record["event"] == "eval"],
         **{name: start[name] for name in ("commit", "machine", "versions")},
     }

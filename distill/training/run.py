@@ -25,7 +25,7 @@ from filelock import FileLock, Timeout
 
 from distill.training.cli import flag
 from distill.training.processes import world
-from minitransformer.files import UserError, flush
+from minitransformer.files import UserError, flush, sha256
 
 # settings that a resume may change: they alter how the run continues, not what it is
 MAY_CHANGE = "out resume batch_size accumulate device threads save_every eval_every lr clip".split()
@@ -112,8 +112,7 @@ class Run:
         try:
             flush(self.log_file)
             length = self.log_file.stat().st_size
-            logged = {"log_length": length, "log_hash": self._log_hash(length)}
-            state = {**state, "step": step, **logged}
+            state = state | {"step": step, "log_length": length, "log_hash": self._log_hash(length)}
             with open(unfinished, "wb") as file:
                 torch.save(state, file)
             flush(unfinished)
@@ -185,6 +184,8 @@ def input_hashes(record: dict) -> dict[str, str | None]:
     """Return the hash of everything that a run reads, by its name in messages."""
     hashes = {f"the text {corpus['name']}": corpus["hash"] for corpus in record["text"]}
     hashes["the teacher"] = record["teacher"] and record["teacher"]["hash"]
+    if vectors := (record["teacher"] or {}).get("vectors"):
+        hashes["how the teacher makes sentence vectors"] = sha256(vectors)
     hashes["the untrained student"] = record["start"]["hash"]
     return hashes
 

@@ -22,6 +22,7 @@ def load_models(config) -> tuple[Encoder | None, Start, object, dict]:
         teacher, tokenizer = load_pretrained(config.teacher, config.revision)
         teacher.requires_grad_(False)
         teacher_record = {"name": config.teacher, "hash": model_hash(teacher, tokenizer)}
+        teacher_record["vectors"] = f"{tokenizer.pooling}, normalize {tokenizer.normalize}"
     start = build_start(asdict(config), teacher)
     if teacher is None and (config.teacher != type(config).teacher or config.revision):
         start.warnings.append("--teacher and --revision are not read: --init names the model")
@@ -46,10 +47,8 @@ def load_models(config) -> tuple[Encoder | None, Start, object, dict]:
 def freeze_unreached(
     student: Encoder, method: Method, teacher: Encoder | None, batch: Batch
 ) -> list[str]:
-    """Freeze what the method's gradient never reaches; return the names of these parameters.
-
-    DistributedDataParallel would wait for these gradients, and weight decay would shrink them.
-    """
+    """Freeze what the method's gradient never reaches; return the names of these parameters."""
+    # DistributedDataParallel would wait for their gradients, and weight decay would shrink them
     check_method(method, student, teacher, batch)  # leaves the gradients
     unreached = {name: p for name, p in student.named_parameters() if p.grad is None}
     for parameter in unreached.values():
