@@ -110,6 +110,7 @@ def test_the_unknown_share_is_that_of_letters(model_type):
         assert share == 0
     else:
         assert 0 < share < 0.3
+        assert unknown_share(tokenizer, ["\u2603 \u2602"]) == 1  # signs alone
     assert unknown_share(tokenizer, ["the text of a model", "", "..."]) == 0
 
 

@@ -153,18 +153,19 @@ def is_held_out(text: str, one_in: int) -> bool:
 
 
 def encode(tokenizer: Tokenizer, texts: list[str]) -> Iterator[tuple[list[int], int, int]]:
-    """Yield of each text its ids with [SEP] (or []), its letters and digits, and those unknown."""
+    """Yield of each text its ids with [SEP] (or []), its letters (or signs), and those unknown."""
     encoded = tokenizer.pipeline.encode_batch(without_surrogates(texts), add_special_tokens=False)
     for text, encoding in zip(texts, encoded, strict=True):
         ids, unknown = encoding.ids, 0
+        counted = str.isalnum if any(map(str.isalnum, text)) else lambda c: not c.isspace()
         if tokenizer.unk_id is None or tokenizer.unk_id in ids:
             known = bytearray(len(text))
             # Unknown tokens come last: the offsets of pieces like "▁" overlap the next letter.
             tokens = zip(ids, encoding.offsets, strict=True)
             for token, (start, stop) in sorted(tokens, key=lambda t: t[0] == tokenizer.unk_id):
                 known[start:stop] = bytes([token != tokenizer.unk_id]) * (stop - start)
-            unknown = sum(c.isalnum() and not k for c, k in zip(text, known, strict=True))
-        yield ids and [*ids, tokenizer.sep_id], sum(map(str.isalnum, text)), unknown
+            unknown = sum(counted(c) and not k for c, k in zip(text, known, strict=True))
+        yield ids and [*ids, tokenizer.sep_id], sum(map(counted, text)), unknown
 
 
 def unknown_share(tokenizer: Tokenizer, texts: list[str]) -> float:

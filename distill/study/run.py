@@ -110,8 +110,7 @@ class Study:
 
     def _train_student(self, row: Row) -> Path:
         """Return the row's run folder, trained; another command line has another folder."""
-        flags = " ".join(self.train_flags(row))
-        run = self.folder / row.name / sha256(flags)[:8] / row.method
+        run = self.folder / row.name / sha256(" ".join(self.train_flags(row)))[:8] / row.method
         if row.method == "od-after-hs":
             hs = replace(row, method="hs-uniform")
             self._train(run.parent / hs.method, self.train_flags(hs))
