@@ -52,7 +52,7 @@ def parse_config(argv: list[str] | None = None) -> argparse.Namespace:
     add("--precision", choices=["auto", "fp32", "bf16"], default="auto", help=precision_help)
     add("--device", default="auto", help="cpu, cuda, cuda:1, mps; auto is cuda where there is one")
     add("--threads", type=int, default=0, help="CPU threads (default: PyTorch's choice)")
-    add("--out", type=path, help="folder for results.json and results.md")
+    add("--out", type=path, help="folder for results.json, results.md (replaced)")
     config = parser.parse_args(argv)
     for name, least in {"seeds": 1, "lr": 1e-12, "epochs": 1, "threads": 0}.items():
         cli.check_number(name, getattr(config, name), least, most=1024)

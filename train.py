@@ -165,7 +165,8 @@ def distil(config: TrainConfig, run: Run, signals: Signals) -> int:
     processes.check_alike(asdict(config) | input_hashes(record))
 
     # ---- optimizer ----
-    frozen = setup.freeze_unreached(student, method, teacher, held_out[0])
+    with mixed_precision:
+        frozen = setup.freeze_unreached(student, method, teacher, held_out[0])
     if config.compile:
         student.compile()
         if teacher is not None:
@@ -179,6 +180,7 @@ def distil(config: TrainConfig, run: Run, signals: Signals) -> int:
     first = drawn = 0  # steps done, and sequences drawn for them
     if config.resume:
         first, drawn = resume(run, record, parts)
+        processes.check_alike({"the step of the checkpoint": first})
     else:
         run.log("start", **record)
     report.announce(config, run, start, record["text"], frozen)

@@ -50,7 +50,7 @@ def od_loss(student_logits, teacher_logits, temperature=1.0):
     """
     if not temperature > 0:  # NaN is refused too
         raise UserError(f"the temperature is {temperature}; it must be above 0")
-    if student_logits.shape != teacher_logits.shape:
+    if student_logits.dim() != 2 or student_logits.shape != teacher_logits.shape:
         s, t = (tuple(logits.shape) for logits in (student_logits, teacher_logits))
         raise UserError(f"(positions, vocabulary) is {s} in the student and {t} in the teacher")
     with no_autocast(student_logits):

@@ -22,10 +22,7 @@ NEEDED = "vocab_size hidden_size num_hidden_layers num_attention_heads intermedi
 
 @dataclass(frozen=True)
 class EncoderConfig:
-    """Sizes of an encoder, named as in Hugging Face's config.json; UserError: impossible sizes.
-
-    Letters  V vocab_size, D hidden_size, L num_hidden_layers, A num_attention_heads (model.py)
-    """
+    """Sizes of an encoder, named as in Hugging Face's config.json; UserError: impossible sizes."""
 
     vocab_size: int = 30522
     hidden_size: int = 768

@@ -189,10 +189,7 @@ def read_tokenizer(folder: Path, config: EncoderConfig) -> Tokenizer:
 
 
 def add_tokens(pipeline: Pipeline, names: dict, settings: dict, others: dict, notes: list) -> None:
-    """Add what transformers adds to a pipeline: tokens of other files, and the special tokens.
-
-    Text that spells such a token is one token then. `others` is added_tokens.json, {text: id}.
-    """
+    """Add what transformers adds: special tokens, and `others`, added_tokens.json {text: id}."""
     known = {token.content for token in pipeline.get_added_tokens_decoder().values()}
     decoder = settings.get("added_tokens_decoder", {})
     wanted = [(int(number), AddedToken(**token)) for number, token in decoder.items()]

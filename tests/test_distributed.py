@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 
 import pytest
@@ -119,9 +120,13 @@ def test_a_killed_rank_ends_the_others_and_the_resume_is_exact(home, flags, two_
     saved = [int(path.name.split("-")[1]) for path in Run(run).checkpoints()]
     assert saved
     assert all(step % 5 == 0 for step in saved)
-    printed, complaint = start_forked(home, ranks("--out", run, "--resume")).communicate()
+    shutil.copytree(run, home / "stale" / "lost")  # on another machine, an earlier copy
+    Run(home / "stale" / "lost").checkpoints()[-1].unlink()
+    stale = ranks("--out", "lost", "--resume", folder=home / "stale")
+    printed, complaint = start_forked(home, stale, ranks("--out", run, "--resume")).communicate()
+    assert complaint.count("the processes differ in the step of the checkpoint: ") == 2
     assert "ended with 0 0" in printed, complaint
-    assert printed.count("resuming") == 1
+    assert printed.count("resuming") == 2
     assert differences(run, two_ranks["long"]) == []
 
 

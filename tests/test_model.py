@@ -72,6 +72,8 @@ def test_more_tokens_than_positions_and_layers_that_are_not_there_are_refused(mo
     encoder(torch.full((1, 40), 7))  # 40 fit, in every family
     with pytest.raises(UserError, match=r"^41 tokens in a sequence, but .* 40 positions$"):
         encoder(torch.full((1, 41), 7))
+    with pytest.raises(UserError, match=r"the attention mask is torch.float32; give bool or"):
+        encoder(torch.full((1, 4), 7), torch.zeros(1, 4))
     with pytest.raises(UserError, match=r"layer 4 does not exist: .* to 3"):
         encoder(torch.full((1, 4), 7), stop=(4, "hidden"))
 

@@ -131,6 +131,10 @@ def test_killed_while_it_finishes(place, flags, unbroken, new, monkeypatch, caps
     main("--resume", "--out", new)
     assert differences(new, unbroken("direct-minilm")) == []
     assert ("is finished" in capsys.readouterr().out) == ("remove" in place)
+    log = new / "log.jsonl"
+    log.write_text("".join(log.read_text().splitlines(keepends=True)[:-1]))
+    with pytest.raises(UserError, match=r"a finished student, but its log.jsonl lacks the end"):
+        main("--resume", "--out", new)
 
 
 @pytest.mark.slow
@@ -156,8 +160,8 @@ def test_what_the_run_depends_on_must_not_have_changed(flags, new, capsys):
         patch.setattr(train, "provenance", lambda: {"commit": "f00", "versions": {}})
         with pytest.raises(Killed):
             main("--out", new, "--resume", "--teacher", new.parent / "moved")
-    printed = capsys.readouterr().out
-    assert f"note: commit {records(new)[0]['commit']} before, f00 from here on" in printed
+    before = records(new)[0]["commit"]
+    assert f"note: commit {before} before, f00 from here on" in capsys.readouterr().out
     (resumed,) = [r["settings"] for r in records(new) if r["event"] == "resume"]
     assert resumed["teacher"] == str(new.parent / "moved")
     first = json.loads(begun.splitlines()[0])

@@ -144,8 +144,8 @@ def test_a_long_text_is_cut(folder):
     assert max(map(len, read("w=a.txt"))) == sources.LONGEST_DOCUMENT
     line, counts = "word " * 100 + "\n", Counter()
     write("b.txt", line * 60 + "\nend")  # cut between lines: no scraps
-    found = [*documents(parse_source("w=b.txt"), counts)]
-    assert found == [line * 19, line * 19, line * 19, line * 3, "end"]
+    expected = [line * 19, line * 19, line * 19, line * 3, "end"]
+    assert [*documents(parse_source("w=b.txt"), counts)] == expected
     assert counts == {"files split at blank lines": 1}
 
 

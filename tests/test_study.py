@@ -118,8 +118,7 @@ def test_a_row_leaves_one_record_and_weights_of_ones_own_and_is_not_run_again(
     assert not list((study.folder / "english-2x32").rglob("log.jsonl"))
     before = len(calls)
     assert (study.run([OWN, after]), len(calls)) == (0, before)
-    another = f"elsewhere/{tmp_path.name}"
-    assert Pretended(config(tmp_path, "--teacher", another)).run([OWN]) == 1
+    assert Pretended(config(tmp_path, "--teacher", f"elsewhere/{tmp_path.name}")).run([OWN]) == 1
     assert "has another teacher; use other --results" in capsys.readouterr().out
     elsewhere = config(tmp_path, "--rates", "9e-4", "--results", f"{tmp_path}/other.jsonl")
     assert Pretended(elsewhere).run([OWN]) == 0

@@ -16,7 +16,7 @@ import train
 from distill import METHODS
 from distill.training.report import plot_loss, write_card
 from distill.training.setup import learning_rate, make_optimizer
-from minitransformer import load_pretrained
+from minitransformer import UserError, load_pretrained
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +65,13 @@ def test_a_hub_dataset_of_unknown_size_and_a_teacher_that_mlm_does_not_read(run,
     flags = "--data a=hub:set --steps 1 --seq-len 16 --method mlm --init headless --teacher x"
     assert train.main([*flags.split(), "--out", "hubbed"]) == 0
     assert "WARNING: --teacher and --revision are not read" in capsys.readouterr().out
+
+
+def test_a_method_is_checked_in_the_precision_of_the_run(run, monkeypatch):
+    method = METHODS["mha"]  # whose sum would be a bfloat16 under autocast
+    monkeypatch.setattr(method, "compare", lambda self, name, s, t, batch: ((s @ t.mT).sum(), 1))
+    with pytest.raises(UserError, match=r"^MHA: .* \['torch.bfloat16 \(\)', 'int'\]"):
+        run("--method", "mha", "--precision", "bf16")
 
 
 @pytest.mark.slow

@@ -193,9 +193,7 @@ def cache_file(**key) -> Path:
 
 
 def fine_tune(models: list[Model], task: Task, recipe: Recipe, seeds: int) -> list[list[dict]]:
-    """Return {metric: {split: score}} of each seed for each model, from the cache or trained now.
-    On a CPU every core trains a model of its own: batches are too small to share among cores.
-    """
+    """Return {metric: {split: score}} of each seed and model, from the cache or trained now."""
     key = {"task": task.hash, "recipe": asdict(recipe)}
     files = [[cache_file(model=m.key, **key, seed=seed) for seed in range(seeds)] for m in models]
     results = {file: read_hashed_json(file) for row in files for file in row}
@@ -216,6 +214,7 @@ def fine_tune(models: list[Model], task: Task, recipe: Recipe, seeds: int) -> li
         write_hashed_json(file, results[file])
 
     threads = torch.get_num_threads()
+    # on a CPU each core trains a model of its own: batches are too small to share among cores
     workers = threads if recipe.device == "cpu" else 1
     with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         list(pool.map(lambda file: train_one(file, *jobs[file]), jobs))

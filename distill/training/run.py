@@ -143,8 +143,9 @@ class Run:
         return None
 
     def remove_checkpoints(self) -> None:
-        """Remove them, and what a killed program left unfinished."""
+        """Remove them, and what a killed program left unfinished; the log has to be on disk."""
         if self.writes:
+            flush(self.log_file)
             for file in [*self.checkpoints(), *self.folder.glob("*.tmp")]:
                 file.unlink()
 
@@ -200,6 +201,8 @@ def resume(run: Run, record: dict, parts: dict) -> tuple[int, int]:
         if then != now.get(what, then):
             change = f"sha256 {then:.12} then, {now[what]:.12} now; restore it or start a new run"
             raise UserError(f"{what} has changed since {run.folder} began: {change}")
+    if not checkpoint and (run.folder / "config.json").exists():
+        raise UserError(f"{run.folder} holds a finished student, but its log.jsonl lacks the end")
     run.cut_log(checkpoint and checkpoint["log_length"])
     step = sequences = 0
     if checkpoint:
