@@ -138,7 +138,10 @@ def _random_student(config: EncoderConfig, settings: dict) -> Encoder:
 
 
 def copied_layers(init: str, student: EncoderConfig, teacher: EncoderConfig, top) -> list[int]:
-    """Return the teacher layer that each student layer copies, `top` at most; [] without copies."""
+    """Return the teacher layer that each student layer copies; [] where none is copied.
+
+    top   the highest teacher layer that the method reads; None: the teacher's last
+    """
     if init in ("random", "embeddings"):
         return []
     L_s, L_t = student.num_hidden_layers, teacher.num_hidden_layers
@@ -147,8 +150,7 @@ def copied_layers(init: str, student: EncoderConfig, teacher: EncoderConfig, top
         raise UserError(f"--init {init} needs equal {says}; or take --init embeddings")
     if init in NAMED and L_s > L_t:
         raise UserError(f"--init {init}: {L_s} student layers, but the teacher has only {L_t}")
-    # `top` is the highest layer that the method reads; a student deeper than it copies more
-    top = max(top or L_t, L_s)
+    top = max(top or L_t, L_s)  # a student deeper than `top` also copies layers above it
     if init == "uniform":
         return spread(L_s, top)
     if init == "first":

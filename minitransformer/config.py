@@ -22,7 +22,10 @@ NEEDED = "vocab_size hidden_size num_hidden_layers num_attention_heads intermedi
 
 @dataclass(frozen=True)
 class EncoderConfig:
-    """Sizes of an encoder, named as in Hugging Face's config.json; UserError: impossible sizes."""
+    """Sizes of an encoder, named as in Hugging Face's config.json; UserError: impossible sizes.
+
+    Letters  V vocab_size, D hidden_size, L num_hidden_layers, A num_attention_heads (model.py)
+    """
 
     vocab_size: int = 30522
     hidden_size: int = 768

@@ -90,15 +90,15 @@ def sha256(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def write_hashed_json(path: Path, values: dict) -> None:
+def write_hashed(path: Path, values: dict) -> None:
     """Write a JSON object below its sha256, for a cache."""
     text = json.dumps(values)
     with atomic(path) as temporary:
         temporary.write_text(f"{sha256(text)}\n{text}")
 
 
-def read_hashed_json(path: Path) -> dict | None:
-    """Return what write_hashed_json wrote; None where it is missing, cut off or changed."""
+def read_hashed(path: Path) -> dict | None:
+    """Return what write_hashed wrote; None where it is missing, cut off or changed."""
     try:
         digest, _, text = path.read_text().partition("\n")
     except (OSError, UnicodeDecodeError):

@@ -113,9 +113,9 @@ def cast_once(x):
 
 def may_read(attention_mask):
     """(B, N) mask -> (B, 1, 1, N) bool: which tokens every head and token may read."""
-    mask = attention_mask.bool()
     if attention_mask.dtype.is_floating_point:  # transformers adds such masks to the scores
         raise UserError(f"the attention mask is {attention_mask.dtype}; give bool or 0 and 1")
+    mask = attention_mask.bool()
     # A sequence of padding alone reads its padding: the softmax of nothing would be NaN.
     mask = mask | ~mask.any(dim=1, keepdim=True)
     return mask[:, None, None, :]

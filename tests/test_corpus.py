@@ -92,11 +92,13 @@ def test_text_that_nothing_can_be_learned_from(folder, texts, message):
 def test_what_was_read_is_printed_also_from_the_cache(folder, capsys):
     rows = [*texts_of([50] * 100, first=1000), "4 " * 4000, None, "", "- -", None]
     for _ in range(2):
-        corpora(write("t", rows))
+        (read,) = corpora(write("t", rows))
         *_, line, warning = capsys.readouterr().out.splitlines()
         assert line.startswith("corpus t: 101 documents, 9,101 tokens, ")
         assert line.endswith(" held out; 1 empty skipped; 2 null skipped; 1 without tokens skipped")
         assert warning.startswith("WARNING: corpus t: 16.7% of the letters are unknown to the")
+    skipped = {"empty skipped": 1, "null skipped": 2, "without tokens skipped": 1}
+    assert read.facts["counts"] == skipped
 
 
 @pytest.mark.parametrize("model_type", MODEL_TYPES)

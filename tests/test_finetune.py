@@ -18,8 +18,8 @@ from distill.evaluation.finetune import (
     Tuner,
     cache_file,
     fine_tune,
-    read_hashed_json,
-    write_hashed_json,
+    read_hashed,
+    write_hashed,
 )
 from distill.evaluation.tasks import Split, Task
 
@@ -169,13 +169,13 @@ def test_each_model_of_a_call_gets_its_scores_and_equal_ones_share_a_fine_tuning
 
 def test_a_result_that_was_changed_or_cut_off_is_computed_again(folder):
     file, result = cache_file(what="this"), {"accuracy": {"dev": 0.8125}}
-    write_hashed_json(file, result)
+    write_hashed(file, result)
     whole = file.read_bytes()
-    assert read_hashed_json(file) == result
+    assert read_hashed(file) == result
     for place in range(len(whole)):
         for rest in (b"", bytes([whole[place] ^ 1]) + whole[place + 1 :], b"\xff"):
             file.write_bytes(whole[:place] + rest)
-            assert read_hashed_json(file) is None
+            assert read_hashed(file) is None
 
 
 def test_whatever_a_score_depends_on_has_another_file(monkeypatch):

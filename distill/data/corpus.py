@@ -15,13 +15,7 @@ from filelock import FileLock
 from tqdm import tqdm
 
 from distill.data.sources import Source, documents, identity
-from minitransformer.files import (
-    UserError,
-    atomic,
-    cache_folder,
-    read_hashed_json,
-    write_hashed_json,
-)
+from minitransformer.files import UserError, atomic, cache_folder, read_hashed, write_hashed
 from minitransformer.tokenizer import Tokenizer, without_surrogates
 
 HELD_OUT = 256  # rows that are evaluated on, at most
@@ -101,7 +95,7 @@ def tokenise(
 def open_tokens(stem: Path) -> tuple[dict, np.ndarray, np.ndarray] | None:
     """Return what write_tokens wrote; None where it is missing, cut off or damaged."""
     try:
-        facts = read_hashed_json(stem.with_suffix(".json"))  # None: a TypeError below
+        facts = read_hashed(stem.with_suffix(".json"))  # None: a TypeError below
         paths = stem.with_suffix(".train"), stem.with_suffix(".held")
         empty = np.empty(0, facts["dtype"])  # NumPy maps no empty file
         files = [np.memmap(p, facts["dtype"], "r") if p.stat().st_size else empty for p in paths]
@@ -143,7 +137,7 @@ def write_tokens(
             raise UserError(f"--data {source.name}: the text is empty{listed(counts)}")
     facts["hash"] = [digest.hexdigest() for digest in digests]
     facts |= {"unknown_share": unknown / max(1, letters), "counts": counts}
-    write_hashed_json(stem.with_suffix(".json"), facts)
+    write_hashed(stem.with_suffix(".json"), facts)
 
 
 def is_held_out(text: str, one_in: int) -> bool:

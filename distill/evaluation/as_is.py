@@ -17,7 +17,7 @@ from distill.evaluation.columns import Model
 from distill.evaluation.metrics import METRICS
 from distill.evaluation.tasks import Task
 from distill.training.device import autocast
-from minitransformer.files import read_hashed_json, write_hashed_json
+from minitransformer.files import read_hashed, write_hashed
 
 SENTENCES = 1000  # whose neighbours are compared, at most
 PROBE_ROWS = 10_000  # of train, at most: GLUE's largest has 393,000
@@ -86,10 +86,12 @@ def probe(train: Tensor, targets: Tensor, tests: list[Tensor]) -> list[Tensor]:
 
 
 def probe_scores(model: Model, task: Task, device, precision: str) -> dict[str, dict]:
-    """Return {metric: {split: score}} of the probe and, of an aligned task, of retrieval."""
+    """Return {metric: {split: score}} through the cache: of the probe by the task's first metric,
+    and of retrieval where the other scored splits are translations of the first.
+    """
     key = {"model": model.key, "task": task.hash, "precision": precision, "device": str(device)}
     file = finetune.cache_file(what="probe", **key)
-    if (found := read_hashed_json(file)) is not None:
+    if (found := read_hashed(file)) is not None:
         return found
     metric, classes, vectors, labels = task.metrics[0], len(task.classes), {}, {}
     for name, split in task.splits.items():
@@ -119,5 +121,5 @@ def probe_scores(model: Model, task: Task, device, precision: str) -> dict[str, 
         for name in translations:
             found[name] = retrieval_accuracy(vectors[name], vectors[original], texts)
         result["retrieval accuracy"] = found
-    write_hashed_json(file, result)
+    write_hashed(file, result)
     return result

@@ -81,7 +81,9 @@ def load_model(name: str, log: list[dict], revision: str | None = None) -> Model
 
 
 def cut_teacher(student: Model) -> Model | None:
-    """Return the teacher cut off at the student's depth; None unless it is deeper and as wide."""
+    """Return the teacher cut off after the student's number of layers, with nothing trained; None
+    where the student is no shallower or has another width, heads or FFN width.
+    """
     teacher, layers = student.teacher, student.encoder.config.num_hidden_layers
     config = replace(teacher.encoder.config, num_hidden_layers=layers)
     if sizes(config) != sizes(student.encoder.config) or layers >= len(teacher.encoder.blocks):

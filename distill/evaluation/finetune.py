@@ -29,13 +29,7 @@ from distill.evaluation.tasks import Task
 from distill.training.device import autocast
 from distill.training.setup import learning_rate, make_optimizer, set_learning_rate
 from minitransformer.config import EncoderConfig
-from minitransformer.files import (
-    cache_folder,
-    printable,
-    read_hashed_json,
-    sha256,
-    write_hashed_json,
-)
+from minitransformer.files import cache_folder, printable, read_hashed, sha256, write_hashed
 from minitransformer.model import Encoder
 from minitransformer.tokenizer import Tokenizer
 
@@ -108,8 +102,9 @@ class Classifier(nn.Module):
         config = replace(encoder.config, vocab_size=len(used_ids))
         weights = encoder.state_dict()
         weights["embeddings.word.weight"] = weights["embeddings.word.weight"][used_ids]
+        weights = {name: w for name, w in weights.items() if not name.startswith("mlm_head.")}
         self.encoder = Encoder(config, mlm_head=False)
-        self.encoder.load_state_dict(weights, strict=False)  # without an MLM head
+        self.encoder.load_state_dict(weights)
         self.head = nn.Linear(encoder.config.hidden_size, outputs)
         nn.init.normal_(self.head.weight, 0.0, 0.02, generator=generator)
         nn.init.zeros_(self.head.bias)
@@ -196,7 +191,7 @@ def fine_tune(models: list[Model], task: Task, recipe: Recipe, seeds: int) -> li
     """Return {metric: {split: score}} of each seed and model, from the cache or trained now."""
     key = {"task": task.hash, "recipe": asdict(recipe)}
     files = [[cache_file(model=m.key, **key, seed=seed) for seed in range(seeds)] for m in models]
-    results = {file: read_hashed_json(file) for row in files for file in row}
+    results = {file: read_hashed(file) for row in files for file in row}
     # equal models, such as the starts of two runs, share a file and so one fine-tuning
     jobs, names = {}, []
     for model, row in zip(models, files, strict=True):
@@ -211,7 +206,7 @@ def fine_tune(models: list[Model], task: Task, recipe: Recipe, seeds: int) -> li
 
     def train_one(file: Path, tuner: Tuner, seed: int) -> None:
         results[file] = tuner.train(seed)
-        write_hashed_json(file, results[file])
+        write_hashed(file, results[file])
 
     threads = torch.get_num_threads()
     # on a CPU each core trains a model of its own: batches are too small to share among cores
