@@ -73,7 +73,7 @@ def rows() -> list[Row]:
         *grid(ENGLISH, CORE, ["uniform"], [1, 2], 2e6),
         *grid(MULTILINGUAL, WITHOUT_OD, ["uniform"], [1], 0.5e6),
         *grid(ENGLISH, OTHERS, STARTS, [0], 0.5e6),
-        *grid(ENGLISH, [*WITHOUT_OD, "hs-uniform-L-1"], ["uniform"], [0], 8e6),
+        *grid(ENGLISH, [*CORE, "hs-uniform-L-1"], ["uniform"], [0], 8e6),
         *grid(ENGLISH, ["hs-uniform"], ["uniform"], [0], 32e6),
         *grid(MULTILINGUAL, ["direct-minilm-L-2", "hs-uniform"], ["uniform"], [0, 1], 2e6),
         *grid(NARROW, CORE, ["embeddings"], [0, 1, 2], 2e6),
