@@ -8,40 +8,41 @@ from distill.study.rows import KEPT_OUT
 
 
 def draw_ranking(file: Path, section) -> None:
-    """Each row's mean with two standard errors; lines for the teacher and the baseline."""
+    """Each row's mean with two standard errors, and its start; lines: teacher and baseline."""
     names = list(section.rows)[::-1]
     figure, views = Figure((11, 1.5 + 0.3 * len(names)), layout="constrained"), section.views
     panels = figure.subplots(1, len(views), sharey=True)
     for axes, (title, view) in zip(panels, views.items(), strict=True):
-        for place, name in enumerate(names):
-            mean, error = section.view(name, view)
-            axes.errorbar(mean, place, xerr=2 * error, fmt="o", color="C0")
-        for number, name in enumerate(section.lines, 1):
-            axes.axvline(section.view(name, view)[0], ls="--", lw=1, color=f"C{number}", label=name)
+        means, errors = zip(*(section.view(name, view) for name in names), strict=True)
+        bars = [2 * error for error in errors]
+        axes.errorbar(means, range(len(names)), xerr=bars, fmt="o", label="student")
+        starts = [section.view(section.start(name), view)[0] for name in names]
+        axes.plot(starts, range(len(names)), "x", label="its start, untrained")
+        for name, style in section.lines.items():
+            axes.axvline(section.view(name, view)[0], ls=style, lw=1, color="black", label=name)
         axes.set_xlabel(title, fontsize=9)
     panels[0].set_yticks(range(len(names)), names)
-    bars = "bars: two standard errors (fine-tuned: of the difference to the baseline)"
-    figure.suptitle(f"{section.title}; {bars}", fontsize=10)
+    figure.suptitle(f"{section.title}; bars: 2 standard errors of the difference to the baseline")
     save(figure, file, panels)
 
 
 def draw_tokens(file: Path, sections: list) -> None:
-    """Scores over the tokens that were read, of the rows that have more than one budget."""
+    """Scores over the tokens that were read, from the start on, of rows with several budgets."""
     names = [name for section in sections for name in section.rows]
     names = [name for name in dict.fromkeys(names) if names.count(name) > 1]
     figure, views = Figure((11, 4.5), layout="constrained"), sections[0].views
     panels = figure.subplots(1, len(views))
-    ticks = [section.tokens / 1e6 for section in sections]
+    ticks = [0, *(section.tokens / 1e6 for section in sections)]
     for axes, (title, view) in zip(panels, views.items(), strict=True):
         for number, name in enumerate(names):
-            found = [section for section in sections if name in section.rows]
-            means = [section.view(name, view)[0] for section in found]
-            tokens = [section.tokens / 1e6 for section in found]
-            axes.plot(tokens, means, "osD^"[number // 10] + "-", label=name)
-        for number, name in enumerate(sections[0].lines, len(names)):
-            axes.axhline(sections[0].view(name, view)[0], ls="--", color=f"C{number}", label=name)
-        axes.set(xscale="log", xlabel="million tokens read", ylabel=title)
-        axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+            points = [(sections[0], sections[0].start(name)), *((s, name) for s in sections)]
+            found = [section.view(model, view)[0] for section, model in points]
+            axes.plot(ticks, found, "osD^"[number // 10] + "-", label=name)
+        for name, style in sections[0].lines.items():
+            axes.axhline(sections[0].view(name, view)[0], ls=style, color="black", label=name)
+        axes.set_xscale("symlog", linthresh=ticks[1], linscale=0.5)
+        axes.set(xlabel="million tokens read", ylabel=title, xlim=(-ticks[1] / 5, 1.5 * ticks[-1]))
+        axes.set_xticks(ticks, ["start", *map("{:g}".format, ticks[1:])])
         axes.minorticks_off()
     save(figure, file, panels)
 

@@ -19,8 +19,9 @@ from distill.study.run import read_records, start_label
 from minitransformer.files import UserError
 
 KEPT, RETRIEVAL = "vectors neighbours kept", "reviews retrieval accuracy"
-HEADED = ("teacher with MLM head", "untrained start with MLM head", "cut-off teacher with MLM head")
-REFERENCES = ("teacher", *HEADED, "untrained start", "cut-off teacher")  # last: the baseline
+HEADED = " with MLM head"  # the teacher that od has where the others' has none, and its copies
+KINDS = ("teacher", "untrained start", "cut-off teacher")
+REFERENCES = [kind + head for kind in KINDS for head in (HEADED, "")]  # last: the baseline
 TEMPLATE = "# Study\n\n![](<!-- folder -->/ranking.png)\n\n<!-- sections -->"
 
 
@@ -36,9 +37,8 @@ class Section:
         command = f"`python -m distill.study run --only '{student}/*/{tokens / 1e6:g}M'`"
         self.command = "" if student.startswith("own-") else command
         shared = {r["method"]: [r] for r in records if "seed" not in r}
-        kinds = {name: name.split(" from ")[0] for name in sorted(shared)}
-        references = [name for kind in REFERENCES for name in kinds if kinds[name] == kind]
-        self.base_name = references[-1]
+        references = sorted(shared, key=lambda n: (REFERENCES.index(n.split(" from ")[0]), n))
+        self.base_name, self.headed = references[-1], f"teacher{HEADED}" in shared
         self.base = shared[self.base_name][0]["scores"]
         probes = {key: " probe ".join(key.rpartition(" ")[::2]) for key in self.base}
         self.tasks = [key for key, probe in probes.items() if probe in self.base]
@@ -51,26 +51,31 @@ class Section:
                 rows.setdefault(name, []).append(record)
         best_first = sorted(rows, key=lambda name: -np.nan_to_num(self.tuned(rows[name]).mean()))
         self.rows = {name: rows[name] for name in best_first}
-        references = [name for name in references if self._belongs(name)]
-        self.lines = [name for name in references if "MLM head" not in name]  # of pictures
-        self.models = {name: shared[name] for name in references} | self.rows
-
-    def _belongs(self, reference: str) -> bool:
-        if "MLM head" in reference:
-            return any(name.startswith("od") for name in self.rows)
-        _, copied, start = reference.partition(" from ")
-        used = {name.rpartition(" from ")[2] for name in self.rows}
-        return not copied or start in used or reference == self.base_name
+        self.lines = {"teacher": "--", self.base_name: ":"}  # of pictures, and their styles
+        used = {kind + self._head(n) for kind in (KINDS[0], KINDS[-1]) for n in ("", *rows)}
+        used |= {self.base_name, *map(self.start, rows)}
+        self.models = {name: shared[name] for name in references if name in used} | self.rows
 
     def tuned(self, seeds: list[dict]) -> np.ndarray:
         """Percent (T, S, F) of tasks, training seeds, fine-tuning seeds; nan where undefined."""
         scores = [[record["scores"][key] for record in seeds] for key in self.tasks]
         return 100 * np.array(scores, dtype=float)
 
+    def _head(self, name: str) -> str:
+        """Return what the name of a model's teacher ends with."""
+        return HEADED if self.headed and (HEADED in name or name.startswith("od")) else ""
+
+    def start(self, name: str) -> str:
+        """Return the name of what a row starts from: a copy of its teacher's layers."""
+        copied = name.rpartition(" from ")[2]
+        if copied == ",".join(map(str, range(1, copied.count(",") + 2))):
+            return f"cut-off teacher{self._head(name)}"
+        return f"untrained start{self._head(name)} from {copied}"
+
     def baseline(self, name: str) -> str:
         """Return the cut-off teacher or, where there is none, the start of that row."""
-        own = f"untrained start from {name.rpartition(' from ')[2]}"
-        return own if own in self.models and "start" in self.base_name else self.base_name
+        own = self.start(name) if "start" in self.base_name else ""
+        return own if own in self.models else self.base_name
 
     def above_baseline(self, name: str, tasks: slice) -> tuple[float, float]:
         """Return the difference to the baseline and its standard error, in the mean of tasks."""
@@ -85,10 +90,12 @@ class Section:
         tasks = {f"{key}, fine-tuned (%)": slice(n, n + 1) for n, key in enumerate(self.tasks)}
         if len(tasks) > 3:
             tasks = {"fine-tuned: mean of the tasks (%)": slice(None)}
-        return tasks | {"as it is: nearest neighbours kept (%)": KEPT}
+        return tasks | {"nearest neighbours kept (%)": KEPT}
 
     def view(self, name: str, which: slice | str) -> tuple[float, float]:
-        """Return mean and standard error in the mean of tasks, or of neighbours kept."""
+        """Return mean and standard error in the mean of tasks or of neighbours kept, or nan."""
+        if name not in self.models:
+            return math.nan, math.nan
         if which == KEPT:
             return mean_and_error(values(self.models[name], KEPT))
         return self.tuned(self.models[name])[which].mean(), self.above_baseline(name, which)[1]
@@ -126,16 +133,12 @@ class Section:
         found = []
         for key in [key for key in self.tasks + self.as_is if key != KEPT]:
             percent = {name: values(seeds, key).mean() for name, seeds in self.models.items()}
-            gains = {n: round(percent[n] - percent[self._teacher_of(n)], 1) for n in percent}
+            teachers = {n: percent[f"teacher{self._head(n)}"] for n in percent}
+            gains = {n: round(percent[n] - teachers[n], 1) for n in percent}
             names = [f"`{name}` by {gain}" for name, gain in gains.items() if gain > 0]
             if names:
                 found.append(f"{key.removesuffix(' accuracy')}: {', '.join(names)}")
         return found
-
-    def _teacher_of(self, name: str) -> str:
-        """Return the teacher or, for what od learns from or copies, that with a head."""
-        headed = HEADED[0] in self.models and ("MLM head" in name or name.startswith("od"))
-        return HEADED[0] if headed else "teacher"
 
 
 def values(seeds: list[dict], key: str) -> np.ndarray:
@@ -202,8 +205,7 @@ def write_report(results: Path, page: Path) -> int:
     commits = {record["commit"] or "no commit" for record in records}
     commits = sorted(commit[:12] + commit[40:] for commit in commits)  # -dirty
     text = template.read_text("utf-8") if (template := folder / "page.md").exists() else TEMPLATE
-    filled = {"sections": "\n\n".join(parts), "commits": ", ".join(commits)}
-    filled["folder"] = folder.name
+    filled = {"sections": "\n\n".join(parts), "commits": ", ".join(commits), "folder": folder.name}
     for name, value in filled.items():
         text = text.replace(f"<!-- {name} -->", value)
     page.write_text(text, "utf-8")
