@@ -12,7 +12,7 @@ from helpers import ROOT, make_inputs
 from distill.study import help_text
 from distill.study.__main__ import main, parse_config
 from distill.study.report import KEPT, Section, values
-from distill.study.rows import Row
+from distill.study.rows import ENGLISH, Row
 from distill.study.run import KEPT_SETTINGS, Study, append, read_records
 from minitransformer.files import UserError
 
@@ -213,14 +213,15 @@ def test_the_page_compares_with_the_cut_off_teacher_and_names_who_is_above_the_t
 
 
 def test_a_row_starts_from_a_copy_of_its_own_teacher():
-    records = read_records(ROOT / "docs/study/results.jsonl")
-    english = [record for record in records if record["student"] == "english-3x384"]
-    section = Section(english, "english-3x384", 0.5e6)
+    found = read_records(ROOT / "docs/study/results.jsonl")
+    english = [record for record in found if record["student"] == ENGLISH]
+    section = Section(english, ENGLISH, 0.5e6)
     assert section.start("mha-L-2 from 1,2,3") == "cut-off teacher"
-    for method, head in (("hs-uniform", ""), ("od", " with MLM head")):
-        assert section.start(f"{method} from 1,4,6") == f"untrained start{head} from 1,4,6"
+    assert section.start("od from 1,4,6") == "untrained start with MLM head from 1,4,6"
     assert {section.start(name) for name in section.rows} - section.models.keys() == {NO_COPY}
     assert str(section.view(NO_COPY, KEPT)[0]) == "nan"
+    bare = Section([r for r in english if "cut-off" not in r["method"]], ENGLISH, 0.5e6)
+    assert bare.baseline("mha-L-2 from 1,3,4") == bare.start("mha-L-2 from 1,3,4")
 
 
 COMMANDS = re.findall(r"(?<=^python -m distill.study )run .*", PRINTED, re.MULTILINE)
