@@ -1,4 +1,4 @@
-"""MHA transfer: against loops; the lean form against the plain one."""
+"""MHA transfer: against loops, invariances; the lean form against the plain one."""
 
 import math
 
@@ -53,8 +53,11 @@ def test_equals_explicit_loops(lengths, left):
     mask = lengths_mask(lengths, 5, left)
     total, count = relation_loss(student, teacher, mask, 3)
     expected, expected_count = by_loops(student, teacher, mask, 3)
-    assert total.item() == pytest.approx(expected, rel=1e-12)
-    assert count.item() == expected_count
+    assert [total.item(), count.item()] == pytest.approx([expected, expected_count], rel=1e-12)
+    turn, mix = (torch.linalg.qr(states(size, size, seed=2)).Q for size in (4, 12))  # rotations
+    turned, _ = relation_loss(student @ torch.block_diag(turn, turn.T, turn), teacher, mask, 3)
+    assert turned.item() == pytest.approx(expected, rel=1e-12)
+    assert abs(relation_loss(student @ mix, teacher, mask, 3)[0] - total) > 0.01 * total
 
 
 def assert_lean_equals_plain(inputs, tolerance, nothing=0.0, dtype=None):
@@ -73,10 +76,9 @@ def assert_lean_equals_plain(inputs, tolerance, nothing=0.0, dtype=None):
 SIZES = [(4, 33, 48, 32, 16), (2, 48, 48, 192, 24), (3, 2, 6, 12, 2)]  # B, N, D_s, D_t, R
 
 
-@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize(("B", "N", "D_s", "D_t", "R"), SIZES)
 @pytest.mark.parametrize("block", [1, 7000, 2**20])
-def test_lean_equals_plain(size, block, form, monkeypatch):
-    B, N, D_s, D_t, R = size
+def test_lean_equals_plain(B, N, D_s, D_t, R, block, form, monkeypatch):
     monkeypatch.setitem(relations.BLOCK, "cpu", block)
     for dtype, tolerance, nothing in (
         (torch.float64, 1e-10, 1e-16),

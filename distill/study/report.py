@@ -52,7 +52,7 @@ class Section:
         best_first = sorted(rows, key=lambda name: -np.nan_to_num(self.tuned(rows[name]).mean()))
         self.rows = {name: rows[name] for name in best_first}
         self.lines = {"teacher": "--", self.base_name: ":"}  # of pictures, and their styles
-        used = {kind + self._head(n) for kind in (KINDS[0], KINDS[-1]) for n in ("", *rows)}
+        used = {k + self._head(n) for k in ("teacher", "cut-off teacher") for n in ("", *rows)}
         used |= {self.base_name, *map(self.start, rows)}
         self.models = {name: shared[name] for name in references if name in used} | self.rows
 
